@@ -1,0 +1,127 @@
+"""The one reader of the environment. Every setting is `AUTOMAGIK_` plus its name in capitals, unless an alias is given."""
+
+from functools import cached_property
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Annotated, Literal
+
+from platformdirs import user_config_path, user_data_path
+from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+__all__ = ["ClientSettings", "Settings"]
+
+_CommaList = Annotated[list[str], NoDecode]
+
+
+def _split(value: object) -> object:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+class Settings(BaseSettings):
+    """What a server, worker or database command runs with."""
+
+    model_config = SettingsConfigDict(env_prefix="AUTOMAGIK_", extra="ignore", frozen=True, populate_by_name=True)
+
+    data_dir: Path = Field(default_factory=lambda: user_data_path("automagik"))
+    """The data folder: the embedded database, the agents folder, whatever the platform writes."""
+    database_url: SecretStr | None = None
+    """`postgresql://USER:PASSWORD@HOST/NAME`; unset: SQLite in the data folder."""
+    database_pool_size: int = Field(default=10, ge=2, le=200)
+    """Connections to PostgreSQL at the most for each process."""
+    agents_dir: Path | None = None
+    """Where agent files (Python or YAML) are found; unset: `agents` in the data folder."""
+
+    host: str = "127.0.0.1"
+    """The address that the server listens on."""
+    port: int = Field(default=8881, ge=0, le=65535)
+    """The port that the server listens on; 0 takes a free one."""
+    max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
+    """The largest request body that is read."""
+    max_text_chars: int = Field(default=1_000_000, ge=1)
+    """The longest text of one message, template or memory, in characters."""
+    cors_origins: _CommaList = []
+    """Origins (comma-separated) that browsers may call from; empty: none."""
+    shutdown_grace_seconds: float = Field(default=10, ge=0)
+    """How long a stopping server lets runs finish before it cancels them."""
+
+    model: str | None = None
+    """The default model, `provider:model`; unset: by the keys that are set, then a server on loopback, then `demo`."""
+    fallback_models: _CommaList = []
+    """Models (comma-separated) tried in order when the default model fails."""
+    model_base_url: str | None = None
+    """Where the default model's `openai-chat:` requests go, for any OpenAI-compatible server."""
+    model_api_key: SecretStr | None = None
+    """The key that goes with `model_base_url`."""
+    discover_local_models: bool = True
+    """Whether OpenAI-compatible servers on loopback are looked for when no key is set."""
+    openai_api_key: SecretStr | None = Field(default=None, validation_alias=AliasChoices("OPENAI_API_KEY"))
+    """OpenAI's key."""
+    anthropic_api_key: SecretStr | None = Field(default=None, validation_alias=AliasChoices("ANTHROPIC_API_KEY"))
+    """Anthropic's key."""
+    google_api_key: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("GOOGLE_API_KEY", "GEMINI_API_KEY")
+    )
+    """Google's key."""
+
+    run_timeout_seconds: float = Field(default=600, gt=0)
+    """How long a run may take where neither its agent nor its request says less."""
+    max_concurrent_background_runs: int = Field(default=16, ge=1)
+    """How many `run/async` runs this process works on at once."""
+    outbound_allow: _CommaList = []
+    """Hosts, addresses or networks (comma-separated) inside your network that URLs given by callers may reach."""
+    max_media_bytes: int = Field(default=20 * 1024 * 1024, ge=1)
+    """The largest image, audio or document, given or fetched."""
+    fetch_timeout_seconds: float = Field(default=20, gt=0)
+    """How long fetching one URL may take in all."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least level that is logged."""
+    log_format: Literal["auto", "json", "console"] = "auto"
+    """`json` lines or `console`; `auto`: console on a terminal."""
+    otel_endpoint: str | None = Field(
+        default=None, validation_alias=AliasChoices("AUTOMAGIK_OTEL_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    )
+    """The OTLP/HTTP endpoint that traces go to; unset: no traces."""
+    otel_content: bool = False
+    """Whether traces carry prompts and answers, besides names, models, tokens and times."""
+
+    _split_lists = field_validator("cors_origins", "fallback_models", "outbound_allow", mode="before")(_split)
+
+    @cached_property
+    def agents_folder(self) -> Path:
+        """Where agent files are found."""
+        return self.agents_dir or self.data_dir / "agents"
+
+    @cached_property
+    def outbound_networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """The entries of `outbound_allow` that are addresses or networks."""
+        return tuple(ip_network(entry, strict=False) for entry in self.outbound_allow if _is_network(entry))
+
+    @cached_property
+    def outbound_hosts(self) -> frozenset[str]:
+        """The entries of `outbound_allow` that are host names, in lower case."""
+        return frozenset(entry.lower() for entry in self.outbound_allow if not _is_network(entry))
+
+
+def _is_network(entry: str) -> bool:
+    try:
+        ip_network(entry, strict=False)
+    except ValueError:
+        return False
+    return True
+
+
+class ClientSettings(BaseSettings):
+    """What the command line speaks to a server with."""
+
+    model_config = SettingsConfigDict(env_prefix="AUTOMAGIK_", extra="ignore", frozen=True)
+
+    url: str | None = None
+    """The server; unset: the profile's, else `http://127.0.0.1:8881`."""
+    key: SecretStr | None = None
+    """The API key; unset: the profile's."""
+    config_dir: Path = Field(default_factory=lambda: user_config_path("automagik"))
+    """Where the profile file is kept."""
