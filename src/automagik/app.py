@@ -1,0 +1,156 @@
+"""The composition root: the only place that picks backends and builds the services."""
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from automagik.agents import AgentFactory
+from automagik.errors import AutomagikError
+from automagik.events import EventBus
+from automagik.memory import MemoryStore, Prompts
+from automagik.outbound import Outbound
+from automagik.providers import ModelRegistry
+from automagik.runs import RunService
+from automagik.security import KeyRing
+from automagik.settings import Settings
+from automagik.store import Store
+from automagik.telemetry import Metrics, Tracing
+from automagik.tools import ToolRegistry
+from automagik.types import Clock, SystemClock, new_id
+
+__all__ = ["Check", "Platform", "ReadyReport"]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """How one dependency is. `detail` is for administrators."""
+
+    name: str
+    status: Literal["ok", "degraded", "failed"]
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyReport:
+    """Whether the platform can serve: `failed` when a dependency is away, `degraded` when a plug-in is broken."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def status(self) -> Literal["ok", "degraded", "failed"]:
+        """The worst of the checks."""
+        statuses = {check.status for check in self.checks}
+        return "failed" if "failed" in statuses else "degraded" if "degraded" in statuses else "ok"
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """All services of one process, open and ready."""
+
+    settings: Settings
+    clock: Clock
+    store: Store
+    keys: KeyRing
+    models: ModelRegistry
+    outbound: Outbound
+    prompts: Prompts
+    memories: MemoryStore
+    tools: ToolRegistry
+    agents: AgentFactory
+    events: EventBus
+    runs: RunService
+    metrics: Metrics
+    tracing: Tracing
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: Settings, *, clock: Clock | None = None) -> AsyncIterator["Platform"]:
+        """The services, opened from the floor up and closed in reverse.
+
+        Raises:
+            ConfigurationError: a setting, the database or the data folder is not as it must be.
+        """
+        clock = clock or SystemClock()
+        owner = f"{socket.gethostname()}:{new_id('proc')}"
+        async with AsyncExitStack() as stack:
+            metrics = Metrics()
+            tracing = Tracing(settings)
+            stack.callback(tracing.close)
+            store = Store.from_settings(settings, clock)
+            await store.open()
+            stack.push_async_callback(store.close)
+            await store.acquire_ownership(owner)
+            keys = KeyRing(store, clock)
+            stack.push_async_callback(keys.close)
+            models = ModelRegistry(settings)
+            await models.open()
+            stack.push_async_callback(models.close)
+            outbound = Outbound(settings)
+            await outbound.open()
+            stack.push_async_callback(outbound.close)
+            prompts = Prompts(store)
+            memories = MemoryStore(store)
+            tools = ToolRegistry()
+            tools.discover()
+            agents = AgentFactory(
+                settings=settings,
+                store=store,
+                models=models,
+                prompts=prompts,
+                tools=tools,
+                instrumentation=tracing.instrumentation(),
+            )
+            await agents.discover_agents()
+            stack.push_async_callback(agents.cleanup)
+            events = EventBus()
+            runs = RunService(
+                settings=settings,
+                clock=clock,
+                store=store,
+                agents=agents,
+                models=models,
+                memories=memories,
+                events=events,
+                observer=metrics,
+                owner=owner,
+            )
+            stack.push_async_callback(runs.close)
+            await runs.recover()
+            yield cls(
+                settings=settings,
+                clock=clock,
+                store=store,
+                keys=keys,
+                models=models,
+                outbound=outbound,
+                prompts=prompts,
+                memories=memories,
+                tools=tools,
+                agents=agents,
+                events=events,
+                runs=runs,
+                metrics=metrics,
+                tracing=tracing,
+            )
+
+    async def ready(self) -> ReadyReport:
+        """How each dependency is, now."""
+        return ReadyReport((await self._database_check(), self._agents_check(), await self._model_check()))
+
+    async def _database_check(self) -> Check:
+        try:
+            await self.store.check()
+        except AutomagikError as error:
+            return Check("database", "failed", error.detail)
+        return Check("database", "ok", self.store.dialect)
+
+    def _agents_check(self) -> Check:
+        broken = [info for info in self.agents.list_available_agents() if info.error is not None]
+        if broken:
+            return Check("agents", "degraded", "; ".join(f"{info.name}: {info.error}" for info in broken))
+        return Check("agents", "ok", None)
+
+    async def _model_check(self) -> Check:
+        return Check("model", "ok", await self.models.default_model_name())

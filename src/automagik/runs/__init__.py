@@ -1,0 +1,7 @@
+"""One lifecycle for every kind of work."""
+
+from automagik.runs.document import run_document, usage_document
+from automagik.runs.request import RunRequest
+from automagik.runs.service import RunService, RunStream
+
+__all__ = ["RunRequest", "RunService", "RunStream", "run_document", "usage_document"]

@@ -1,0 +1,235 @@
+"""LiveRun: one accepted run that this process carries out, from its turn in the session to its stored end."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Protocol, cast
+
+import orjson
+import structlog
+
+from automagik.agents import AgentInput, AgentResponse, AutomagikAgent, RunOptions
+from automagik.errors import ServiceUnavailable
+from automagik.events import EventStream, RunEvent
+from automagik.memory.history import dump_messages, load_messages
+from automagik.runs.document import run_document, usage_document
+from automagik.runs.outcomes import Failure, failure_of
+from automagik.runs.request import RunRequest
+from automagik.runs.turns import Turn
+from automagik.store import BegunRun, FinishRun, NewEvent, StartRun, Store
+from automagik.store.rows import RunRow
+from automagik.tools import AgentContext
+from automagik.types import OUTCOME_STATUS, Clock, Json, JsonObject, RunOutcome, RunStatus, Usage
+
+__all__ = ["LiveRun", "RunObserver", "new_event"]
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_FINISH_ATTEMPTS = 6
+"""How often the end of a run is offered to a store that is away: 0.2 s, doubled each time, 6.2 s in all."""
+
+
+class RunObserver(Protocol):
+    """Who is told that a run ended: metrics."""
+
+    def run_finished(self, row: RunRow) -> None:
+        """Count the run."""
+        ...
+
+
+def new_event(event: RunEvent) -> NewEvent:
+    """A stored event as the store takes it. The last event's run is read from the run's row, so it is stored empty."""
+    data = "{}" if event.type == "run_finished" else orjson.dumps(event.data).decode()
+    return NewEvent(seq=event.seq or 0, type=event.type, at=event.at, data_json=data)
+
+
+@dataclass(slots=True)
+class LiveRun:
+    """One run under way. `task` ends when its end is stored; `row` is the run as it stands."""
+
+    row: RunRow
+    request: RunRequest
+    agent: AutomagikAgent
+    stream: EventStream
+    store: Store
+    clock: Clock
+    observer: RunObserver
+    owner: str
+    make_context: "Callable[[LiveRun, BegunRun], AgentContext]"
+    message_limit: int | None
+    timeout_seconds: float
+    wants_text: bool
+    turn: Turn | None = None
+    begun: BegunRun | None = None
+    slots: asyncio.Semaphore | None = None
+    task: "asyncio.Task[RunRow] | None" = None
+    lost: bool = False
+    """Whether the server is stopping: a cancelled run is then `worker_lost`."""
+    _begun_work: bool = False
+    _cancelled: bool = False
+    _ending: bool = False
+    _open_tools: dict[str, str] = field(default_factory=dict[str, str])
+
+    async def carry_out(self) -> RunRow:
+        """Wait for the turn, ask the agent, store the end. Never raises for what goes wrong inside the run."""
+        response: AgentResponse | None = None
+        failure: Failure | None = None
+        try:
+            self._begun_work = True
+            if self._cancelled:
+                raise asyncio.CancelledError
+            if self.turn is not None:
+                await self.turn.wait()
+            if self.slots is None:
+                response = await self._answer()
+            else:
+                async with self.slots:
+                    response = await self._answer()
+        except asyncio.CancelledError:
+            failure = self._stopped()
+        except TimeoutError:
+            failure = Failure(
+                RunOutcome.TIMED_OUT,
+                f"The run took longer than its limit of {self.timeout_seconds:g} seconds.",
+                "Raise `timeout_seconds` in the request or in the agent's config.",
+                retryable=True,
+            )
+        except Exception as error:  # noqa: BLE001 - the worker's edge: whatever an agent raises ends its run, visibly
+            tool = next(iter(self._open_tools.values()), None)
+            failure = failure_of(error, tool_under_way=tool)
+            _log.warning("run_failed", run_id=self.row.run_id, outcome=failure.outcome.value, exc_info=error)
+        self._ending = True
+        try:
+            await self._finish(response, failure)
+        finally:
+            if self.turn is not None:
+                self.turn.leave()
+            self.stream.close()
+        self.observer.run_finished(self.row)
+        return self.row
+
+    def cancel(self) -> None:
+        """Stop the agent as soon as it yields; does nothing when its answer is there and the end is being stored."""
+        self._cancelled = True
+        if self._begun_work and not self._ending and self.task is not None:
+            self.task.cancel()
+
+    def emit(self, kind: str, data: JsonObject) -> None:
+        """Take an event from the agent: deltas are shown, all else is stored and shown."""
+        if kind in {"text_delta", "thinking_delta"}:
+            self.stream.delta(kind, cast("str", data["text"]))
+            return
+        if kind == "tool_call":
+            self._open_tools[cast("str", data["tool_call_id"])] = cast("str", data["tool_name"])
+        elif kind == "tool_result":
+            self._open_tools.pop(cast("str", data["tool_call_id"]), None)
+        self.stream.publish(kind, data)
+
+    async def _answer(self) -> AgentResponse:
+        begun = self.begun or await self._start()
+        request = self.request
+        history = request.history if request.history is not None else load_messages(begun.history)
+        options = RunOptions(
+            context=self.make_context(self, begun),
+            history=history,
+            variables=begun.variables,
+            model=request.model,
+            system_prompt=request.system_prompt,
+            stream=self.wants_text,
+            emit=self.emit,
+        )
+        async with asyncio.timeout(self.timeout_seconds):
+            return await self.agent.process_message(AgentInput(request.text, request.media), options)
+
+    async def _start(self) -> BegunRun:
+        event = self.stream.next("run_started", {})
+        begun = await self.store.start_run(
+            StartRun(
+                run_id=self.row.run_id,
+                started_at=event.at,
+                owner=self.owner,
+                message_limit=self.message_limit,
+                variable_names=self.agent.variable_names(),
+                events=[new_event(event)],
+            )
+        )
+        self.begun = begun
+        self.row = replace(self.row, status=RunStatus.RUNNING.value, started_at=event.at)
+        self.stream.show([event])
+        return begun
+
+    def _stopped(self) -> Failure:
+        if self.lost:
+            return Failure(
+                RunOutcome.WORKER_LOST,
+                "The server stopped before the run ended.",
+                "Send the request again.",
+                retryable=True,
+            )
+        return Failure(RunOutcome.CANCELLED, "The run was cancelled.")
+
+    async def _finish(self, response: AgentResponse | None, failure: Failure | None) -> None:
+        outcome = failure.outcome if failure is not None else RunOutcome.COMPLETED
+        left = await self.stream.settle()
+        output: JsonObject | None = None
+        usage = Usage()
+        if response is not None:
+            usage = response.usage
+            output = {
+                "message": response.message,
+                "data": response.data,
+                "tool_calls": cast("Json", response.tool_calls),
+                "tool_outputs": cast("Json", response.tool_outputs),
+            }
+            left.append(self.stream.next("usage", usage_document(usage)))
+        ending = self.stream.next("run_finished", {})
+        self.row = replace(
+            self.row,
+            status=OUTCOME_STATUS[outcome].value,
+            outcome=outcome.value,
+            output=output,
+            error=failure.to_json() if failure is not None else None,
+            usage=usage,
+            finished_at=ending.at,
+            instructions=response.instructions if response is not None else None,
+            model=response.model if response is not None else None,
+        )
+        await self._store_end(response, [*left, ending])
+        self.stream.release()
+        shown = [event for event in left if event.type == "usage"]
+        self.stream.show([*shown, replace(ending, data={"run": run_document(self.row)})])
+
+    async def _store_end(self, response: AgentResponse | None, events: list[RunEvent]) -> None:
+        row = self.row
+        keeps_messages = response is not None and self.begun is not None and self.request.has_session
+        end = FinishRun(
+            run_id=row.run_id,
+            status=row.status,
+            outcome=cast("str", row.outcome),
+            output_json=_json(row.output),
+            error_json=_json(row.error),
+            usage=row.usage,
+            instructions=row.instructions,
+            model=row.model,
+            finished_at=cast("datetime", row.finished_at),
+            session_key=self.begun.session_key if self.begun is not None else None,
+            messages=dump_messages(response.new_messages) if response is not None and keeps_messages else [],
+            events=[new_event(event) for event in events],
+        )
+        delay = 0.2
+        for attempt in range(_FINISH_ATTEMPTS):
+            try:
+                await self.store.finish_run(end)
+                return
+            except ServiceUnavailable:
+                if attempt == _FINISH_ATTEMPTS - 1:
+                    raise
+                _log.warning("run_end_not_stored", run_id=row.run_id, attempt=attempt + 1)
+                await asyncio.sleep(delay)
+                delay *= 2
+
+
+def _json(value: JsonObject | None) -> str | None:
+    return None if value is None else orjson.dumps(value).decode()
+

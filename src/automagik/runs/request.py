@@ -1,0 +1,97 @@
+"""RunRequest: what a caller asks an agent, and how it is kept with the run so that it can be carried out later."""
+
+import base64
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+from pydantic_ai import BinaryContent
+from pydantic_ai.messages import ModelMessage
+
+from automagik.types import Json, JsonObject
+
+__all__ = ["RunRequest"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """One question to an agent. Texts, media and names are checked by the door that they came in by."""
+
+    agent_name: str
+    text: str
+    media: tuple[BinaryContent, ...] = ()
+    session_id: uuid.UUID | None = None
+    """The session to go on with; an unknown one is made with this id."""
+    session_name: str | None = None
+    """The session's name; an unknown one is made. Names are unique for each user."""
+    user_id: uuid.UUID | None = None
+    message_limit: int | None = None
+    """How many messages of the session the model sees at the most; None: the agent's config says."""
+    context: JsonObject = field(default_factory=dict[str, Json])
+    system_prompt: str | None = None
+    model: str | None = None
+    prompt_variables: Mapping[str, str] = field(default_factory=dict[str, str])
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    timeout_seconds: float | None = None
+    metadata: JsonObject = field(default_factory=dict[str, Json])
+    """Fields without effect that the caller sent: kept and shown."""
+    session_origin: str | None = None
+    history: Sequence[ModelMessage] | None = None
+    """The conversation so far, where the caller keeps it; the run then belongs to no session."""
+
+    @property
+    def has_session(self) -> bool:
+        """Whether the turn is kept in a session."""
+        return self.history is None
+
+    def to_input(self) -> JsonObject:
+        """What is stored as the run's `input`: the request's own words, all that is needed to carry it out later."""
+        stored: JsonObject = {"message_content": self.text}
+        if self.media:
+            stored["media_contents"] = [
+                {"mime_type": item.media_type, "data": base64.b64encode(item.data).decode()} for item in self.media
+            ]
+        optional: dict[str, Json] = {
+            "session_name": self.session_name,
+            "message_limit": self.message_limit,
+            "system_prompt": self.system_prompt,
+            "model": self.model,
+            "timeout_seconds": self.timeout_seconds,
+            "session_origin": self.session_origin,
+            "context": self.context or None,
+            "prompt_variables": cast("JsonObject", dict(self.prompt_variables)) or None,
+            "metadata": self.metadata or None,
+        }
+        stored.update({name: value for name, value in optional.items() if value is not None})
+        return stored
+
+    @classmethod
+    def from_input(
+        cls,
+        stored: JsonObject,
+        *,
+        agent_name: str,
+        session_id: uuid.UUID | None,
+        user_id: uuid.UUID | None,
+        labels: JsonObject,
+    ) -> "RunRequest":
+        """The request as it was before `to_input`."""
+        media = cast("list[dict[str, str]]", stored.get("media_contents") or [])
+        return cls(
+            agent_name=agent_name,
+            text=cast("str", stored["message_content"]),
+            media=tuple(BinaryContent(base64.b64decode(item["data"]), media_type=item["mime_type"]) for item in media),
+            session_id=session_id,
+            session_name=cast("str | None", stored.get("session_name")),
+            user_id=user_id,
+            message_limit=cast("int | None", stored.get("message_limit")),
+            context=cast("JsonObject", stored.get("context") or {}),
+            system_prompt=cast("str | None", stored.get("system_prompt")),
+            model=cast("str | None", stored.get("model")),
+            prompt_variables=cast("dict[str, str]", stored.get("prompt_variables") or {}),
+            labels=cast("dict[str, str]", labels),
+            timeout_seconds=cast("float | None", stored.get("timeout_seconds")),
+            metadata=cast("JsonObject", stored.get("metadata") or {}),
+            session_origin=cast("str | None", stored.get("session_origin")),
+        )

@@ -1,0 +1,126 @@
+"""The ASGI application and the process that serves it."""
+
+import resource
+import socket
+from contextlib import AsyncExitStack
+
+import structlog
+import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from automagik.api import create_api
+from automagik.app import Platform
+from automagik.errors import AutomagikError, ConfigurationError
+from automagik.settings import Settings
+from automagik.telemetry import configure_logging
+
+__all__ = ["Application", "create_app", "serve"]
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_OPEN_FILES = 65_536
+"""What many streams need, a socket in and a socket out each; asked of the system as far as its hard limit goes."""
+
+_BACKLOG = 4096
+"""Connections that may wait to be accepted: bursts of hundreds of streams are normal."""
+
+
+class Application:
+    """The ASGI application over one Platform, which its lifespan opens and closes.
+
+    `failure` is why the lifespan could not open it, for the process that serves.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.failure: AutomagikError | None = None
+        self._settings = settings
+        self._api: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif self._api is not None:
+            await self._api(scope, receive, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        async with AsyncExitStack() as stack:
+            try:
+                platform = await stack.enter_async_context(Platform.open(self._settings))
+            except AutomagikError as error:
+                self.failure = error
+                await send({"type": "lifespan.startup.failed", "message": error.detail})
+                return
+            self._api = create_api(platform)
+            model = await platform.models.default_model_name()
+            _log.info("server_ready", database=platform.store.dialect, model=model)
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+def create_app() -> Application:
+    """The application by the environment's settings, for any ASGI server (`automagik.server:create_app`, a factory)."""
+    settings = Settings()
+    configure_logging(settings)
+    return Application(settings)
+
+
+def serve(settings: Settings, *, reload: bool = False) -> None:
+    """Serve until SIGINT or SIGTERM. With `reload` the server starts anew when the code changes.
+
+    Raises:
+        ConfigurationError: the port is taken, or a setting, the database or the data folder is not as it must be.
+    """
+    _raise_open_files()
+    grace = int(settings.shutdown_grace_seconds) + 5
+    if reload:
+        uvicorn.run(
+            "automagik.server:create_app",
+            factory=True,
+            reload=True,
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=grace,
+        )
+        return
+    configure_logging(settings)
+    application = Application(settings)
+    config = uvicorn.Config(
+        application,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_graceful_shutdown=grace,
+    )
+    with _listen(settings.host, settings.port) as listening:
+        host, port = listening.getsockname()[:2]
+        _log.info("server_starting", url=f"http://{host}:{port}")
+        uvicorn.Server(config).run(sockets=[listening])
+    if application.failure is not None:
+        raise application.failure
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise ConfigurationError(
+            f"The server can't listen on {host}:{port}: {error.strerror}.",
+            hint="Stop what listens there, or choose another with AUTOMAGIK_PORT or `--port`.",
+        ) from error
+    return listening
+
+
+def _raise_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
