@@ -23,7 +23,9 @@ def _split(value: object) -> object:
 class Settings(BaseSettings):
     """What a server, worker or database command runs with."""
 
-    model_config = SettingsConfigDict(env_prefix="AUTOMAGIK_", extra="ignore", frozen=True, populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="AUTOMAGIK_", extra="ignore", frozen=True, populate_by_name=True, use_attribute_docstrings=True
+    )
 
     data_dir: Path = Field(default_factory=lambda: user_data_path("automagik"))
     """The data folder: the embedded database, the agents folder, whatever the platform writes."""
@@ -117,7 +119,9 @@ def _is_network(entry: str) -> bool:
 class ClientSettings(BaseSettings):
     """What the command line speaks to a server with."""
 
-    model_config = SettingsConfigDict(env_prefix="AUTOMAGIK_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="AUTOMAGIK_", extra="ignore", frozen=True, use_attribute_docstrings=True
+    )
 
     url: str | None = None
     """The server; unset: the profile's, else `http://127.0.0.1:8881`."""

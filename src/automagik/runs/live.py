@@ -8,8 +8,9 @@ from typing import Protocol, cast
 
 import orjson
 import structlog
+from pydantic_ai import RunUsage
 
-from automagik.agents import AgentInput, AgentResponse, AutomagikAgent, RunOptions
+from automagik.agents import AgentInput, AgentResponse, AutomagikAgent, RunOptions, usage_of
 from automagik.errors import ServiceUnavailable
 from automagik.events import EventStream, RunEvent
 from automagik.memory.history import dump_messages, load_messages
@@ -20,7 +21,7 @@ from automagik.runs.turns import Turn
 from automagik.store import BegunRun, FinishRun, NewEvent, StartRun, Store
 from automagik.store.rows import RunRow
 from automagik.tools import AgentContext
-from automagik.types import OUTCOME_STATUS, Clock, Json, JsonObject, RunOutcome, RunStatus, Usage
+from automagik.types import OUTCOME_STATUS, Clock, Json, JsonObject, RunOutcome, RunStatus
 
 __all__ = ["LiveRun", "RunObserver", "new_event"]
 
@@ -66,6 +67,7 @@ class LiveRun:
     task: "asyncio.Task[RunRow] | None" = None
     lost: bool = False
     """Whether the server is stopping: a cancelled run is then `worker_lost`."""
+    _used: RunUsage = field(default_factory=RunUsage)
     _begun_work: bool = False
     _cancelled: bool = False
     _ending: bool = False
@@ -138,6 +140,7 @@ class LiveRun:
             system_prompt=request.system_prompt,
             stream=self.wants_text,
             emit=self.emit,
+            usage=self._used,
         )
         async with asyncio.timeout(self.timeout_seconds):
             return await self.agent.process_message(AgentInput(request.text, request.media), options)
@@ -173,9 +176,8 @@ class LiveRun:
         outcome = failure.outcome if failure is not None else RunOutcome.COMPLETED
         left = await self.stream.settle()
         output: JsonObject | None = None
-        usage = Usage()
+        usage = response.usage if response is not None else usage_of(self._used)
         if response is not None:
-            usage = response.usage
             output = {
                 "message": response.message,
                 "data": response.data,

@@ -391,6 +391,7 @@ class RunService:
             session_name=request.session_name,
             session_origin=request.session_origin,
             user_id=request.user_id,
+            create_user=False,
             visible_to=caller.user_id,
             key_id=row.key_id,
             parent_id=row.parent_id,
