@@ -1,0 +1,33 @@
+"""Events: what happened in runs, in order and without a gap."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Row, func, select
+
+from automagik.store import schema
+from automagik.store.repository import Repository
+from automagik.store.rows import EventRow
+
+__all__ = ["Events"]
+
+_events = schema.run_events
+
+
+class Events(Repository):
+    """The run_events table. Events are written with their run by the hot path."""
+
+    __slots__ = ()
+
+    def last_seq(self, run_id: str) -> int:
+        """The highest `seq` of the run, 0 where it has no event."""
+        return self._connection.scalar(select(func.max(_events.c.seq)).where(_events.c.run_id == run_id)) or 0
+
+    def list(self, run_id: str, *, after: int = 0, limit: int | None = None) -> Sequence[EventRow]:
+        """The run's events after `after`, in order."""
+        statement = select(_events).where(_events.c.run_id == run_id, _events.c.seq > after).order_by(_events.c.seq)
+        return [_row(record) for record in self._connection.execute(statement.limit(limit))]
+
+
+def _row(record: Row[Any]) -> EventRow:
+    return EventRow(run_id=record.run_id, seq=record.seq, type=record.type, at=record.at, data=record.data)

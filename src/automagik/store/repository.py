@@ -1,0 +1,35 @@
+"""Repository: what the access to every table has in common."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
+
+from automagik.errors import Conflict
+
+__all__ = ["Repository", "conflicts"]
+
+
+class Repository:
+    """Access to one table within a transaction. `_now` is the transaction's one moment."""
+
+    __slots__ = ("_connection", "_now")
+
+    def __init__(self, connection: Connection, now: datetime) -> None:
+        self._connection = connection
+        self._now = now
+
+
+@contextmanager
+def conflicts(detail: str, *, hint: str | None = None, by_column: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Turn a broken constraint into a Conflict that says `detail`, or what `by_column` has for the column it names."""
+    try:
+        yield
+    except IntegrityError as broken:
+        cause = str(broken.orig)
+        for column, text in (by_column or {}).items():
+            if column in cause:
+                detail = text
+        raise Conflict(detail, hint=hint) from broken

@@ -1,0 +1,51 @@
+"""Transaction: all tables at one moment; what is written becomes durable when the work returns, or not at all."""
+
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from automagik.store.agents import Agents
+from automagik.store.audit import AuditLog
+from automagik.store.events import Events
+from automagik.store.keys import Keys
+from automagik.store.memories import Memories
+from automagik.store.messages import Messages
+from automagik.store.prompts import Prompts
+from automagik.store.runs import Runs
+from automagik.store.sessions import Sessions
+from automagik.store.users import Users
+
+__all__ = ["Transaction"]
+
+
+class Transaction:
+    """One transaction. `now` is the moment that all its rows carry."""
+
+    __slots__ = (
+        "agents",
+        "audit",
+        "connection",
+        "events",
+        "keys",
+        "memories",
+        "messages",
+        "now",
+        "prompts",
+        "runs",
+        "sessions",
+        "users",
+    )
+
+    def __init__(self, connection: Connection, now: datetime) -> None:
+        self.connection = connection
+        self.now = now
+        self.agents = Agents(connection, now)
+        self.users = Users(connection, now)
+        self.sessions = Sessions(connection, now)
+        self.messages = Messages(connection, now)
+        self.memories = Memories(connection, now)
+        self.prompts = Prompts(connection, now)
+        self.keys = Keys(connection, now)
+        self.runs = Runs(connection, now)
+        self.events = Events(connection, now)
+        self.audit = AuditLog(connection, now)
