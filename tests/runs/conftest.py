@@ -1,0 +1,110 @@
+"""A platform on SQLite with agents whose model is scripted, for tests that go through RunService."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from automagik.app import Platform
+from automagik.settings import Settings
+
+AGENTS = '''
+import asyncio
+
+from pydantic_ai import Agent, ModelMessage, ModelResponse, TextPart
+from pydantic_ai.messages import ToolCallPart, ToolReturnPart, UserPromptPart
+from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
+
+from automagik.agents import AgentConfig, SimpleAgent
+from automagik.agents.built import PydanticAgent
+
+
+def said(messages):
+    return [part.content for m in messages for part in m.parts if isinstance(part, UserPromptPart)]
+
+
+async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+    texts = said(messages)
+    text = texts[-1]
+    if text.startswith("sleep "):
+        await asyncio.sleep(float(text.split()[1]))
+    if text == "boom":
+        raise ValueError("secret-detail-of-the-failure")
+    return ModelResponse(parts=[TextPart(f"seen {len(texts)}: {text}")])
+
+
+async def stream(messages: list[ModelMessage], info: AgentInfo):
+    for word in (await answer(messages, info)).parts[0].content.split(" "):
+        await asyncio.sleep(0.005)
+        yield word + " "
+
+
+agent = PydanticAgent(
+    Agent(FunctionModel(answer, stream_function=stream), name="echo"),
+    config=AgentConfig(message_limit=1000, variables={"style": "plain"}),
+)
+'''
+
+TOOLED = '''
+import asyncio
+
+from pydantic_ai import Agent, ModelMessage, ModelResponse, TextPart
+from pydantic_ai.messages import ToolCallPart, ToolReturnPart, UserPromptPart
+from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
+
+
+def returned(messages):
+    return [part for part in messages[-1].parts if isinstance(part, ToolReturnPart)]
+
+
+async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+    if returned(messages):
+        return ModelResponse(parts=[TextPart(f"the tool said {returned(messages)[0].content}")])
+    return ModelResponse(parts=[TextPart("let me see"), ToolCallPart("work", {"how": messages[-1].parts[-1].content})])
+
+
+async def stream(messages: list[ModelMessage], info: AgentInfo):
+    if returned(messages):
+        yield "the tool "
+        yield f"said {returned(messages)[0].content}"
+    else:
+        yield "let me see"
+        yield {1: DeltaToolCall("work", '{"how": "' + messages[-1].parts[-1].content + '"}')}
+
+
+agent = Agent(FunctionModel(answer, stream_function=stream), name="tooled")
+
+
+@agent.tool_plain
+async def work(how: str) -> str:
+    """Work."""
+    if how == "break":
+        raise RuntimeError("secret-detail-of-the-tool")
+    if how == "slow":
+        await asyncio.sleep(0.2)
+    return f"done {how}"
+'''
+
+OpenPlatform = Callable[..., Awaitable[Platform]]
+
+
+@pytest.fixture
+async def open_platform(tmp_path: Path) -> AsyncIterator[OpenPlatform]:
+    """Opens platforms on one data folder; closes those that are open at the end. Call `.aclose` by leaving the stack."""
+    folder = tmp_path / "agents"
+    folder.mkdir()
+    (folder / "echo.py").write_text(AGENTS)
+    (folder / "tooled.py").write_text(TOOLED)
+    async with AsyncExitStack() as stack:
+
+        async def open_one(**changes: object) -> Platform:
+            settings = Settings.model_validate({"data_dir": tmp_path, "model": "demo", **changes})
+            return await stack.enter_async_context(Platform.open(settings))
+
+        yield open_one
+
+
+@pytest.fixture
+async def platform(open_platform: OpenPlatform) -> Platform:
+    return await open_platform()
