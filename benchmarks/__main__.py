@@ -1,0 +1,107 @@
+"""`python -m benchmarks [NAME ...]`: run benchmarks; `micro`, `profile NAME` and `table` besides."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Callable, Sequence
+from typing import get_args
+
+import uvloop
+
+from benchmarks import profiling, report, sessions, startup, streams, throughput
+from benchmarks.inprocess import micro, micro_table
+from benchmarks.running import Database, Ground, ground
+
+__all__ = ["BENCHMARKS", "main"]
+
+BENCHMARKS: dict[str, Callable[[Ground], list[report.Result]]] = {
+    "persisted_run_sqlite": lambda on: throughput.persisted_run(on, "sqlite"),
+    "persisted_run_postgresql": lambda on: throughput.persisted_run(on, "postgresql"),
+    "inprocess_run_sqlite": lambda on: throughput.inprocess_run(on, "sqlite"),
+    "inprocess_run_postgresql": lambda on: throughput.inprocess_run(on, "postgresql"),
+    "stream_first_token": streams.first_token,
+    "stream_bulk_cpu": streams.bulk_cpu,
+    "stream_paced_cpu": streams.paced_cpu,
+    "long_session_sqlite": lambda on: sessions.long_session(on, "sqlite"),
+    "long_session_postgresql": lambda on: sessions.long_session(on, "postgresql"),
+    "start_to_ready": startup.start_to_ready,
+    "streams_600": streams.many_streams,
+    "streams_1000_two_processes": streams.many_streams_two_processes,
+}
+
+_LAYERS = ("agent.run", "baseline app", "platform service", "platform api")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code: 1 with `--strict` when a target is missed, else 0."""
+    options = _parser().parse_args(arguments)
+    names: list[str] = options.names
+    if names[:1] == ["table"]:
+        print(report.table(report.read_results()))
+        return 0
+    with ground(
+        pin=not options.no_pin, repetitions=options.repetitions, seconds=options.seconds, quick=options.quick
+    ) as on:
+        match names:
+            case ["micro", *_]:
+                _micro(on, options)
+                return 0
+            case ["profile", *rest]:
+                print(_profile(on, rest[0] if rest else "inprocess_run_sqlite", options.layer))
+                return 0
+            case _:
+                return _run(on, names or list(BENCHMARKS), strict=options.strict)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; or micro, profile NAME, table; none: all"
+    )
+    parser.add_argument("--strict", action="store_true", help="exit 1 when a target is missed")
+    parser.add_argument("--repetitions", type=int, default=5, help="pairs of baseline and platform (5)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement of throughput (5)")
+    parser.add_argument("--quick", action="store_true", help="small counts, to try the harness")
+    parser.add_argument("--no-pin", action="store_true", help="leave the cores to the system")
+    parser.add_argument("--wire", choices=("yes", "no", "both"), default="both", help="micro: which models")
+    parser.add_argument("--database", choices=(*get_args(Database), "both"), default="both", help="micro: which stores")
+    parser.add_argument("--clients", type=int, default=16, help="micro: how many runs at once (16)")
+    parser.add_argument("--layer", choices=_LAYERS, default="platform api", help="profile: which layer")
+    return parser
+
+
+def _run(on: Ground, names: Sequence[str], *, strict: bool) -> int:
+    unknown = [name for name in names if name not in BENCHMARKS]
+    if unknown:
+        sys.stderr.write(f"There is no benchmark {unknown[0]!r}. There are: {', '.join(BENCHMARKS)}.\n")
+        return 2
+    results: list[report.Result] = []
+    for name in names:
+        for result in BENCHMARKS[name](on):
+            report.save(result)
+            print(report.line(result), flush=True)
+            results.append(result)
+    print()
+    wanted = {result.name for result in results}
+    print(report.table(one for one in report.read_results() if one["name"] in wanted))
+    return 1 if strict and not all(result.met for result in results) else 0
+
+
+def _micro(on: Ground, options: argparse.Namespace) -> None:
+    databases: list[Database] = list(get_args(Database)) if options.database == "both" else [options.database]
+    wires = {"yes": [True], "no": [False], "both": [False, True]}[options.wire]
+    for wire in wires:
+        for database in databases:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                rows = runner.run(micro(on, database, wire=wire, clients=options.clients))
+            model = "OpenAI wire" if wire else "in-process model"
+            print(f"{database}, {model}, {options.clients} at once\n{micro_table(rows)}", flush=True)
+
+
+def _profile(on: Ground, name: str, layer: str) -> str:
+    database: Database = "postgresql" if name.endswith("postgresql") else "sqlite"
+    return profiling.run(on, database, wire=name.startswith("persisted"), stack=layer)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""The ground of a benchmark: the scripted provider, PostgreSQL, the load generator, logs, and how often things are repeated."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+from benchmarks.load import Plan, Seen
+from benchmarks.processes import SUPPORT_CORES, Process, cores, environment, pinned, python
+
+__all__ = ["Database", "Ground", "ground", "measure"]
+
+Database = Literal["sqlite", "postgresql"]
+
+
+@dataclass(slots=True)
+class Ground:
+    """What all servers of one benchmark stand on."""
+
+    folder: Path
+    provider_url: str
+    stack: ExitStack
+    pin: bool = True
+    """Whether servers run on one core and all that serves them on the other."""
+    repetitions: int = 5
+    seconds: float = 5.0
+    """How long one measurement of throughput takes."""
+    quick: bool = False
+    """Smaller counts, to try the harness; the figures mean little."""
+
+    @property
+    def support(self) -> frozenset[int]:
+        """The cores of the provider, the load generator and PostgreSQL."""
+        return cores(SUPPORT_CORES, pin=self.pin)
+
+    def log(self, name: str) -> Path:
+        """The file that a process's output goes to."""
+        return self.folder / f"{name}.log"
+
+    @contextmanager
+    def postgresql(self) -> Iterator[str]:
+        """The URL of a new, empty database."""
+        raise NotImplementedError
+
+
+@contextmanager
+def ground(*, pin: bool, repetitions: int, seconds: float, quick: bool) -> Iterator[Ground]:
+    """The ground, with the scripted provider running."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="automagik-bench-log-")))
+        provider = Process(
+            python("-m", "automagik.testing.scripted_openai", "--port", "0"),
+            on=cores(SUPPORT_CORES, pin=pin),
+            log=folder / "provider.log",
+            prints_port=True,
+        )
+        stack.enter_context(provider)
+        yield Ground(
+            folder=folder,
+            provider_url=f"http://127.0.0.1:{provider.port}/v1",
+            stack=stack,
+            pin=pin,
+            repetitions=repetitions,
+            seconds=seconds,
+            quick=quick,
+        )
+
+
+def measure(on: Ground, plan: Plan) -> list[Seen]:
+    """Run the load generator; what it saw of each target."""
+    return finish(start(on, plan))
+
+
+def start(on: Ground, plan: Plan) -> "subprocess.Popen[str]":
+    """The load generator under way."""
+    with pinned(on.support):
+        child = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.load"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment({}),
+            cwd=Path(__file__).resolve().parents[1],
+        )
+    assert child.stdin is not None
+    child.stdin.write(json.dumps(asdict(plan)))
+    child.stdin.close()
+    return child
+
+
+def finish(child: "subprocess.Popen[str]") -> list[Seen]:
+    """What the load generator saw, when it has ended.
+
+    Raises: RuntimeError when it failed.
+    """
+    assert child.stdout is not None
+    written = child.stdout.read()
+    if child.wait() != 0:
+        raise RuntimeError("the load generator failed")
+    return [Seen(**one) for one in json.loads(written)]
