@@ -36,7 +36,7 @@ class Agents(Repository):
         self,
         name: str,
         *,
-        type: str,
+        type: str,  # noqa: A002 - the column's name in the document
         source: str,
         config: JsonObject | None = None,
         description: str | None = None,
@@ -59,7 +59,13 @@ class Agents(Repository):
         return _row(record)
 
     def register(
-        self, name: str, *, type: str, source: str, config: JsonObject | None = None, description: str | None = None
+        self,
+        name: str,
+        *,
+        type: str,  # noqa: A002 - the column's name in the document
+        source: str,
+        config: JsonObject | None = None,
+        description: str | None = None,
     ) -> AgentRow:
         """The agent as its code says it is now: made, changed where it differs, else left alone without a write."""
         found = self.find(name)

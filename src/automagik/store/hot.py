@@ -24,6 +24,7 @@ __all__ = [
     "StartRun",
     "check_session",
     "cut_at_turn",
+    "not_queued",
 ]
 
 DEFAULT_ORIGIN = "automagik-agent"
@@ -197,3 +198,8 @@ def cut_at_turn(roles: Sequence[str], payloads: list[str]) -> list[str] | None:
         if role == "user":
             return payloads[index:] if index else payloads
     return None
+
+
+def not_queued(run_id: str) -> Conflict:
+    """The error for a run that can't be started: it is unknown, has been started, or has ended."""
+    return Conflict(f"The run '{run_id}' is not queued.", code="run_not_queued", hint="Look at the run's status.")

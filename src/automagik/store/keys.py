@@ -87,9 +87,7 @@ class Keys(Repository):
         """Note when the key was last used."""
         self._connection.execute(update(_keys).where(_keys.c.key_id == key_id).values(last_used_at=used_at))
 
-    def list(
-        self, *, user_id: uuid.UUID | None = None, limit: int = 50, cursor: str | None = None
-    ) -> Page[KeyRow]:
+    def list(self, *, user_id: uuid.UUID | None = None, limit: int = 50, cursor: str | None = None) -> Page[KeyRow]:
         """Keys, newest first, revoked ones too."""
         statement = select(_keys)
         if user_id is not None:

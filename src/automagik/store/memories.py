@@ -154,7 +154,9 @@ class Memories(Repository):
     def update(self, memory_id: uuid.UUID, **changes: Unpack[MemoryChanges]) -> MemoryRow:
         """The changed memory. Raises NotFound, or Conflict where its scope has one of the new name."""
         statement = update(_memories).where(_memories.c.memory_id == memory_id)
-        with conflicts(f"There is already a memory '{changes.get('name')}' in this scope.", hint="Choose another name."):
+        with conflicts(
+            f"There is already a memory '{changes.get('name')}' in this scope.", hint="Choose another name."
+        ):
             done = self._connection.execute(statement.values(updated_at=self._now, **changes))
         if not done.rowcount:
             raise NotFound("memory", str(memory_id))
@@ -185,9 +187,7 @@ class Memories(Repository):
             branches.append(and_(_memories.c.user_id == user_id, _memories.c.session_id.is_(None)))
         if agent_id is not None:
             branches.append(
-                and_(
-                    _memories.c.agent_id == agent_id, _memories.c.user_id.is_(None), _memories.c.session_id.is_(None)
-                )
+                and_(_memories.c.agent_id == agent_id, _memories.c.user_id.is_(None), _memories.c.session_id.is_(None))
             )
         if not branches or (names is not None and not names):
             return {}

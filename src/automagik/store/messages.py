@@ -69,11 +69,13 @@ class Messages(Repository):
             .limit(1)
             .scalar_subquery()
         )
-        return [*self._connection.scalars(
-            select(_messages.c.raw_payload)
-            .where(_messages.c.session_id == session_key, _messages.c.id >= turn)
-            .order_by(_messages.c.id)
-        )]
+        return [
+            *self._connection.scalars(
+                select(_messages.c.raw_payload)
+                .where(_messages.c.session_id == session_key, _messages.c.id >= turn)
+                .order_by(_messages.c.id)
+            )
+        ]
 
     def find(self, message_id: uuid.UUID) -> MessageRow | None:
         """The message, or None."""

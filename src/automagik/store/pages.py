@@ -52,7 +52,7 @@ def _before(key: Sequence[ColumnElement[Any]], values: Sequence[object]) -> Colu
 
 
 def _encode(record: Row[Any], key: Sequence[ColumnElement[Any]]) -> str:
-    mapping = record._mapping  # noqa: SLF001 - SQLAlchemy's public accessor, in spite of its name
+    mapping = record._mapping
     text = json.dumps([_to_text(mapping[column]) for column in key], separators=(",", ":"))
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 

@@ -81,9 +81,7 @@ class Prompts(Repository):
     def find_active(self, agent_id: int, status_key: str = "default") -> PromptRow | None:
         """The active version, or None."""
         return self._find(
-            _select().where(
-                _prompts.c.agent_id == agent_id, _prompts.c.status_key == status_key, _prompts.c.is_active
-            )
+            _select().where(_prompts.c.agent_id == agent_id, _prompts.c.status_key == status_key, _prompts.c.is_active)
         )
 
     def find_from_code(self, agent_id: int, status_key: str = "default") -> PromptRow | None:

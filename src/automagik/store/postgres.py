@@ -1,0 +1,172 @@
+"""PostgresDatabase: SQLAlchemy over asyncpg for general work, and connections of the driver itself for the hot path."""
+
+import asyncio
+import zlib
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import asyncpg
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from automagik.errors import ConfigurationError, ServiceUnavailable
+from automagik.store.failures import translated, translated_state, unavailable
+from automagik.store.migrator import current_revision, migrate
+from automagik.store.schema import HEAD
+
+__all__ = ["PostgresDatabase", "connect_postgres", "driver_url", "living", "postgres_meaning"]
+
+T = TypeVar("T")
+
+_MIGRATION_LOCK = 0x6175746F
+"""The key of the advisory lock under which one process at a time migrates."""
+_OWNER_LOCKS = 0x6F776E72
+"""The class of the advisory locks by which processes show that they live."""
+
+_CONNECT_SECONDS = 10.0
+_STATEMENT_SECONDS = 60.0
+_POOL_WAIT_SECONDS = 30.0
+
+_LANE_SETTINGS = {
+    # A statement of the hot path looks up a few rows by index, whatever the tables hold. It is planned once, and the plan
+    # must be right when the tables have grown too: no scan or hash of a table that was small at the time.
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
+}
+
+_DATABASE_ERRORS = (
+    SQLAlchemyError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+)
+
+
+def driver_url(url: str) -> str:
+    """The URL as asyncpg takes it, whichever of the usual schemes it has."""
+    _, separator, rest = url.partition("://")
+    return f"postgresql://{rest}" if separator else url
+
+
+async def connect_postgres(url: str, *, lane: bool = False) -> "asyncpg.Connection[asyncpg.Record]":
+    """A connection of the driver's own; a `lane` is set up for the statements of the hot path."""
+    settings = {"application_name": "automagik", **(_LANE_SETTINGS if lane else {})}
+    return await asyncpg.connect(
+        url, timeout=_CONNECT_SECONDS, command_timeout=_STATEMENT_SECONDS, server_settings=settings
+    )
+
+
+def postgres_meaning(error: BaseException) -> BaseException:
+    """What an error of the driver, the network or SQLAlchemy means; any other error as it is."""
+    if isinstance(error, asyncpg.PostgresError):
+        return translated_state(error)
+    if isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError | OSError):
+        meaning = unavailable()
+        meaning.__cause__ = error
+        return meaning
+    return translated(error)
+
+
+class PostgresDatabase:
+    """A PostgreSQL database. `pool_size` bounds all its connections, of which the hot path has `lanes`."""
+
+    def __init__(self, url: str, pool_size: int) -> None:
+        self.url = driver_url(url)
+        self.lanes = 1 if pool_size < 6 else 2
+        self._pool_size = pool_size - self.lanes
+        self._engine: AsyncEngine | None = None
+        self._owner: str | None = None
+
+    async def open(self) -> None:
+        """Connect, and migrate under a lock where the schema is not at head.
+
+        Raises: ConfigurationError when there is no such database, or this platform may not use it.
+        """
+        engine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=lambda: connect_postgres(self.url),
+            pool_size=self._pool_size,
+            max_overflow=0,
+            pool_timeout=_POOL_WAIT_SECONDS,
+            pool_pre_ping=True,
+        )
+        try:
+            async with engine.connect() as connection:
+                current = await connection.run_sync(current_revision)
+            if current != HEAD:
+                async with engine.begin() as connection:
+                    await connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
+                    await connection.run_sync(migrate)
+        except BaseException as error:
+            await engine.dispose()
+            cause = error.__cause__ or error
+            if isinstance(cause, OSError | asyncpg.PostgresError | asyncpg.InterfaceError):
+                raise ConfigurationError(
+                    f"The database of AUTOMAGIK_DATABASE_URL can't be used: {cause}.",
+                    hint="Is the PostgreSQL server running, and are host, database, user and password right?",
+                ) from error
+            raise
+        self._engine = engine
+
+    async def close(self) -> None:
+        """Close the connections of general work."""
+        if self._engine is not None:
+            engine, self._engine = self._engine, None
+            await engine.dispose()
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """What `work` returns, once it is durable. It is done also when the waiting task is cancelled."""
+        return await asyncio.shield(asyncio.create_task(self._write(work)))
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """What `work` returns; it sees one moment."""
+        engine = self._opened().execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        try:
+            async with engine.connect() as connection:
+                return await connection.run_sync(work)
+        except _DATABASE_ERRORS as error:
+            raise postgres_meaning(error) from error
+
+    def set_owner(self, owner: str) -> None:
+        """Name the lock that this process's first lane holds as long as it lives."""
+        self._owner = owner
+
+    async def connect_lane(self, index: int) -> "asyncpg.Connection[asyncpg.Record]":
+        """A new connection for the hot path; that of the first lane also shows that the owner lives."""
+        connection = await connect_postgres(self.url, lane=True)
+        if index == 0 and self._owner is not None:
+            await connection.execute(f"SELECT pg_advisory_lock_shared({_OWNER_LOCKS}, {owner_key(self._owner)})")
+        return connection
+
+    async def _write(self, work: Callable[[Connection], T]) -> T:
+        try:
+            async with self._opened().begin() as connection:
+                return await connection.run_sync(work)
+        except _DATABASE_ERRORS as error:
+            raise postgres_meaning(error) from error
+
+    def _opened(self) -> AsyncEngine:
+        if self._engine is None:
+            raise ServiceUnavailable("The database is closed: the server is stopping.", hint="Retry later.")
+        return self._engine
+
+
+def owner_key(owner: str) -> int:
+    """The key of an owner's lock: 32 bits, signed."""
+    value = zlib.crc32(owner.encode())
+    return value - (1 << 32) if value >= 1 << 31 else value
+
+
+def living(connection: Connection, owners: Sequence[str]) -> set[str]:
+    """Which of `owners` are processes that live, by the locks that they hold."""
+    alive: set[str] = set()
+    for owner in owners:
+        free = connection.scalar(text(f"SELECT pg_try_advisory_xact_lock({_OWNER_LOCKS}, {owner_key(owner)})"))
+        if not free:
+            alive.add(owner)
+    return alive

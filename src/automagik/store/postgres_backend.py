@@ -1,0 +1,44 @@
+"""PostgresBackend: PostgreSQL as the Store uses it."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeVar
+
+from sqlalchemy import Connection
+
+from automagik.store.postgres import PostgresDatabase, living
+from automagik.store.postgres_hot import PostgresHot
+from automagik.types import Clock
+
+__all__ = ["PostgresBackend"]
+
+T = TypeVar("T")
+
+
+class PostgresBackend:
+    """PostgreSQL. Several processes may use it; each shows that it lives by a lock, which goes with its connection."""
+
+    dialect: Literal["sqlite", "postgresql"] = "postgresql"
+
+    def __init__(self, url: str, pool_size: int, clock: Clock) -> None:
+        self._database = PostgresDatabase(url, pool_size)
+        self.hot = PostgresHot(self._database, clock)
+
+    async def open(self) -> None:
+        await self._database.open()
+        await self.hot.open()
+
+    async def close(self) -> None:
+        await self.hot.close()
+        await self._database.close()
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        return await self._database.read(work)
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        return await self._database.write(work)
+
+    async def acquire_ownership(self, owner: str) -> None:
+        await self.hot.acquire_ownership(owner)
+
+    def living(self, connection: Connection, owners: Sequence[str]) -> set[str]:
+        return living(connection, owners)

@@ -1,0 +1,281 @@
+"""PostgresHot: the statements of every run on PostgreSQL. What comes while a statement is under way goes with the next one."""
+
+import asyncio
+import contextlib
+import uuid
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+from sqlalchemy import select
+
+from automagik.errors import Conflict, NotFound, ServiceUnavailable
+from automagik.store import postgres_columns as columns
+from automagik.store import postgres_sql as sql
+from automagik.store import schema
+from automagik.store.hot import (
+    AcceptedRun,
+    BeginRun,
+    BegunRun,
+    FinishRun,
+    FoundSession,
+    NewEvent,
+    StartRun,
+    check_session,
+    cut_at_turn,
+    not_queued,
+)
+from automagik.store.messages import Messages
+from automagik.store.postgres import PostgresDatabase, postgres_meaning
+from automagik.types import Clock
+
+__all__ = ["PostgresHot"]
+
+_LARGEST_BATCH = 32
+
+_ATTEMPTS = 5
+"""How often a run is offered whose session somebody else makes or deletes at the same moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Statement:
+    """One kind of statement: its text, its parameters for a batch, and what two runs of a batch must not share."""
+
+    text: str
+    parameters: Callable[[Sequence[Any]], list[list[Any]]]
+    run_id: Callable[[Any], str]
+    apart: Callable[[Any], tuple[Hashable, ...]] = lambda _: ()
+
+
+_BEGIN = _Statement(sql.BEGIN, columns.of_begin, lambda begin: begin.run_id, columns.session_keys)
+_ACCEPT = _Statement(sql.ACCEPT, columns.of_begin_without_context, lambda begin: begin.run_id, columns.session_keys)
+_START = _Statement(sql.START, columns.of_start, lambda start: start.run_id)
+_FINISH = _Statement(sql.FINISH, columns.of_finish, lambda finish: finish.run_id)
+_APPEND = _Statement(sql.APPEND, columns.of_append, lambda append: append[0])
+
+
+@dataclass(slots=True)
+class _Job:
+    statement: _Statement
+    request: Any
+    future: "asyncio.Future[asyncpg.Record | None]"
+
+
+class _Lane:
+    """One connection of the driver's with its prepared statements, made when it is needed and anew when it was lost."""
+
+    def __init__(self, database: PostgresDatabase, index: int) -> None:
+        self._database = database
+        self._index = index
+        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+        self._prepared: dict[str, Any] = {}
+
+    async def fetch(self, text: str, parameters: Sequence[object]) -> list[asyncpg.Record]:
+        connection = self._connection
+        if connection is None or connection.is_closed():
+            connection = await self.connect()
+        prepared = self._prepared.get(text)
+        if prepared is None:
+            prepared = self._prepared[text] = await connection.prepare(text)
+        return await prepared.fetch(*parameters)
+
+    async def connect(self) -> "asyncpg.Connection[asyncpg.Record]":
+        await self.close()
+        self._connection = connection = await self._database.connect_lane(self._index)
+        return connection
+
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        self._prepared.clear()
+        if connection is not None:
+            with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                await connection.close(timeout=2)
+
+
+class PostgresHot:
+    """The hot path over a PostgresDatabase."""
+
+    def __init__(self, database: PostgresDatabase, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+        self._pending: deque[_Job] = deque()
+        self._lanes = [_Lane(database, index) for index in range(database.lanes)]
+        self._idle = self._lanes[::-1]
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._open = False
+
+    async def open(self) -> None:
+        """Connect the first lane."""
+        await self._connect_first()
+        self._open = True
+
+    async def close(self) -> None:
+        """Do what is waiting, then close the connections."""
+        self._open = False
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        for lane in self._lanes:
+            await lane.close()
+
+    async def acquire_ownership(self, owner: str) -> None:
+        """Show, by a lock that the first lane holds, that `owner` lives."""
+        self._database.set_owner(owner)
+        while self._tasks:  # a statement that is under way keeps its connection
+            await asyncio.wait(self._tasks)
+        await self._connect_first()
+
+    async def begin_run(self, begin: BeginRun) -> BegunRun:
+        record = await self._store(_BEGIN, begin)
+        return BegunRun(
+            begin.run_id,
+            record["session_id"],
+            record["session_key"],
+            begin.user_id if begin.user_id is not None else record["session_user"],
+            await self._history(record, begin.message_limit),
+            _variables(record),
+        )
+
+    async def accept_run(self, begin: BeginRun) -> AcceptedRun:
+        record = await self._store(_ACCEPT, begin)
+        user_id = begin.user_id if begin.user_id is not None else record["session_user"]
+        return AcceptedRun(begin.run_id, record["session_id"], record["session_key"], user_id)
+
+    async def start_run(self, start: StartRun) -> BegunRun:
+        record = await self._do(_START, start)
+        if record is None:
+            raise not_queued(start.run_id)
+        return BegunRun(
+            start.run_id,
+            record["session_id"],
+            record["session_key"],
+            record["user_id"],
+            await self._history(record, start.message_limit),
+            _variables(record),
+        )
+
+    async def finish_run(self, finish: FinishRun) -> bool:
+        return await self._do(_FINISH, finish) is not None
+
+    async def append_events(self, run_id: str, events: Sequence[NewEvent]) -> bool:
+        return await self._do(_APPEND, (run_id, events)) is not None
+
+    async def _store(self, statement: _Statement, begin: BeginRun) -> asyncpg.Record:
+        if begin.user_id is not None and not begin.create_user:
+            await self._require_user(begin.user_id)
+        for _ in range(_ATTEMPTS):
+            record = await self._do(statement, begin)
+            if record is None:
+                raise RuntimeError("the statement answers every run that it is given")
+            if record["is_stored"]:
+                return record
+            if record["is_found"]:
+                found = FoundSession(record["session_key"], record["session_id"], record["session_user"])
+                check_session(begin, found)
+            elif not columns.may_make(begin):
+                raise NotFound("session", str(begin.session_id or begin.session_name))
+        raise Conflict("The session is being made and deleted at the same time.", hint="Try again.")
+
+    async def _require_user(self, user_id: uuid.UUID) -> None:
+        known = select(schema.users.c.id).where(schema.users.c.id == user_id)
+        if await self._database.read(lambda connection: connection.scalar(known)) is None:
+            raise NotFound("user", str(user_id))
+
+    async def _history(self, record: asyncpg.Record, limit: int | None) -> list[str]:
+        payloads: list[str] | None = record["payloads"]
+        if not payloads:
+            return []
+        cut = cut_at_turn(record["roles"], payloads)
+        if cut is not None or limit is None:
+            return cut or []
+        key: int = record["session_key"]  # the last turn is longer than the limit: rare, and read apart
+        return await self._database.read(lambda connection: Messages(connection, self._clock.now()).history(key, limit))
+
+    # -- batches
+
+    async def _do(self, statement: _Statement, request: object) -> asyncpg.Record | None:
+        if not self._open:
+            raise ServiceUnavailable("The database is closed: the server is stopping.", hint="Retry later.")
+        loop = asyncio.get_running_loop()
+        job = _Job(statement, request, loop.create_future())
+        self._pending.append(job)
+        if self._idle:
+            task = loop.create_task(self._drain(self._idle.pop()))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return await job.future
+
+    async def _drain(self, lane: _Lane) -> None:
+        try:
+            while self._pending:
+                await self._run(lane, self._next_batch())
+        finally:
+            self._idle.append(lane)
+
+    def _next_batch(self) -> list[_Job]:
+        """The first job, and those of its kind that may go with it; the others keep their order."""
+        first = self._pending.popleft()
+        if not self._pending:
+            return [first]
+        statement = first.statement
+        batch, taken = [first], set(statement.apart(first.request))
+        others: list[_Job] = []
+        while self._pending and len(batch) < _LARGEST_BATCH:
+            job = self._pending.popleft()
+            if job.statement is statement and taken.isdisjoint(keys := statement.apart(job.request)):
+                batch.append(job)
+                taken.update(keys)
+            else:
+                others.append(job)
+        self._pending.extendleft(reversed(others))
+        return batch
+
+    async def _run(self, lane: _Lane, batch: list[_Job], attempt: int = 1) -> None:
+        statement = batch[0].statement
+        try:
+            records = await lane.fetch(statement.text, statement.parameters([job.request for job in batch]))
+        except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
+            await lane.close()
+            _fail(batch, error)
+        except asyncpg.PostgresError as error:
+            if len(batch) > 1:
+                for job in batch:  # one of them is at fault: each alone
+                    await self._run(lane, [job])
+            elif attempt < _ATTEMPTS and isinstance(error, _PASSING):
+                await self._run(lane, batch, attempt + 1)
+            else:
+                _fail(batch, error)
+        except BaseException as error:
+            _fail(batch, error)
+            raise
+        else:
+            answers = {record["run_id"]: record for record in records}
+            for job in batch:
+                if not job.future.done():  # else its task was cancelled; the work is done all the same
+                    job.future.set_result(answers.get(statement.run_id(job.request)))
+
+    async def _connect_first(self) -> None:
+        try:
+            await self._lanes[0].connect()
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            raise postgres_meaning(error) from error
+
+
+_PASSING = (
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.ForeignKeyViolationError,  # a session or user was deleted between the look and the write
+)
+
+
+def _fail(batch: Sequence[_Job], error: BaseException) -> None:
+    meaning = postgres_meaning(error)
+    for job in batch:
+        if not job.future.done():
+            job.future.set_exception(meaning)
+
+
+def _variables(record: asyncpg.Record) -> dict[str, str]:
+    names = record["names"]
+    return dict(zip(names, record["contents"], strict=True)) if names else {}

@@ -1,0 +1,240 @@
+"""SqliteDatabase: one writer thread, whose waiting jobs share a commit, and a few reader threads, each with a connection."""
+
+import asyncio
+import contextlib
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from sqlalchemy import Connection, create_engine
+from sqlalchemy.pool import StaticPool
+
+from automagik.errors import ConfigurationError, ServiceUnavailable
+from automagik.store.failures import translated
+from automagik.store.locks import FileLock
+from automagik.store.migrator import migrate
+
+__all__ = ["SqliteDatabase", "SqliteHandle", "connect_sqlite"]
+
+T = TypeVar("T")
+
+BUSY_SECONDS = 10.0
+"""How long a write waits for another process (the command line) that holds the write lock."""
+
+_READERS = 3
+_LARGEST_BATCH = 128
+"""Jobs that share a commit at the most, so that none waits long for the ones behind it."""
+
+
+def connect_sqlite(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+    """A connection to the database at `path`, without transactions of the driver's own making."""
+    raw = sqlite3.connect(
+        path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
+    )
+    raw.execute("PRAGMA foreign_keys=ON")
+    raw.execute("PRAGMA synchronous=NORMAL")
+    raw.execute("PRAGMA temp_store=MEMORY")
+    if read_only:
+        raw.execute("PRAGMA query_only=ON")
+    return raw
+
+
+def wrap_sqlite(raw: sqlite3.Connection) -> Connection:
+    """SQLAlchemy over a driver's connection. Whoever holds `raw` begins and commits."""
+    engine = create_engine("sqlite://", creator=lambda: raw, poolclass=StaticPool, pool_reset_on_return=None)
+    return engine.connect()
+
+
+@dataclass(frozen=True, slots=True)
+class SqliteHandle:
+    """One connection, as the driver's for the hot path and as SQLAlchemy's for all else."""
+
+    raw: sqlite3.Connection
+    connection: Connection
+
+
+@dataclass(slots=True)
+class _Job:
+    work: Callable[[SqliteHandle], Any]
+    future: "asyncio.Future[Any]"
+    result: Any = None
+    error: BaseException | None = None
+
+    def run(self, handle: SqliteHandle) -> None:
+        try:
+            self.result = self.work(handle)
+        except BaseException as error:  # noqa: BLE001 - carried to the one who waits, as it is
+            self.error = translated(error)
+
+
+class _Worker(threading.Thread):
+    """A thread with a connection of its own, which takes jobs from a queue until it finds None."""
+
+    def __init__(self, path: Path, jobs: "queue.SimpleQueue[_Job | None]", *, writes: bool) -> None:
+        super().__init__(name=f"automagik-sqlite-{'writer' if writes else 'reader'}", daemon=True)
+        self._path = path
+        self._jobs = jobs
+        self._writes = writes
+        self._loop = asyncio.get_running_loop()
+
+    def run(self) -> None:
+        raw = connect_sqlite(self._path, read_only=not self._writes)
+        handle = SqliteHandle(raw, wrap_sqlite(raw))
+        try:
+            while (job := self._jobs.get()) is not None:
+                batch, last = self._gather(job) if self._writes else ([job], False)
+                self._run_batch(handle, batch)
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                    self._loop.call_soon_threadsafe(_settle, batch)
+                if last:
+                    break
+        finally:
+            handle.connection.close()
+            raw.close()
+
+    def _gather(self, first: _Job) -> tuple[list[_Job], bool]:
+        batch = [first]
+        while len(batch) < _LARGEST_BATCH:
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                break
+            if job is None:
+                return batch, True
+            batch.append(job)
+        return batch, False
+
+    def _run_batch(self, handle: SqliteHandle, batch: list[_Job]) -> None:
+        raw = handle.raw
+        try:
+            raw.execute("BEGIN IMMEDIATE" if self._writes else "BEGIN")
+            if len(batch) == 1:
+                batch[0].run(handle)
+            else:
+                for job in batch:
+                    _run_in_savepoint(handle, job)
+            raw.execute("ROLLBACK" if len(batch) == 1 and batch[0].error is not None else "COMMIT")
+        except sqlite3.Error as error:
+            if raw.in_transaction:
+                raw.execute("ROLLBACK")
+            meaning = translated(error)
+            for job in batch:
+                job.error = job.error or meaning
+
+
+def _run_in_savepoint(handle: SqliteHandle, job: _Job) -> None:
+    raw = handle.raw
+    raw.execute("SAVEPOINT job")
+    job.run(handle)
+    if job.error is not None:
+        raw.execute("ROLLBACK TO job")
+    raw.execute("RELEASE job")
+
+
+def _settle(batch: list[_Job]) -> None:
+    for job in batch:
+        if job.future.done():
+            continue  # its task was cancelled; the work is done all the same
+        if job.error is not None:
+            job.future.set_exception(job.error)
+        else:
+            job.future.set_result(job.result)
+
+
+class SqliteDatabase:
+    """A database file and the threads that use it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writes: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._reads: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._workers: list[_Worker] = []
+        self._open = False
+        self._owned = FileLock(path.parent / "server.lock")
+
+    @property
+    def path(self) -> Path:
+        """The database file."""
+        return self._path
+
+    async def open(self) -> None:
+        """Make the folder and the file where they are missing, migrate, start the threads.
+
+        Raises: ConfigurationError when the folder can't be used.
+        """
+        await asyncio.to_thread(prepare_sqlite, self._path)
+        self._workers = [_Worker(self._path, self._writes, writes=True)]
+        self._workers += [_Worker(self._path, self._reads, writes=False) for _ in range(_READERS)]
+        for worker in self._workers:
+            worker.start()
+        self._open = True
+
+    async def close(self) -> None:
+        """Do what is waiting, then end the threads and give the data folder free."""
+        if self._open:
+            self._open = False
+            self._writes.put(None)
+            for _ in range(_READERS):
+                self._reads.put(None)
+            await asyncio.to_thread(self._join)
+        self._owned.release()
+
+    async def write(self, work: Callable[[SqliteHandle], T]) -> T:
+        """What `work` returns, once it is durable. It is done also when the waiting task is cancelled."""
+        return await self._submit(self._writes, work)
+
+    async def read(self, work: Callable[[SqliteHandle], T]) -> T:
+        """What `work` returns; it sees one moment."""
+        return await self._submit(self._reads, work)
+
+    def acquire_ownership(self, owner: str) -> None:
+        """Make this process the one server of the data folder. Raises ConfigurationError where another one is."""
+        if not self._owned.acquire(owner, wait=False):
+            raise ConfigurationError(
+                f"Another server ({self._owned.holder() or 'its name is not known'}) uses the data folder {self._path.parent}.",
+                hint="Stop that server, or set AUTOMAGIK_DATA_DIR to another folder; another port is not enough.",
+            )
+
+    async def _submit(self, jobs: "queue.SimpleQueue[_Job | None]", work: Callable[[SqliteHandle], T]) -> T:
+        if not self._open:
+            raise ServiceUnavailable("The database is closed: the server is stopping.", hint="Retry later.")
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        jobs.put(_Job(work, cast("asyncio.Future[Any]", future)))
+        return await future
+
+    def _join(self) -> None:
+        for worker in self._workers:
+            worker.join()
+
+
+def prepare_sqlite(path: Path) -> None:
+    """Make the database file ready: the folder, WAL, the schema. Processes that come at once wait for each other.
+
+    Raises: ConfigurationError when the folder or file can't be used, or a newer Automagik wrote it.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with FileLock(path.parent / "migrate.lock"):
+            _migrate_file(path)
+    except (OSError, sqlite3.Error) as error:
+        raise ConfigurationError(
+            f"The database {path} can't be used: {error}.",
+            hint="Set AUTOMAGIK_DATA_DIR to a folder that this user may write to.",
+        ) from error
+
+
+def _migrate_file(path: Path) -> None:
+    path.touch(mode=0o600)
+    raw = connect_sqlite(path)
+    try:
+        raw.execute("PRAGMA journal_mode=WAL")
+        raw.execute("PRAGMA foreign_keys=OFF")  # a table that is changed is made anew, which must not cascade
+        raw.execute("BEGIN IMMEDIATE")
+        with wrap_sqlite(raw) as connection, connection.begin():
+            migrate(connection)
+    finally:
+        raw.close()

@@ -1,0 +1,43 @@
+"""SqliteBackend: the data folder's database as the Store uses it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from sqlalchemy import Connection
+
+from automagik.store.sqlite import SqliteDatabase
+from automagik.store.sqlite_hot import SqliteHot
+
+__all__ = ["SqliteBackend"]
+
+T = TypeVar("T")
+
+
+class SqliteBackend:
+    """SQLite. One server at a time owns the data folder, so the runs of every other owner are those of a dead process."""
+
+    dialect: Literal["sqlite", "postgresql"] = "sqlite"
+
+    def __init__(self, path: Path) -> None:
+        self._database = SqliteDatabase(path)
+        self.hot = SqliteHot(self._database)
+
+    async def open(self) -> None:
+        await self._database.open()
+
+    async def close(self) -> None:
+        await self._database.close()
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        return await self._database.read(lambda handle: work(handle.connection))
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        return await self._database.write(lambda handle: work(handle.connection))
+
+    async def acquire_ownership(self, owner: str) -> None:
+        self._database.acquire_ownership(owner)
+
+    def living(self, connection: Connection, owners: Sequence[str]) -> set[str]:
+        del connection, owners
+        return set()

@@ -1,0 +1,142 @@
+"""Store: the platform's one door to its database, SQLite in the data folder or PostgreSQL."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol, TypeVar
+
+from sqlalchemy import Connection, text
+
+from automagik.settings import Settings
+from automagik.store.hot import (
+    AcceptedRun,
+    BeginRun,
+    BegunRun,
+    FinishRun,
+    HotPath,
+    NewEvent,
+    RecoveredRuns,
+    StartRun,
+)
+from automagik.store.sqlite_backend import SqliteBackend
+from automagik.store.transaction import Transaction
+from automagik.types import Clock, RunStatus
+
+__all__ = ["Backend", "Store"]
+
+T = TypeVar("T")
+
+
+class Backend(Protocol):
+    """What the Store needs of a database."""
+
+    dialect: Literal["sqlite", "postgresql"]
+    hot: HotPath
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def read(self, work: Callable[[Connection], T]) -> T: ...
+
+    async def write(self, work: Callable[[Connection], T]) -> T: ...
+
+    async def acquire_ownership(self, owner: str) -> None: ...
+
+    def living(self, connection: Connection, owners: Sequence[str]) -> set[str]: ...
+
+
+class Store:
+    """Transactions over all tables, and the statements of every run. Open it before use, close it after.
+
+    Everything raises ServiceUnavailable when the database is away.
+    """
+
+    def __init__(self, backend: Backend, clock: Clock) -> None:
+        self._backend = backend
+        self._clock = clock
+        self._owner: str | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Settings, clock: Clock) -> "Store":
+        """The store that the settings name, not opened yet."""
+        if settings.database_url is None:
+            return cls(SqliteBackend(settings.data_dir / "automagik.db"), clock)
+        # Imported here: the driver takes 0.1 s, which a start on SQLite need not pay.
+        from automagik.store.postgres_backend import PostgresBackend  # noqa: PLC0415
+
+        return cls(PostgresBackend(settings.database_url.get_secret_value(), settings.database_pool_size, clock), clock)
+
+    @property
+    def dialect(self) -> Literal["sqlite", "postgresql"]:
+        """Which database it is."""
+        return self._backend.dialect
+
+    async def open(self) -> None:
+        """Connect, and bring the schema to this code's under a lock.
+
+        Raises: ConfigurationError when the database can't be used or was written by a newer Automagik.
+        """
+        await self._backend.open()
+
+    async def close(self) -> None:
+        """Finish what is under way and let go of everything."""
+        await self._backend.close()
+
+    async def check(self) -> None:
+        """Return when the database answers. Raises ServiceUnavailable when it is away."""
+        await self._backend.read(lambda connection: connection.scalar(text("SELECT 1")))
+
+    async def acquire_ownership(self, owner: str) -> None:
+        """Make `owner` (a name of this process) known as alive, so that nobody takes its runs for lost.
+
+        Raises: ConfigurationError when another server uses the data folder (SQLite).
+        """
+        await self._backend.acquire_ownership(owner)
+        self._owner = owner
+
+    async def read(self, work: Callable[[Transaction], T]) -> T:
+        """What `work` returns. It runs in one transaction that sees one moment and writes nothing."""
+        return await self._backend.read(lambda connection: work(Transaction(connection, self._clock.now())))
+
+    async def write(self, work: Callable[[Transaction], T]) -> T:
+        """What `work` returns, once it is durable; when it raises, nothing of it is stored.
+
+        It is completed also when the waiting task is cancelled.
+        """
+        return await self._backend.write(lambda connection: work(Transaction(connection, self._clock.now())))
+
+    async def begin_run(self, begin: BeginRun) -> BegunRun:
+        """Store a run that starts at once, and its session where that is not there.
+
+        Raises:
+            NotFound: the session or user is not there and may not be made, or the caller may not see it.
+            Conflict: the session belongs to another user than the run, or there is such a run.
+        """
+        return await self._backend.hot.begin_run(begin)
+
+    async def accept_run(self, begin: BeginRun) -> AcceptedRun:
+        """Store a queued run, and its session where that is not there. Raises as `begin_run`."""
+        return await self._backend.hot.accept_run(begin)
+
+    async def start_run(self, start: StartRun) -> BegunRun:
+        """Start a queued run. Raises Conflict where it is not queued."""
+        return await self._backend.hot.start_run(start)
+
+    async def finish_run(self, finish: FinishRun) -> bool:
+        """Whether the run ended now; where it had ended before, nothing is written."""
+        return await self._backend.hot.finish_run(finish)
+
+    async def append_events(self, run_id: str, events: Sequence[NewEvent]) -> bool:
+        """Whether the events were added; to a run that has ended none are. Adding one twice does no harm."""
+        return await self._backend.hot.append_events(run_id, events)
+
+    async def recover(self, owner: str | None = None) -> RecoveredRuns:
+        """What dead processes left: their running runs fail as `worker_lost`, their queued ones belong to `owner` now."""
+
+        def work(tx: Transaction) -> RecoveredRuns:
+            owners = {*tx.runs.owners(RunStatus.RUNNING), *tx.runs.owners(RunStatus.QUEUED)} - {owner}
+            alive = self._backend.living(tx.connection, sorted(owners))
+            if owner is not None:
+                alive.add(owner)
+            return RecoveredRuns(lost=tx.runs.fail_lost(alive), queued=tx.runs.take_queued(owner, alive))
+
+        return await self.write(work)
