@@ -71,7 +71,9 @@ def _commands(command: Any, name: str, lines: list[str]) -> None:
     rows = [record for param in command.get_params(context) if (record := param.get_help_record(context))]
     if rows:
         lines += ["| option | meaning |", "|---|---|"]
-        lines += [f"| `{' '.join(left.split())}` | {' '.join(right.split())} |".replace("||", "\\|") for left, right in rows]
+        lines += [
+            f"| `{' '.join(left.split())}` | {' '.join(right.split())} |".replace("||", "\\|") for left, right in rows
+        ]
         lines.append("")
     for child_name, child in sorted(getattr(command, "commands", {}).items()):
         if not child.hidden:
@@ -88,7 +90,13 @@ async def openapi() -> dict[str, Any]:
 
 def api_page(document: dict[str, Any]) -> str:
     """A table of operations; the whole document stands beside it."""
-    lines = [NOTE, "# HTTP API", "", "The whole document is [openapi.json](openapi.json); a server shows it at `/docs`.", ""]
+    lines = [
+        NOTE,
+        "# HTTP API",
+        "",
+        "The whole document is [openapi.json](openapi.json); a server shows it at `/docs`.",
+        "",
+    ]
     lines += ["| method | path | what it does |", "|---|---|---|"]
     for path, operations in document["paths"].items():
         for method, operation in operations.items():

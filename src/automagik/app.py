@@ -1,7 +1,7 @@
 """The composition root: the only place that picks backends and builds the services."""
 
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -66,7 +66,7 @@ class Platform:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, settings: Settings, *, clock: Clock | None = None) -> AsyncIterator["Platform"]:
+    async def open(cls, settings: Settings, *, clock: Clock | None = None) -> AsyncGenerator["Platform"]:
         """The services, opened from the floor up and closed in reverse.
 
         Raises:

@@ -13,7 +13,11 @@ from automagik.testing.postgres import PostgresServer
 from automagik.testing.servers import RunningServer
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("[qh]*/*.md")), "docs/quickstart.md"]
+PAGES = [
+    "README.md",
+    *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("[qh]*/*.md")),
+    "docs/quickstart.md",
+]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"\A# file: (\S+)\n")
 
@@ -58,7 +62,7 @@ def test_the_examples_of_a_page_work(page: str, tmp_path: Path, postgres_server:
         exports = ""
         for example in found:
             if example.language == "bash":
-                script = f"set -euo pipefail\n{exports}{example.text}\n[ -z \"${{KEY:-}}\" ] || echo \"$KEY\" > \"$PWD/.key\""
+                script = f'set -euo pipefail\n{exports}{example.text}\n[ -z "${{KEY:-}}" ] || echo "$KEY" > "$PWD/.key"'
                 run(["bash", "-c", script], environment, tmp_path)
                 if (tmp_path / ".key").exists():
                     environment["KEY"] = (tmp_path / ".key").read_text().strip()

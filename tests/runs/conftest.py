@@ -9,7 +9,7 @@ import pytest
 from automagik.app import Platform
 from automagik.settings import Settings
 
-AGENTS = '''
+AGENTS = """
 import asyncio
 
 from pydantic_ai import Agent, ModelMessage, ModelResponse, TextPart
@@ -44,7 +44,7 @@ agent = PydanticAgent(
     Agent(FunctionModel(answer, stream_function=stream), name="echo"),
     config=AgentConfig(message_limit=1000, variables={"style": "plain"}),
 )
-'''
+"""
 
 TOOLED = '''
 import asyncio

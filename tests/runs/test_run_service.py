@@ -123,9 +123,7 @@ async def test_leaving_a_stream_ends_nothing(platform: Platform) -> None:
 
 async def test_a_caller_that_goes_away_ends_nothing(platform: Platform) -> None:
     session = uuid.uuid4()
-    caller = asyncio.create_task(
-        platform.runs.run(RunRequest("echo", "sleep 0.1", session_id=session), RUNNER)
-    )
+    caller = asyncio.create_task(platform.runs.run(RunRequest("echo", "sleep 0.1", session_id=session), RUNNER))
     await asyncio.sleep(0.05)
     caller.cancel()
     row = await platform.runs.run(RunRequest("echo", "next", session_id=session), RUNNER)
@@ -240,7 +238,7 @@ async def test_the_hint_for_an_unknown_agent_names_only_agents_that_the_key_may_
 
 
 async def test_a_key_bound_to_a_user_sees_only_that_users_runs(platform: Platform) -> None:
-    ada, bob = (await platform.store.write(lambda tx: [tx.users.create().user_id for _ in range(2)]))
+    ada, bob = await platform.store.write(lambda tx: [tx.users.create().user_id for _ in range(2)])
     scopes = frozenset({"agents:*:run", "runs:read"})
     as_ada, as_bob = Caller("a", scopes, ada), Caller("b", scopes, bob)
     row = await platform.runs.run(RunRequest("echo", "mine"), as_ada)

@@ -234,4 +234,3 @@ class LiveRun:
 
 def _json(value: JsonObject | None) -> str | None:
     return None if value is None else orjson.dumps(value).decode()
-

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ class SessionNames:
         self._pending: dict[Name, _Pending] = {}
 
     @asynccontextmanager
-    async def resolve(self, name: Name) -> AsyncIterator[uuid.UUID]:
+    async def resolve(self, name: Name) -> AsyncGenerator[uuid.UUID]:
         """The id of the session called `name`; hold it until the acceptance is stored."""
         pending = self._pending.get(name)
         if pending is None:

@@ -72,11 +72,15 @@ def failure_of(error: BaseException, *, tool_under_way: str | None) -> Failure:
         case ContentFilterError():
             return Failure(RunOutcome.POLICY, "The model's provider filtered the content.", "Change the message.")
         case ConcurrencyLimitExceeded():
-            return Failure(RunOutcome.MODEL_ERROR, "The model is at its limit of requests.", "Retry later.", retryable=True)
+            return Failure(
+                RunOutcome.MODEL_ERROR, "The model is at its limit of requests.", "Retry later.", retryable=True
+            )
         case UnexpectedModelBehavior() if tool_under_way is not None or "tool" in error.message.lower():
             return Failure(RunOutcome.TOOL_ERROR, error.message, "Try again, or use a stronger model.", retryable=True)
         case UnexpectedModelBehavior():
-            return Failure(RunOutcome.INVALID_OUTPUT, error.message, "Try again, or use a stronger model.", retryable=True)
+            return Failure(
+                RunOutcome.INVALID_OUTPUT, error.message, "Try again, or use a stronger model.", retryable=True
+            )
         case ServiceUnavailable():
             return Failure(RunOutcome.INTERNAL_ERROR, error.detail, error.hint, retryable=True)
         case AutomagikError() if error.status < 500:

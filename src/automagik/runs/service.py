@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -47,9 +47,9 @@ class RunStream:
     """The events of one run as they come: an async iterator of batches that ends after `run_finished`."""
 
     row: RunRow
-    batches: AsyncIterator[list[RunEvent]]
+    batches: AsyncIterator[Sequence[RunEvent]]
 
-    def __aiter__(self) -> AsyncIterator[list[RunEvent]]:
+    def __aiter__(self) -> AsyncIterator[Sequence[RunEvent]]:
         return self.batches
 
     async def aclose(self) -> None:
@@ -298,7 +298,7 @@ class RunService:
         agent.check_prompt_variables(request.prompt_variables)
 
     @asynccontextmanager
-    async def _named(self, request: RunRequest) -> AsyncIterator[RunRequest]:
+    async def _named(self, request: RunRequest) -> AsyncGenerator[RunRequest]:
         """The request with its session's id: given, found by name, or new."""
         if not request.has_session:
             yield request
@@ -437,15 +437,15 @@ class RunService:
     async def _store_events(self, run_id: str, events: Sequence[RunEvent]) -> None:
         await self._store.append_events(run_id, [new_event(event) for event in events])
 
-    async def _stored_events(self, row: RunRow, *, after: int) -> list[RunEvent]:
+    async def _stored_events(self, row: RunRow, *, after: int) -> Sequence[RunEvent]:
         stored = await self._store.read(lambda tx: tx.events.list(row.run_id, after=after))
         return [self._event(event, row) for event in stored]
 
     def _event(self, event: EventRow, row: RunRow) -> RunEvent:
-        data = {"run": run_document(row)} if event.type == "run_finished" else event.data
+        data: JsonObject = {"run": run_document(row)} if event.type == "run_finished" else event.data
         return RunEvent(event.run_id, event.seq, event.type, event.at, data)
 
-    async def _watch(self, row: RunRow, after: int) -> AsyncIterator[list[RunEvent]]:
+    async def _watch(self, row: RunRow, after: int) -> AsyncIterator[Sequence[RunEvent]]:
         """Stored events, then the live stream where the run is alive here, else the store again and again."""
         while True:
             stream = self._events.find(row.run_id)
