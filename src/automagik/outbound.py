@@ -211,8 +211,10 @@ class Outbound:
 
     async def open(self) -> None:
         """Make ready; opens no connection."""
+        # Made once: reading the authorities takes 20 ms, which the pool would spend on each connection.
+        context = self._ssl_context or await asyncio.to_thread(httpx2.create_ssl_context, trust_env=False)
         self._pool = httpcore2.AsyncConnectionPool(
-            ssl_context=self._ssl_context,
+            ssl_context=context,
             max_connections=_MAX_CONNECTIONS,
             max_keepalive_connections=0,  # the next fetch checks its address anew
             network_backend=_PinnedBackend(self._policy),

@@ -159,10 +159,10 @@ class ModelRegistry:
         return model
 
     async def _build(self, name: str) -> Model:
-        if name == DEMO_MODEL:
-            return DemoModel()
         vendor, _, model = name.partition(":")
-        if name != "test" and (not vendor or not model or len(name) > _MAX_NAME_CHARS or not name.isprintable()):
+        if name not in {DEMO_MODEL, "test"} and (
+            not vendor or not model or len(name) > _MAX_NAME_CHARS or not name.isprintable()
+        ):
             raise _unavailable(f"'{_shown(name)}' is not the name of a model.", _like(name))
         if vendor == "openai-chat" and self._search is not None:
             await asyncio.shield(self._search)
@@ -174,6 +174,8 @@ class ModelRegistry:
 
     def _infer(self, name: str, vendor: str) -> Model:
         """In a thread: imports the vendor's SDK and reads its certificates and price table."""
+        if name == DEMO_MODEL:
+            return DemoModel()
         try:
             return infer_model(name, provider_factory=self._provider)
         except ImportError as error:
