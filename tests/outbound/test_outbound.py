@@ -1,89 +1,20 @@
-"""Fetching URLs: real servers on loopback that an administrator allows, and refusals by a resolver that lies as attackers do."""
+"""Fetching URLs from real servers on loopback, which an administrator allows."""
 
 import asyncio
 import gzip
-import socket
 import ssl
-import time
+import tracemalloc
 import zlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from certificates import Authority
+from webservers import PUBLIC, Handle, Resolver, answering, failure, outbound, serving
 
-from automagik.errors import InvalidInput
-from automagik.outbound import AddressRefused, FetchFailed, Outbound, Resolve
-from automagik.settings import Settings
+from automagik.outbound import AddressRefused, FetchFailed
 
 pytestmark = pytest.mark.anyio
-
-Handle = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
-PUBLIC = "93.184.215.14"
-
-
-def settings(*allow: str, **values: Any) -> Settings:
-    return Settings.model_validate({"outbound_allow": list(allow), "fetch_timeout_seconds": 5, **values})
-
-
-class Resolver:
-    """Answers from a table; where a host has several answers, one after the other."""
-
-    def __init__(self, **answers: Sequence[Sequence[str]]) -> None:
-        self._answers = {host.replace("_", "."): list(given) for host, given in answers.items()}
-        self.asked: list[tuple[str, int]] = []
-
-    async def __call__(self, host: str, port: int) -> Sequence[str]:
-        self.asked.append((host, port))
-        given = self._answers.get(host)
-        if given is None:
-            raise socket.gaierror(socket.EAI_NONAME, "no such host")
-        return given.pop(0) if len(given) > 1 else given[0]
-
-
-@asynccontextmanager
-async def serving(handle: Handle, *, tls: ssl.SSLContext | None = None) -> AsyncGenerator[int]:
-    """The port of a server on 127.0.0.1; `handle` gets each request's head."""
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await handle(await reader.readuntil(b"\r\n\r\n"), writer)
-            await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
-
-
-@asynccontextmanager
-async def outbound(
-    *allow: str, resolve: Resolve | None = None, ssl_context: ssl.SSLContext | None = None, **values: Any
-) -> AsyncGenerator[Outbound]:
-    async with Outbound(settings(*allow, **values), resolve=resolve, ssl_context=ssl_context) as door:
-        yield door
-
-
-def answering(body: bytes = b"hello", status: str = "200 OK", *headers: str) -> Handle:
-    async def handle(head: bytes, writer: asyncio.StreamWriter) -> None:
-        lines = "".join(f"{line}\r\n" for line in headers)
-        writer.write(f"HTTP/1.1 {status}\r\n{lines}content-length: {len(body)}\r\n\r\n".encode() + body)
-
-    return handle
-
-
-async def failure(door: Outbound, url: str, max_bytes: int = 1000) -> FetchFailed:
-    with pytest.raises(FetchFailed) as caught:
-        await door.fetch(url, max_bytes=max_bytes, field=("body", "media_contents", 0, "media_url"))
-    error = caught.value
-    assert isinstance(error, InvalidInput)
-    assert (error.field, error.status) == (("body", "media_contents", 0, "media_url"), 422)
-    return error
 
 
 async def test_a_url_gives_its_content_media_type_and_address() -> None:
@@ -110,157 +41,6 @@ async def test_a_strange_media_type_is_no_media_type(claimed: str) -> None:
     async with serving(answering(b"x", "200 OK", *headers)) as port, outbound("127.0.0.1") as door:
         fetched = await door.fetch(f"http://127.0.0.1:{port}/", max_bytes=10)
     assert fetched.media_type == "application/octet-stream"
-
-
-REFUSED = [
-    "127.0.0.1",
-    "127.255.0.3",
-    "0.0.0.0",
-    "0.1.2.3",
-    "10.1.2.3",
-    "100.64.0.1",
-    "100.100.100.200",
-    "168.63.129.16",
-    "169.254.169.254",
-    "172.16.0.1",
-    "172.31.255.255",
-    "192.0.0.192",
-    "192.0.2.1",
-    "192.88.99.1",
-    "192.168.1.1",
-    "198.18.0.1",
-    "198.19.255.255",
-    "198.51.100.7",
-    "203.0.113.7",
-    "224.0.0.1",
-    "239.255.255.250",
-    "240.0.0.1",
-    "255.255.255.255",
-    "::",
-    "::1",
-    "::7f00:1",
-    "::ffff:127.0.0.1",
-    "::ffff:169.254.169.254",
-    "::ffff:0:127.0.0.1",
-    "64:ff9b::7f00:1",
-    "64:ff9b::a9fe:a9fe",
-    "64:ff9b:1::7f00:1",
-    "100::1",
-    "2001::1",
-    "2001:0:4136:e378:8000:63bf:3fff:fdd2",
-    "2001:db8::1",
-    "2002:7f00:1::1",
-    "2002:5db8:d70e::1",
-    "3fff::1",
-    "5f00::1",
-    "fc00::1",
-    "fd00:ec2::254",
-    "fe80::1",
-    "fe80::1%eth0",
-    "fec0::1",
-    "ff02::1",
-    "not an address",
-]
-
-
-@pytest.mark.parametrize("address", REFUSED)
-async def test_addresses_that_are_not_public_are_refused(address: str) -> None:
-    async with outbound(resolve=Resolver(inside_test=[[address]])) as door:
-        error = await failure(door, "http://inside.test/")
-        with pytest.raises(AddressRefused):
-            await door.check_url("https://inside.test/", field=("body", "url"))
-    assert isinstance(error, AddressRefused)
-
-
-@pytest.mark.parametrize("address", REFUSED[:-1])
-async def test_the_same_addresses_written_in_the_url_are_refused(address: str) -> None:
-    host = f"[{address}]" if ":" in address else address
-    async with outbound() as door:
-        assert (await failure(door, f"http://{host}/")).code in {"address_refused", "fetch_failed"}
-
-
-@pytest.mark.parametrize(
-    "host", ["localhost", "LOCALHOST.", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "[::]", "0"]
-)
-async def test_other_spellings_of_this_machine_are_refused(host: str) -> None:
-    async with serving(answering()) as port, outbound() as door:
-        await failure(door, f"http://{host}:{port}/")
-        await failure(door, f"http://{host}/")
-
-
-@pytest.mark.parametrize(
-    "address", [PUBLIC, "8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "172.32.0.1", "192.0.1.1"]
-)
-async def test_public_addresses_pass_the_check(address: str) -> None:
-    async with outbound(resolve=Resolver(outside_test=[[address]])) as door:
-        await door.check_url("https://outside.test/hook")
-
-
-async def test_one_inside_address_among_public_ones_refuses_the_host() -> None:
-    async with outbound(resolve=Resolver(mixed_test=[[PUBLIC, "10.0.0.1"]])) as door:
-        assert isinstance(await failure(door, "http://mixed.test/"), AddressRefused)
-
-
-async def test_every_refusal_reads_the_same() -> None:
-    resolver = Resolver(open_test=[["127.0.0.1"]], closed_test=[["10.0.0.1"]], empty_test=[[]], outside_test=[[PUBLIC]])
-    async with serving(answering()) as port, outbound(resolve=resolver) as door:
-        errors = [
-            await failure(door, url)
-            for url in (
-                f"http://open.test:{port}/",
-                "http://open.test/",
-                "http://closed.test/",
-                "http://empty.test/",
-                "http://no.such.host/",
-                "http://outside.test:22/",
-                "http://" + "a" * 300 + ".test/",
-            )
-        ]
-    assert len({(type(error), error.code, error.detail, error.hint) for error in errors}) == 1
-    assert "AUTOMAGIK_OUTBOUND_ALLOW" in (errors[0].hint or "")
-
-
-@pytest.mark.parametrize(("port", "passes"), [(80, True), (443, True), (22, False), (8080, False), (6379, False)])
-async def test_public_hosts_are_reached_on_the_ports_of_the_web_only(port: int, passes: bool) -> None:
-    async with outbound(resolve=Resolver(outside_test=[[PUBLIC]])) as door:
-        if passes:
-            await door.check_url(f"http://outside.test:{port}/")
-        else:
-            with pytest.raises(AddressRefused):
-                await door.check_url(f"http://outside.test:{port}/")
-
-
-@pytest.mark.parametrize("allow", ["127.0.0.1", "127.0.0.0/8", "Inside.Test"])
-@pytest.mark.parametrize("host", ["inside.test", "INSIDE.TEST", "inside.test."])
-async def test_what_an_administrator_allows_is_reached(allow: str, host: str) -> None:
-    async def resolve(name: str, port: int) -> Sequence[str]:
-        return ["127.0.0.1"]
-
-    async with serving(answering()) as port, outbound(allow, resolve=resolve) as door:
-        assert (await door.fetch(f"http://{host}:{port}/", max_bytes=10)).content == b"hello"
-
-
-async def test_an_allowed_name_opens_no_other_name() -> None:
-    resolver = Resolver(inside_test=[["127.0.0.1"]], other_test=[["127.0.0.1"]])
-    async with outbound("inside.test", resolve=resolver) as door:
-        assert isinstance(await failure(door, "http://other.test/"), AddressRefused)
-        assert isinstance(await failure(door, "http://not.inside.test/"), AddressRefused)
-
-
-async def test_a_name_that_changes_its_answer_gains_nothing() -> None:
-    resolver = Resolver(rebind_test=[[PUBLIC], ["127.0.0.1"]])
-    async with outbound(resolve=resolver) as door:
-        await door.check_url("http://rebind.test/")
-        assert isinstance(await failure(door, "http://rebind.test/"), AddressRefused)
-
-
-async def test_the_checked_address_is_the_one_connected_to() -> None:
-    resolver = Resolver(media_test=[["127.0.0.1"], ["10.0.0.1"]])
-    async with serving(answering()) as port, outbound("127.0.0.1", resolve=resolver) as door:
-        assert (await door.fetch(f"http://media.test:{port}/", max_bytes=10)).content == b"hello"
-        assert resolver.asked == [("media.test", port)]
-        # The next fetch asks and checks anew: no connection is kept.
-        assert isinstance(await failure(door, f"http://media.test:{port}/"), AddressRefused)
 
 
 async def test_the_next_address_is_tried_where_one_is_dead() -> None:
@@ -421,19 +201,21 @@ async def test_compressed_content_is_unfolded_and_counted_unfolded() -> None:
         assert (await failure(door, f"http://127.0.0.1:{port}/", max_bytes=999)).code == "too_large"
 
 
-async def test_a_bomb_is_not_unfolded() -> None:
+@pytest.mark.parametrize("encoding", ["gzip", "gzip, gzip", "gzip,identity"])
+async def test_a_bomb_is_not_unfolded(encoding: str) -> None:
     packer = zlib.compressobj(9, wbits=31)
-    bomb = b"".join(packer.compress(bytes(1024 * 1024)) for _ in range(512)) + packer.flush()
-    assert len(bomb) < 1024 * 1024
-    for encoding in ("gzip", "gzip, gzip", "gzip,identity"):
-        async with (
-            serving(answering(bomb, "200 OK", f"content-encoding: {encoding}")) as port,
-            outbound("127.0.0.1") as door,
-        ):
-            start = time.process_time()
+    bomb = b"".join(packer.compress(bytes(1024 * 1024)) for _ in range(128)) + packer.flush()
+    async with (
+        serving(answering(bomb, "200 OK", f"content-encoding: {encoding}")) as port,
+        outbound("127.0.0.1") as door,
+    ):
+        tracemalloc.start()
+        try:
             await failure(door, f"http://127.0.0.1:{port}/", max_bytes=1024 * 1024)
-            # All of it would take about a second; the limit, some milliseconds.
-            assert time.process_time() - start < 0.5
+            # 128 MiB are packed in it: the limit, a piece and what lies about are a few.
+            assert tracemalloc.get_traced_memory()[1] < 16 * 1024 * 1024
+        finally:
+            tracemalloc.stop()
 
 
 async def test_broken_compression_fails() -> None:
