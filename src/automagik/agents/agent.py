@@ -2,13 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import ClassVar
 
 from pydantic_ai import BinaryContent, ModelMessage, RunUsage, UsageLimits
-from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.models import Model
+from pydantic_ai.models.instrumented import InstrumentationSettings
 
 from automagik.agents.config import AgentConfig
 from automagik.errors import Internal, InvalidInput, RunFailed, nearest
@@ -25,7 +25,6 @@ __all__ = [
     "RunOptions",
 ]
 
-_NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 _NO_JSON: Mapping[str, Json] = MappingProxyType({})
 
 
@@ -43,8 +42,8 @@ class AgentDependencies:
     clock: Clock
     default_fallbacks: tuple[str, ...] = ()
     """Models tried when the platform's default model fails, for agents that name no model."""
-    instrumentation: AbstractCapability[AgentContext] | None = None
-    """What traces the agents' runs; None: nothing does."""
+    instrumentation: InstrumentationSettings | None = None
+    """How the agents' runs are traced; None: not at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,7 @@ class RunOptions:
     """Whom the run is for."""
     history: Sequence[ModelMessage] = ()
     """The conversation so far."""
-    variables: Mapping[str, str] = _NO_TEXTS
+    variables: Mapping[str, str] = field(default_factory=dict[str, str])
     """Memory variables found for session, user and agent, the nearest having won."""
     model: str | None = None
     """A model instead of the config's; whoever passes it has checked that the caller may."""
@@ -189,7 +188,7 @@ class AutomagikAgent(ABC):
         return (cached or self._template).names
 
     def check_prompt_variables(
-        self, given: Mapping[str, str], *, field: Sequence[str | int] = ("body", "prompt_variables")
+        self, given: Mapping[str, str], *, at: Sequence[str | int] = ("body", "prompt_variables")
     ) -> None:
         """Refuse a request's variable that the config doesn't declare.
 
@@ -201,7 +200,7 @@ class AutomagikAgent(ABC):
                 close = nearest(name, declared)
                 raise InvalidInput(
                     f"The agent '{self.name}' declares no variable '{name}'.",
-                    field=(*field, name),
+                    field=(*at, name),
                     code="unknown_variable",
                     hint=f"Did you mean '{close}'?"
                     if close

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from pydantic_ai import Agent
-from pydantic_ai.capabilities import AbstractCapability
+from pydantic_ai import Agent, DeferredToolRequests
+from pydantic_ai.capabilities import AbstractCapability, Instrumentation
 from pydantic_ai.models import Model
 
 from automagik.agents.agent import AgentInput, AgentResponse, AutomagikAgent, RunOptions
 from automagik.agents.config import AgentConfig
-from automagik.agents.running import refuse_deferred, run_agent
+from automagik.agents.running import run_agent
 from automagik.errors import Internal
 from automagik.tools import AgentContext
 
@@ -29,8 +29,9 @@ class BuiltAgent(AutomagikAgent):
         return Agent(
             name=self.name,
             deps_type=AgentContext,
+            output_type=[str, DeferredToolRequests],
             tools=self.dependencies.tools.attach(self.config.tools),
-            capabilities=self._capabilities(),
+            capabilities=self.tracing(),
         )
 
     def build(self) -> None:
@@ -51,9 +52,10 @@ class BuiltAgent(AutomagikAgent):
             capabilities=self._per_run,
         )
 
-    def _capabilities(self) -> list[AbstractCapability[AgentContext]]:
-        instrumentation = self.dependencies.instrumentation
-        return [refuse_deferred()] if instrumentation is None else [refuse_deferred(), instrumentation]
+    def tracing(self) -> list[AbstractCapability[AgentContext]]:
+        """The capability that traces runs, where traces are wanted."""
+        settings = self.dependencies.instrumentation
+        return [] if settings is None else [Instrumentation(settings)]
 
 
 class PydanticAgent(BuiltAgent):
@@ -69,7 +71,7 @@ class PydanticAgent(BuiltAgent):
 
     def make(self) -> Agent[Any, Any]:
         """The agent as its author built it."""
-        self._per_run = self._capabilities()
+        self._per_run = self.tracing() or None
         return self._agent
 
     async def model_for(self, options: RunOptions) -> Model | None:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, cast
 
 import structlog
-from pydantic_ai.capabilities import AbstractCapability
+from pydantic_ai.models.instrumented import InstrumentationSettings
 
 from automagik.agents.agent import AgentDependencies, AutomagikAgent
 from automagik.agents.config import AgentConfig, agent_document
@@ -22,7 +22,7 @@ from automagik.settings import Settings
 from automagik.store import Store, Transaction
 from automagik.store.agents import AgentChanges
 from automagik.store.rows import AgentRow
-from automagik.tools import AgentContext, ToolRegistry
+from automagik.tools import ToolRegistry
 from automagik.types import Caller, Clock, SystemClock
 
 __all__ = ["AgentFactory", "AgentInfo"]
@@ -63,7 +63,7 @@ class AgentFactory:
         prompts: Prompts,
         tools: ToolRegistry,
         clock: Clock | None = None,
-        instrumentation: AbstractCapability[AgentContext] | None = None,
+        instrumentation: InstrumentationSettings | None = None,
     ) -> None:
         self._settings = settings
         self._store = store

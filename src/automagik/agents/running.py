@@ -7,12 +7,11 @@ from typing import Any
 from pydantic_ai import (
     Agent,
     DeferredToolRequests,
-    DeferredToolResults,
-    RunContext,
     RunUsage,
     UsageLimits,
+    UserError,
 )
-from pydantic_ai.capabilities import AbstractCapability, HandleDeferredToolCalls
+from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.messages import (
     AgentStreamEvent,
     FunctionToolCallEvent,
@@ -39,21 +38,7 @@ from automagik.providers import cost
 from automagik.tools import AgentContext
 from automagik.types import Json, JsonObject, Usage
 
-__all__ = ["refuse_deferred", "run_agent", "usage_of"]
-
-
-def _refuse(_: RunContext[AgentContext], requests: DeferredToolRequests) -> DeferredToolResults | None:
-    names = ", ".join(dict.fromkeys(call.tool_name for call in (*requests.approvals, *requests.calls)))
-    raise RunFailed(
-        f"The agent called '{names}', which needs a person's approval or is carried out elsewhere.",
-        outcome="policy",
-        hint="Take the tool from the agent, or let it do without approval.",
-    )
-
-
-def refuse_deferred() -> HandleDeferredToolCalls[AgentContext]:
-    """A capability that ends a run with RunFailed (`policy`) when a tool asks for an approval."""
-    return HandleDeferredToolCalls(handler=_refuse)
+__all__ = ["run_agent", "usage_of"]
 
 
 def usage_of(used: RunUsage) -> Usage:
@@ -86,6 +71,24 @@ async def run_agent(
     Raises: exceptions of Pydantic AI for what model or tool did; RunFailed (`policy`) for a tool that needs approval.
     """
     told = _Told(options.emit)
+    try:
+        return await _run(agent, message, options, told, model, limits, model_name, capabilities)
+    except UserError as error:
+        if DeferredToolRequests.__name__ in error.message:  # an agent whose author did not reckon with approvals
+            raise _needs_a_person(told.calls[-1:]) from error
+        raise
+
+
+async def _run(
+    agent: Agent[Any, Any],
+    message: AgentInput,
+    options: RunOptions,
+    told: "_Told",
+    model: Model | None,
+    limits: UsageLimits,
+    model_name: str | None,
+    capabilities: Sequence[AbstractCapability[AgentContext]] | None,
+) -> AgentResponse:
     used = options.usage if options.usage is not None else RunUsage()
     context = options.context
     async with agent.iter(
@@ -122,6 +125,8 @@ def _response(
     result: AgentRunResult[Any], told: "_Told", used: RunUsage, options: RunOptions, model_name: str | None
 ) -> AgentResponse:
     output: object = result.output
+    if isinstance(output, DeferredToolRequests):
+        raise _needs_a_person([{"tool_name": call.tool_name} for call in (*output.approvals, *output.calls)])
     data: Json = None
     if isinstance(output, str):
         text = clean_text(output)
@@ -139,6 +144,15 @@ def _response(
         tool_outputs=told.outputs,
         instructions=options.instructions,
         model=result.response.model_name or model_name,
+    )
+
+
+def _needs_a_person(calls: Sequence[JsonObject]) -> RunFailed:
+    names = ", ".join(dict.fromkeys(str(call["tool_name"]) for call in calls))
+    return RunFailed(
+        f"The agent called '{names}', which waits for a person's approval or is carried out elsewhere.",
+        outcome="policy",
+        hint="Take the tool from the agent, or let it do without approval.",
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final, cast
 
 import yaml
 from pydantic import ValidationError
-from pydantic_ai import Agent, UserError
+from pydantic_ai import Agent, DeferredToolRequests, StructuredDict, UserError
 from pydantic_ai.agent.spec import CapabilitySpec
 from pydantic_core import from_json
 
@@ -83,13 +83,15 @@ class SpecAgent(BuiltAgent):
         """The Pydantic AI agent that the spec declares. Its instructions are not among it: they are the template."""
         spec = self.config.spec
         check_spec(spec, trusted=self._trusted, field=("spec",))
+        schema = spec.get("output_schema")
         try:
             return Agent.from_spec(
                 spec,
                 deps_type=AgentContext,
+                output_type=[StructuredDict(schema) if schema is not None else str, DeferredToolRequests],
                 name=self.name,
                 tools=self.dependencies.tools.attach(self.config.tools),
-                capabilities=self._capabilities(),
+                capabilities=self.tracing(),
             )
         except (UserError, ValidationError, ValueError, TypeError) as wrong:
             raise InvalidInput(f"Pydantic AI refuses the spec: {_first_line(wrong)}", field=("spec",)) from wrong

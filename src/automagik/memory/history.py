@@ -9,7 +9,7 @@ from pydantic_ai.messages import (
     BinaryContent,
     ModelRequest,
     ModelResponse,
-    RetryPromptPart,
+    RetryFeedbackPart,
     SystemPromptPart,
     TextPart,
     ToolReturnPart,
@@ -96,13 +96,10 @@ def _dumped(message: ModelMessage) -> NewMessage:
 def _role(message: ModelMessage) -> str:
     if isinstance(message, ModelResponse):
         return "assistant"
-    role = "system"
-    for part in message.parts:
-        if isinstance(part, UserPromptPart):
-            return "user"
-        if isinstance(part, ToolReturnPart | RetryPromptPart):
-            role = "tool"
-    return role
+    parts = message.parts
+    if any(isinstance(part, ToolReturnPart) for part in parts):
+        return "tool"  # also where text follows the results: a history must not begin between a call and its result
+    return "user" if any(isinstance(part, UserPromptPart) for part in parts) else "system"
 
 
 def _part_text(part: object) -> str:
@@ -113,8 +110,8 @@ def _part_text(part: object) -> str:
         return content if isinstance(content, str) else "\n".join(_content_text(item) for item in content)
     if isinstance(part, ToolReturnPart):
         return part.model_response_str()
-    if isinstance(part, RetryPromptPart):
-        return part.model_response()
+    if isinstance(part, RetryFeedbackPart):
+        return part.content if isinstance(part.content, str) else "\n".join(error["msg"] for error in part.content)
     return ""
 
 

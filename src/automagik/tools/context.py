@@ -2,16 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from uuid import UUID
 
 from automagik.memory import AgentMemory
 from automagik.types import Json
 
 __all__ = ["AgentContext", "AgentMemory"]
-
-_NO_TEXTS: Mapping[str, str] = MappingProxyType({})
-_NO_JSON: Mapping[str, Json] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +28,7 @@ class AgentContext:
     """The session's key in the store."""
     user_id: UUID | None = None
     """The user that the run is for."""
-    variables: Mapping[str, str] = _NO_TEXTS
+    variables: Mapping[str, str] = field(default_factory=dict[str, str])
     """The request's own variables (`prompt_variables`)."""
-    request: Mapping[str, Json] = _NO_JSON
+    request: Mapping[str, Json] = field(default_factory=dict[str, Json])
     """The request's `context`, as it came."""

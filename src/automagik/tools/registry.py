@@ -94,19 +94,20 @@ class ToolRegistry:
                 tool = Tool(tool)
             except (UserError, TypeError, ValueError) as wrong:
                 raise PluginError(f"The tool can't be used: {wrong}") from wrong
-        self._check(tool, group)
+        checked = cast("Tool[Any]", tool)
+        self._check(checked, group)
         info = ToolInfo(
-            name=tool.name,
-            description=cast("str", tool.description),
+            name=checked.name,
+            description=cast("str", checked.description),
             category=category,
             group=group,
             source=source,
-            parameters=cast("JsonObject", tool.function_schema.json_schema),
+            parameters=cast("JsonObject", checked.function_schema.json_schema),
         )
-        self._tools[tool.name] = tool
-        self._infos[tool.name] = info
+        self._tools[checked.name] = checked
+        self._infos[checked.name] = info
         if group is not None:
-            self._groups.setdefault(group, []).append(tool.name)
+            self._groups.setdefault(group, []).append(checked.name)
         return info
 
     def attach(self, names: Iterable[str], *, field: Sequence[str | int] = ("tools",)) -> list[Tool[Any]]:
@@ -153,7 +154,7 @@ class ToolRegistry:
         elif isinstance(value, list | tuple):
             members = list(cast("Sequence[Any]", value))
         elif isinstance(value, Tool) or callable(value):
-            self.register(cast("Tool[Any]", value), category=_category(value), source=source)
+            self.register(cast("Tool[Any]", value), category=_category(cast("object", value)), source=source)
             return
         else:
             raise PluginError(f"The entry point '{name}' is no tool, but {type(value).__name__}.")
