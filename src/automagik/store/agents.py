@@ -102,7 +102,7 @@ class Agents(Repository):
         statement = statement.values(revision=_agents.c.revision + 1, updated_at=self._now, **changes)
         record = self._connection.execute(statement.returning(_agents)).one_or_none()
         if record is None:
-            self._raise_missing_or_stale(name)
+            raise self._stale(name)
         return _row(record)
 
     def delete(self, name: str, *, if_revision: int | None = None) -> AgentRow:
@@ -117,7 +117,7 @@ class Agents(Repository):
             statement = statement.where(_agents.c.revision == if_revision)
         record = self._connection.execute(statement.returning(_agents)).one_or_none()
         if record is None:
-            self._raise_missing_or_stale(name)
+            raise self._stale(name)
         return _row(record)
 
     def all(self) -> list[AgentRow]:
@@ -135,9 +135,9 @@ class Agents(Repository):
             statement = statement.where(_agents.c.active == active)
         return fetch_page(self._connection, statement, (_agents.c.id,), _row, limit=limit, cursor=cursor)
 
-    def _raise_missing_or_stale(self, name: str) -> Any:
+    def _stale(self, name: str) -> PreconditionFailed:
         found = self.get(name)
-        raise PreconditionFailed(
+        return PreconditionFailed(
             f"The agent '{name}' was changed since you read it; it is at revision {found.revision}.",
             hint="Read it again and repeat your change.",
         )

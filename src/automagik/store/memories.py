@@ -199,10 +199,9 @@ class Memories(Repository):
         ]
         if names is not None:
             conditions.append(m.name.in_(names))
-        columns = (m.id, m.agent_id, m.user_id, m.session_id, m.name, m.content)
-        found = self._connection.execute(
-            union(*(select(*columns).where(branch, *conditions) for branch in branches))
-        ).all()
+        columns: list[ColumnElement[Any]] = [m.id, m.agent_id, m.user_id, m.session_id, m.name, m.content]
+        statement = union(*(select(*columns).where(branch, *conditions) for branch in branches))
+        found: Sequence[Row[Any]] = self._connection.execute(statement).all()
         return {record.name: record.content for record in sorted(found, key=_nearness)}
 
     def known_names(self, agent_id: int | None = None) -> list[str]:

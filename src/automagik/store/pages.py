@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, or_
+from sqlalchemy import Column, ColumnElement, Connection, Row, Select, and_, or_
 
 from automagik.errors import InvalidInput
 from automagik.store.columns import Uid, UtcTime
@@ -25,7 +25,7 @@ _LARGEST_KEY = 2**63 - 1
 def fetch_page(
     connection: Connection,
     statement: Select[Any],
-    key: Sequence[ColumnElement[Any]],
+    key: Sequence[Column[Any]],
     make: Callable[[Row[Any]], T],
     *,
     limit: int,
@@ -44,16 +44,16 @@ def fetch_page(
     return Page([make(record) for record in records], _encode(records[-1], key) if more else None)
 
 
-def _before(key: Sequence[ColumnElement[Any]], values: Sequence[object]) -> ColumnElement[bool]:
+def _before(key: Sequence[Column[Any]], values: Sequence[object]) -> ColumnElement[bool]:
     column, value = key[0], values[0]
     if len(key) == 1:
         return column < value
     return and_(column <= value, or_(column < value, _before(key[1:], values[1:])))
 
 
-def _encode(record: Row[Any], key: Sequence[ColumnElement[Any]]) -> str:
-    mapping = record._mapping
-    text = json.dumps([_to_text(mapping[column]) for column in key], separators=(",", ":"))
+def _encode(record: Row[Any], key: Sequence[Column[Any]]) -> str:
+    values = [_to_text(getattr(record, column.name)) for column in key]
+    text = json.dumps(values, separators=(",", ":"))
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
@@ -63,7 +63,7 @@ def _to_text(value: object) -> object:
     return str(value) if isinstance(value, uuid.UUID) else value
 
 
-def _decode(cursor: str, key: Sequence[ColumnElement[Any]]) -> list[object]:
+def _decode(cursor: str, key: Sequence[Column[Any]]) -> list[object]:
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
         values = json.loads(base64.b64decode(padded.encode("ascii"), altchars=b"-_", validate=True))
@@ -78,7 +78,7 @@ def _decode(cursor: str, key: Sequence[ColumnElement[Any]]) -> list[object]:
         ) from wrong
 
 
-def _from_text(value: object, column: ColumnElement[Any]) -> object:
+def _from_text(value: object, column: Column[Any]) -> object:
     if isinstance(column.type, UtcTime):
         moment = datetime.fromisoformat(str(value))
         if moment.tzinfo is None:

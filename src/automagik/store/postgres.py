@@ -2,8 +2,8 @@
 
 import asyncio
 import zlib
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar, cast
 
 import asyncpg
 from sqlalchemy import Connection, text
@@ -15,7 +15,15 @@ from automagik.store.failures import translated, translated_state, unavailable
 from automagik.store.migrator import current_revision, migrate
 from automagik.store.schema import HEAD
 
-__all__ = ["PostgresDatabase", "connect_postgres", "driver_url", "living", "postgres_meaning"]
+__all__ = [
+    "DriverConnection",
+    "PostgresDatabase",
+    "PreparedStatement",
+    "connect_postgres",
+    "driver_url",
+    "living",
+    "postgres_meaning",
+]
 
 T = TypeVar("T")
 
@@ -53,12 +61,29 @@ def driver_url(url: str) -> str:
     return f"postgresql://{rest}" if separator else url
 
 
-async def connect_postgres(url: str, *, lane: bool = False) -> "asyncpg.Connection[asyncpg.Record]":
+class PreparedStatement(Protocol):
+    """A statement that the server has planned."""
+
+    async def fetch(self, *parameters: object) -> list[Mapping[str, Any]]: ...
+
+
+class DriverConnection(Protocol):
+    """What is used of a connection of asyncpg, which has no types of its own."""
+
+    async def execute(self, query: str) -> str: ...
+
+    async def prepare(self, query: str) -> PreparedStatement: ...
+
+    def is_closed(self) -> bool: ...
+
+    async def close(self, *, timeout: float | None = None) -> None: ...  # noqa: ASYNC109 - the driver's signature
+
+
+async def connect_postgres(url: str, *, lane: bool = False) -> DriverConnection:
     """A connection of the driver's own; a `lane` is set up for the statements of the hot path."""
     settings = {"application_name": "automagik", **(_LANE_SETTINGS if lane else {})}
-    return await asyncpg.connect(
-        url, timeout=_CONNECT_SECONDS, command_timeout=_STATEMENT_SECONDS, server_settings=settings
-    )
+    connect = cast("Callable[..., Awaitable[DriverConnection]]", asyncpg.connect)
+    return await connect(url, timeout=_CONNECT_SECONDS, command_timeout=_STATEMENT_SECONDS, server_settings=settings)
 
 
 def postgres_meaning(error: BaseException) -> BaseException:
@@ -94,6 +119,7 @@ class PostgresDatabase:
             max_overflow=0,
             pool_timeout=_POOL_WAIT_SECONDS,
             pool_pre_ping=True,
+            json_deserializer=str,  # the columns' types read the text themselves
         )
         try:
             async with engine.connect() as connection:
@@ -136,7 +162,7 @@ class PostgresDatabase:
         """Name the lock that this process's first lane holds as long as it lives."""
         self._owner = owner
 
-    async def connect_lane(self, index: int) -> "asyncpg.Connection[asyncpg.Record]":
+    async def connect_lane(self, index: int) -> DriverConnection:
         """A new connection for the hot path; that of the first lane also shows that the owner lives."""
         connection = await connect_postgres(self.url, lane=True)
         if index == 0 and self._owner is not None:

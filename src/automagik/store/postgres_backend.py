@@ -5,6 +5,7 @@ from typing import Literal, TypeVar
 
 from sqlalchemy import Connection
 
+from automagik.store.hot import HotPath
 from automagik.store.postgres import PostgresDatabase, living
 from automagik.store.postgres_hot import PostgresHot
 from automagik.types import Clock
@@ -21,14 +22,15 @@ class PostgresBackend:
 
     def __init__(self, url: str, pool_size: int, clock: Clock) -> None:
         self._database = PostgresDatabase(url, pool_size)
-        self.hot = PostgresHot(self._database, clock)
+        self._lanes = PostgresHot(self._database, clock)
+        self.hot: HotPath = self._lanes
 
     async def open(self) -> None:
         await self._database.open()
-        await self.hot.open()
+        await self._lanes.open()
 
     async def close(self) -> None:
-        await self.hot.close()
+        await self._lanes.close()
         await self._database.close()
 
     async def read(self, work: Callable[[Connection], T]) -> T:
@@ -38,7 +40,7 @@ class PostgresBackend:
         return await self._database.write(work)
 
     async def acquire_ownership(self, owner: str) -> None:
-        await self.hot.acquire_ownership(owner)
+        await self._lanes.acquire_ownership(owner)
 
     def living(self, connection: Connection, owners: Sequence[str]) -> set[str]:
         return living(connection, owners)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import uuid
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +28,12 @@ from automagik.store.hot import (
     not_queued,
 )
 from automagik.store.messages import Messages
-from automagik.store.postgres import PostgresDatabase, postgres_meaning
+from automagik.store.postgres import DriverConnection, PostgresDatabase, PreparedStatement, postgres_meaning
 from automagik.types import Clock
 
 __all__ = ["PostgresHot"]
+
+Record = Mapping[str, Any]
 
 _LARGEST_BATCH = 32
 
@@ -60,7 +62,7 @@ _APPEND = _Statement(sql.APPEND, columns.of_append, lambda append: append[0])
 class _Job:
     statement: _Statement
     request: Any
-    future: "asyncio.Future[asyncpg.Record | None]"
+    future: "asyncio.Future[Record | None]"
 
 
 class _Lane:
@@ -69,10 +71,10 @@ class _Lane:
     def __init__(self, database: PostgresDatabase, index: int) -> None:
         self._database = database
         self._index = index
-        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
-        self._prepared: dict[str, Any] = {}
+        self._connection: DriverConnection | None = None
+        self._prepared: dict[str, PreparedStatement] = {}
 
-    async def fetch(self, text: str, parameters: Sequence[object]) -> list[asyncpg.Record]:
+    async def fetch(self, text: str, parameters: Sequence[object]) -> list[Record]:
         connection = self._connection
         if connection is None or connection.is_closed():
             connection = await self.connect()
@@ -81,7 +83,7 @@ class _Lane:
             prepared = self._prepared[text] = await connection.prepare(text)
         return await prepared.fetch(*parameters)
 
-    async def connect(self) -> "asyncpg.Connection[asyncpg.Record]":
+    async def connect(self) -> DriverConnection:
         await self.close()
         self._connection = connection = await self._database.connect_lane(self._index)
         return connection
@@ -161,7 +163,7 @@ class PostgresHot:
     async def append_events(self, run_id: str, events: Sequence[NewEvent]) -> bool:
         return await self._do(_APPEND, (run_id, events)) is not None
 
-    async def _store(self, statement: _Statement, begin: BeginRun) -> asyncpg.Record:
+    async def _store(self, statement: _Statement, begin: BeginRun) -> Record:
         if begin.user_id is not None and not begin.create_user:
             await self._require_user(begin.user_id)
         for _ in range(_ATTEMPTS):
@@ -182,7 +184,7 @@ class PostgresHot:
         if await self._database.read(lambda connection: connection.scalar(known)) is None:
             raise NotFound("user", str(user_id))
 
-    async def _history(self, record: asyncpg.Record, limit: int | None) -> list[str]:
+    async def _history(self, record: Record, limit: int | None) -> list[str]:
         payloads: list[str] | None = record["payloads"]
         if not payloads:
             return []
@@ -194,7 +196,7 @@ class PostgresHot:
 
     # -- batches
 
-    async def _do(self, statement: _Statement, request: object) -> asyncpg.Record | None:
+    async def _do(self, statement: _Statement, request: object) -> Record | None:
         if not self._open:
             raise ServiceUnavailable("The database is closed: the server is stopping.", hint="Retry later.")
         loop = asyncio.get_running_loop()
@@ -276,6 +278,6 @@ def _fail(batch: Sequence[_Job], error: BaseException) -> None:
             job.future.set_exception(meaning)
 
 
-def _variables(record: asyncpg.Record) -> dict[str, str]:
+def _variables(record: Record) -> dict[str, str]:
     names = record["names"]
     return dict(zip(names, record["contents"], strict=True)) if names else {}

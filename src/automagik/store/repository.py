@@ -1,6 +1,6 @@
 """Repository: what the access to every table has in common."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 
@@ -23,7 +23,7 @@ class Repository:
 
 
 @contextmanager
-def conflicts(detail: str, *, hint: str | None = None, by_column: Mapping[str, str] | None = None) -> Iterator[None]:
+def conflicts(detail: str, *, hint: str | None = None, by_column: Mapping[str, str] | None = None) -> Generator[None]:
     """Turn a broken constraint into a Conflict that says `detail`, or what `by_column` has for the column it names."""
     try:
         yield

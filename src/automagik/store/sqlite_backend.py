@@ -6,6 +6,7 @@ from typing import Literal, TypeVar
 
 from sqlalchemy import Connection
 
+from automagik.store.hot import HotPath
 from automagik.store.sqlite import SqliteDatabase
 from automagik.store.sqlite_hot import SqliteHot
 
@@ -21,7 +22,7 @@ class SqliteBackend:
 
     def __init__(self, path: Path) -> None:
         self._database = SqliteDatabase(path)
-        self.hot = SqliteHot(self._database)
+        self.hot: HotPath = SqliteHot(self._database)
 
     async def open(self) -> None:
         await self._database.open()

