@@ -12,11 +12,12 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from automagik.api import create_api
 from pydantic import SecretStr
 from pydantic_ai import Agent, ModelMessage
 
+from automagik.api import create_api
 from automagik.app import Platform
+from automagik.memory import MemoryInput
 from automagik.runs import RunRequest
 from automagik.settings import Settings
 from automagik.telemetry import configure_logging
@@ -98,8 +99,8 @@ async def layers(on: Ground, database: Database, *, wire: bool, clients: int) ->
             }
             await call_app(api, f"/api/v1/agent/{AGENT}/run", body, key=key)
 
-        body = {"name": AGENT_VARIABLE, "content": VARIABLE_VALUE, "agent_name": AGENT}
-        await call_app(api, "/api/v1/memories", body, key=key, expect=201)
+        memory = MemoryInput(name=AGENT_VARIABLE, content=VARIABLE_VALUE, agent=AGENT)
+        await platform.memories.create(memory, caller)
         for _ in range(HISTORY_MESSAGES // 2):
             await asyncio.gather(*(ask_api(number) for number in range(clients)))
         yield [
@@ -110,10 +111,10 @@ async def layers(on: Ground, database: Database, *, wire: bool, clients: int) ->
         ]
 
 
-async def call_app(app: Any, path: str, body: dict[str, Any], *, key: str | None = None, expect: int = 200) -> bytes:
+async def call_app(app: Any, path: str, body: dict[str, Any], *, key: str | None = None) -> bytes:
     """One POST to an ASGI application, as uvicorn would make it; the answer's body.
 
-    Raises: RuntimeError for another status than `expect`.
+    Raises: RuntimeError for another status than 200.
     """
     content = json.dumps(body).encode()
     headers = [
@@ -158,7 +159,7 @@ async def call_app(app: Any, path: str, body: dict[str, Any], *, key: str | None
     await app(scope, receive, send)
     forever.cancel()
     answer = b"".join(parts)
-    if status != expect:
+    if status != 200:
         raise RuntimeError(f"{path} answered {status}: {answer[:500].decode(errors='replace')}")
     return answer
 

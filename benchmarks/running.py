@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+from automagik.testing.postgres import PostgresServer
 from benchmarks.load import Plan, Seen
 from benchmarks.processes import SUPPORT_CORES, Process, cores, environment, pinned, python
 
@@ -32,6 +33,7 @@ class Ground:
     """How long one measurement of throughput takes."""
     quick: bool = False
     """Smaller counts, to try the harness; the figures mean little."""
+    _postgres: PostgresServer | None = field(default=None, repr=False)
 
     @property
     def support(self) -> frozenset[int]:
@@ -44,8 +46,15 @@ class Ground:
 
     @contextmanager
     def postgresql(self) -> Iterator[str]:
-        """The URL of a new, empty database."""
-        raise NotImplementedError
+        """The URL of a new database on a real PostgreSQL with its usual, durable settings."""
+        if self._postgres is None:
+            with pinned(self.support):
+                self._postgres = self.stack.enter_context(PostgresServer(durable=True))
+        url = self._postgres.create_database()
+        try:
+            yield url
+        finally:
+            self._postgres.drop_database(url)
 
 
 @contextmanager

@@ -37,10 +37,14 @@ _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 class _MonotonicStamp:
     """128 bits that grow: 48 of milliseconds, then 80 that are random and count up within a millisecond (the ULID layout)."""
 
+    _POOL_BYTES = 4000
+    """Random bytes are fetched by the hundred: one system call for each identifier would be most of its cost."""
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._last_ms = 0
         self._tail = 0
+        self._pool = b""
 
     def next(self) -> tuple[int, int]:
         with self._lock:
@@ -49,11 +53,22 @@ class _MonotonicStamp:
                 self._tail += 1
             else:
                 self._last_ms = ms
-                self._tail = int.from_bytes(os.urandom(10), "big") >> 2
+                self._tail = int.from_bytes(self._ten_bytes(), "big") >> 2
             return ms, self._tail
+
+    def _ten_bytes(self) -> bytes:
+        if not self._pool:
+            self._pool = os.urandom(self._POOL_BYTES)
+        taken, self._pool = self._pool[:10], self._pool[10:]
+        return taken
+
+    def forget(self) -> None:
+        """Drop the random bytes at hand: a forked child must not give out its parent's."""
+        self._pool = b""
 
 
 _stamp = _MonotonicStamp()
+os.register_at_fork(after_in_child=_stamp.forget)
 
 
 def new_id(kind: str) -> str:
