@@ -1,0 +1,150 @@
+"""Admission: from a request to its caller. The key from the headers, its rate limit, and the scopes that a route asks for."""
+
+import math
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, cast
+
+from fastapi import Depends, Request
+from limits import RateLimitItem, parse
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import FixedWindowRateLimiter
+
+from automagik.errors import MissingScope, NotFound, RateLimited, Unauthorized
+from automagik.security import KeyRing
+from automagik.types import Caller
+
+if TYPE_CHECKING:
+    from starlette.types import Scope
+
+__all__ = [
+    "AdminCaller",
+    "Admission",
+    "CallerOf",
+    "caller_of",
+    "check_scope",
+    "request_id_of",
+    "require",
+    "visible_user",
+]
+
+_QUERY_KEYS = (b"x-api-key=", b"api_key=", b"apikey=", b"x_api_key=", b"access_token=")
+
+
+class Admission:
+    """Admits requests that carry a valid key within its rate limit, which is counted in this process."""
+
+    def __init__(self, keys: KeyRing) -> None:
+        self._keys = keys
+        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._limits: dict[str, RateLimitItem] = {}
+
+    async def admit(self, scope: "Scope") -> Caller:
+        """The caller; also kept in the scope for `caller_of`.
+
+        Raises:
+            Unauthorized: no key in the headers, or one that is unknown, expired or revoked.
+            RateLimited: the key used up its allowance.
+        """
+        key = presented_key(scope)
+        caller = self._keys.cached(key) or await self._keys.authenticate(key)
+        if caller.rate_limit is not None:
+            await self._count(caller, caller.rate_limit)
+        scope["automagik.caller"] = caller
+        return caller
+
+    async def known(self, scope: "Scope") -> Caller | None:
+        """The caller where there is a key, None where there is none. Raises Unauthorized."""
+        names = {name for name, _ in scope["headers"]}
+        return await self.admit(scope) if names & {b"x-api-key", b"authorization"} else None
+
+    async def _count(self, caller: Caller, rate_limit: str) -> None:
+        limit = self._limits.get(rate_limit)
+        if limit is None:
+            limit = self._limits[rate_limit] = parse(rate_limit)
+        key_id = caller.key_id or ""
+        if await self._limiter.hit(limit, key_id):
+            return
+        window = await self._limiter.get_window_stats(limit, key_id)
+        wait = max(1, math.ceil(window.reset_time - time.time()))
+        raise RateLimited(
+            f"This key may make {rate_limit.replace('/', ' requests a ')}, and has.",
+            retry_after_seconds=wait,
+            hint=f"Wait {wait} seconds, or use a key with a higher rate limit.",
+        )
+
+
+def presented_key(scope: "Scope") -> str:
+    """The key in the headers. Raises Unauthorized where there is none."""
+    for name, value in scope["headers"]:
+        if name == b"x-api-key":
+            return value.decode("latin-1")
+        if name == b"authorization":
+            scheme, _, key = value.decode("latin-1").partition(" ")
+            if scheme.lower() != "bearer":
+                break
+            return key.strip()
+    query = scope["query_string"].lower()
+    if any(query.startswith(name) or b"&" + name in query for name in _QUERY_KEYS):
+        raise Unauthorized(
+            "A key in a query string is not read: it would stand in logs and histories.",
+            hint="Send it as the header 'x-api-key: KEY' or 'Authorization: Bearer KEY', and revoke this one.",
+        )
+    raise Unauthorized(
+        "The API key is missing.", hint="Send it as the header 'x-api-key: KEY' or 'Authorization: Bearer KEY'."
+    )
+
+
+def caller_of(request: Request) -> Caller:
+    """The caller of an admitted request."""
+    return cast("Caller", request.scope["automagik.caller"])
+
+
+def request_id_of(request: Request) -> str | None:
+    """The request's id, as in its answer's `X-Request-ID`."""
+    return request.scope.get("automagik.request_id")
+
+
+def check_scope(caller: Caller, scope: str) -> None:
+    """Refuse a caller without `scope`; `AREA:write` includes `AREA:read`, for a change answers what it changed.
+
+    Raises: MissingScope.
+    """
+    if caller.allows(scope):
+        return
+    area, _, action = scope.rpartition(":")
+    if action != "read" or not caller.allows(f"{area}:write"):
+        raise MissingScope(scope)
+
+
+def require(scope: str) -> Callable[[Request], Awaitable[Caller]]:
+    """A dependency: the caller, who has `scope`."""
+
+    async def admitted(request: Request) -> Caller:
+        caller = caller_of(request)
+        check_scope(caller, scope)
+        return caller
+
+    return admitted
+
+
+async def _any_caller(request: Request) -> Caller:
+    return caller_of(request)
+
+
+CallerOf = Annotated[Caller, Depends(_any_caller)]
+"""The caller, whatever their scopes."""
+
+AdminCaller = Annotated[Caller, Depends(require("admin"))]
+"""The caller, an administrator."""
+
+
+def visible_user(caller: Caller, user_id: uuid.UUID | None) -> uuid.UUID | None:
+    """The user whose things are meant: the caller's own where their key is bound to one.
+
+    Raises: NotFound for another user than the key's own.
+    """
+    if caller.user_id is None or user_id is None or user_id == caller.user_id:
+        return caller.user_id or user_id
+    raise NotFound("user", str(user_id), hint="This key is bound to another user; leave `user_id` out.")

@@ -1,0 +1,70 @@
+"""The API as an ASGI application over one Platform."""
+
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from automagik import __version__
+from automagik.api.admission import Admission
+from automagik.api.document import describe
+from automagik.api.middleware import Gate
+from automagik.api.problems import problem_response
+from automagik.api.routes import runs, system
+from automagik.app import Platform
+from automagik.errors import AutomagikError
+
+__all__ = ["create_api"]
+
+_ROUTERS: tuple[APIRouter, ...] = (
+    runs.router,
+    system.router,
+)
+"""In the order of matching: what is asked most comes first."""
+
+
+class _Api(FastAPI):
+    """FastAPI with the document that we complete."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = describe(super().openapi())
+        return self.openapi_schema
+
+
+def create_api(platform: Platform) -> FastAPI:
+    """The API of an open platform."""
+    app = _Api(
+        title="Automagik Agents",
+        version=__version__,
+        description="Run AI agents with memory, tools and a record of everything they did.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        separate_input_output_schemas=False,
+        strict_content_type=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
+    )
+    app.state.platform = platform
+    app.state.admission = Admission(platform.keys)
+    for router in _ROUTERS:
+        # Not include_router: an included router is matched twice for each request in this FastAPI.
+        app.router.routes.extend(router.routes)
+    for error in (AutomagikError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(error, _render)
+    if platform.settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=platform.settings.cors_origins,
+            allow_methods=["GET", "POST", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "If-Match", "Last-Event-ID", "X-API-Key", "X-Request-ID"],
+            expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID"],
+        )
+    app.add_middleware(Gate, metrics=platform.metrics, max_body_bytes=platform.settings.max_body_bytes)
+    return app
+
+
+async def _render(request: Any, error: Exception) -> Any:
+    return problem_response(request, error)

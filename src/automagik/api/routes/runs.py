@@ -1,0 +1,263 @@
+"""Runs: ask an agent (at once, as a stream, in the background), and look at what was asked."""
+
+import uuid
+from typing import Annotated, Any, cast
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import ValidationError
+
+from automagik.api.admission import caller_of, require
+from automagik.api.answers import answer, page_of
+from automagik.api.bodies import read_json
+from automagik.api.media import MediaReader
+from automagik.api.platform import PlatformOf, platform_of
+from automagik.api.problems import invalid_fields, problems
+from automagik.api.route import ApiRoute
+from automagik.api.schemas.common import PageOf
+from automagik.api.schemas.runs import (
+    AgentRunRequest,
+    EventList,
+    RunAnswer,
+    RunResource,
+    RunSummary,
+)
+from automagik.api.sse import EVENT_STREAM, EventResponse, event_document, run_chunks
+from automagik.app import Platform
+from automagik.errors import InvalidInput
+from automagik.memory import check_text
+from automagik.runs import RunRequest, run_document, usage_document
+from automagik.store.rows import RunRow
+from automagik.types import Caller, Json, JsonObject, RunOutcome, RunStatus
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/api/v1", tags=["runs"], route_class=ApiRoute)
+
+Reader = Annotated[Caller, Depends(require("runs:read"))]
+Writer = Annotated[Caller, Depends(require("runs:write"))]
+
+_KEPT = ("message_type", "channel_payload", "agent_id", "parameters", "messages", "user")
+_ASK: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/AgentRunRequest"}}},
+    }
+}
+_ASK_PROBLEMS = problems(404, 409, 413, 500, 502, 504)
+_STREAM: dict[str, Any] = {
+    "description": "The run's events as they come; the last is `run_finished` with the whole run",
+    "content": {EVENT_STREAM: {"schema": {"type": "string"}}},
+}
+
+
+@router.post(
+    "/agent/{name}/run",
+    summary="Ask an agent and wait for its answer",
+    openapi_extra=_ASK,
+    responses={200: {"model": RunAnswer, "description": "The answer"}, **_ASK_PROBLEMS},
+)
+async def run_agent(name: str, request: Request) -> Response:
+    """A run that fails is a Problem that carries its `run_id`, never a 200. A caller that leaves ends nothing."""
+    platform = platform_of(request)
+    row = await platform.runs.run(await _asked(name, request, platform), caller_of(request))
+    return answer(_answer_document(row))
+
+
+@router.post(
+    "/agent/{name}/run/stream",
+    summary="Ask an agent and get its answer as it comes",
+    openapi_extra=_ASK,
+    status_code=200,
+    responses={200: _STREAM, **_ASK_PROBLEMS},
+    response_class=EventResponse,
+)
+async def stream_agent(name: str, request: Request) -> Response:
+    """Server-sent events: `run_started`, `text_delta`, `tool_call`, `tool_result`, ..., `run_finished`."""
+    platform = platform_of(request)
+    stream = await platform.runs.stream(await _asked(name, request, platform), caller_of(request))
+    return EventResponse(run_chunks(stream), gauge=platform.metrics.active_streams)
+
+
+@router.post(
+    "/agent/{name}/run/async",
+    summary="Give an agent something to do in the background",
+    openapi_extra=_ASK,
+    status_code=202,
+    responses={202: {"model": RunResource, "description": "The run, accepted and stored"}, **_ASK_PROBLEMS},
+)
+async def submit_agent(name: str, request: Request) -> Response:
+    """The run as soon as it is stored; follow it at its `Location`."""
+    platform = platform_of(request)
+    row = await platform.runs.submit(await _asked(name, request, platform), caller_of(request))
+    return answer(run_document(row), 202, headers={"Location": f"/api/v1/runs/{row.run_id}"})
+
+
+@router.get(
+    "/runs",
+    summary="List runs",
+    responses={200: {"model": PageOf[RunSummary], "description": "Newest first"}, **problems(404)},
+)
+async def list_runs(
+    platform: PlatformOf,
+    caller: Reader,
+    status: RunStatus | None = None,
+    outcome: RunOutcome | None = None,
+    kind: Annotated[str | None, Query(max_length=32)] = None,
+    name: Annotated[str | None, Query(max_length=128)] = None,
+    session_id: uuid.UUID | None = None,
+    user_id: uuid.UUID | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 50,
+    cursor: Annotated[str | None, Query(max_length=1000)] = None,
+) -> Response:
+    """The runs that the key may see, without `input` and `output`."""
+    page = await platform.runs.list(
+        caller,
+        status=status,
+        outcome=outcome,
+        kind=kind,
+        name=name,
+        session_id=session_id,
+        user_id=user_id,
+        limit=limit,
+        cursor=cursor,
+    )
+    return page_of(page, lambda row: run_document(row, whole=False))
+
+
+@router.get(
+    "/runs/{run_id}",
+    summary="Show a run",
+    responses={200: {"model": RunResource, "description": "The run"}, **problems(404)},
+)
+async def get_run(run_id: str, platform: PlatformOf, caller: Reader) -> Response:
+    """The run, whole."""
+    return answer(run_document(await platform.runs.get(run_id, caller)))
+
+
+@router.get(
+    "/runs/{run_id}/events",
+    summary="What happened in a run",
+    responses={
+        200: {
+            "description": "Stored events; with `Accept: text/event-stream` a stream that goes on until the run ends",
+            "model": EventList,
+            "content": {EVENT_STREAM: {"schema": {"type": "string"}}},
+        },
+        **problems(404),
+    },
+)
+async def get_events(
+    run_id: str,
+    platform: PlatformOf,
+    caller: Reader,
+    after: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None,
+    accept: Annotated[str | None, Header(include_in_schema=False)] = None,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> Response:
+    """Events after `Last-Event-ID` or `after`: as a list, or as server-sent events that resume where you left off."""
+    seen = _last_seen(last_event_id) if last_event_id is not None else after or 0
+    if EVENT_STREAM in (accept or ""):
+        stream = await platform.runs.watch(run_id, caller, after=seen)
+        return EventResponse(run_chunks(stream), gauge=platform.metrics.active_streams)
+    events = await platform.runs.events(run_id, caller, after=seen)
+    return answer({"data": [event_document(event) for event in events], "next_cursor": None})
+
+
+@router.post(
+    "/runs/{run_id}/cancel",
+    summary="Stop a run",
+    responses={200: {"model": RunResource, "description": "The run, as it ended"}, **problems(404)},
+)
+async def cancel_run(run_id: str, platform: PlatformOf, caller: Writer) -> Response:
+    """Stops a queued or running run; one that has ended is answered as it ended."""
+    return answer(run_document(await platform.runs.cancel(run_id, caller)))
+
+
+async def _asked(name: str, request: Request, platform: Platform) -> RunRequest:
+    """The question in the request's body, its texts and media checked."""
+    body = await read_json(request)
+    try:
+        asked = AgentRunRequest.model_validate(body)
+    except ValidationError as wrong:
+        raise invalid_fields(wrong) from None
+    limit = platform.settings.max_text_chars
+    for field in ("message_content", "system_prompt"):
+        text = cast("str | None", getattr(asked, field))
+        if text is not None and len(text) > limit:
+            check_text(text, field=("body", field), max_chars=limit)
+    if not asked.message_content and not asked.media_contents:
+        raise InvalidInput("The message is empty.", field=("body", "message_content"), hint="Say something.")
+    media = await _media(asked, platform) if asked.media_contents else ()
+    return RunRequest(
+        agent_name=name,
+        text=asked.message_content,
+        media=media,
+        session_id=asked.session_id,
+        session_name=asked.session_name,
+        user_id=asked.user_id,
+        message_limit=asked.message_limit,
+        context=asked.context or {},
+        system_prompt=asked.system_prompt,
+        model=asked.model,
+        prompt_variables=asked.prompt_variables or {},
+        labels=asked.labels or {},
+        timeout_seconds=asked.timeout_seconds,
+        metadata=_metadata(asked),
+        session_origin=asked.session_origin,
+    )
+
+
+async def _media(asked: AgentRunRequest, platform: Platform) -> tuple[Any, ...]:
+    """Media by base64 and by URL; all are there before the run is accepted."""
+    reader = MediaReader(platform.settings, platform.outbound)
+    found: list[Any] = []
+    size = 0
+    for index, item in enumerate(asked.media_contents or ()):
+        at = ("body", "media_contents", index)
+        type_field = (*at, "mime_type")
+        if (item.data is None) == (item.media_url is None):
+            raise InvalidInput("Give `data` or `media_url`.", field=(*at, "data"), hint="One of them, not both.")
+        if item.data is not None:
+            content = reader.decode(item.data, item.mime_type, field=(*at, "data"), type_field=type_field)
+        else:
+            url_field = (*at, "media_url")
+            content = await reader.fetch(
+                cast("str", item.media_url), item.mime_type, field=url_field, type_field=type_field
+            )
+        found.append(content)
+        size += len(content.data)
+        reader.check_sum(size, field=at)
+    return tuple(found)
+
+
+def _metadata(asked: AgentRunRequest) -> JsonObject:
+    """What has no effect: kept and shown."""
+    kept: dict[str, Json] = {name: value for name, value in (asked.model_extra or {}).items() if value is not None}
+    for name in asked.model_fields_set.intersection(_KEPT):
+        value = getattr(asked, name)
+        if value is not None:
+            kept[name] = value
+    return kept
+
+
+def _answer_document(row: RunRow) -> dict[str, object]:
+    output = row.output or {}
+    return {
+        "run_id": row.run_id,
+        "session_id": row.session_id,
+        "message": output.get("message"),
+        "success": True,
+        "tool_calls": output.get("tool_calls"),
+        "tool_outputs": output.get("tool_outputs"),
+        "usage": usage_document(row.usage),
+    }
+
+
+def _last_seen(text: str) -> int:
+    if text.isascii() and text.isdecimal() and len(text) < 10:
+        return int(text)
+    raise InvalidInput(
+        "This is no id of an event.",
+        field=("header", "last-event-id"),
+        hint="Send the `id` of the last event that you saw: a number.",
+    )

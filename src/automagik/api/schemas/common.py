@@ -1,0 +1,46 @@
+"""What several resources share: the base of request bodies, pages, and types with their limits."""
+
+from typing import Annotated, Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict
+
+__all__ = ["Body", "Count", "Flag", "Name", "ObjectMap", "PageOf", "Resource", "Word"]
+
+T = TypeVar("T")
+
+Count = Annotated[int, Strict()]
+"""A whole number; a text that looks like one is refused."""
+Flag = Annotated[bool, Strict()]
+"""true or false."""
+Word = Annotated[str, Field(max_length=128)]
+"""A short text."""
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+"""A name that a person gives."""
+ObjectMap = dict[str, JsonValue]
+"""Any JSON object."""
+
+
+class Body(BaseModel):
+    """A request's body. An unknown field is refused by name; `null` and absent mean the same."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    def given(self) -> dict[str, Any]:
+        """The fields that were given and are not null."""
+        return {name: value for name, value in self if name in self.model_fields_set and value is not None}
+
+
+class Resource(BaseModel):
+    """What an answer holds. Every field is always there."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, json_schema_serialization_defaults_required=True)
+
+
+class PageOf(BaseModel, Generic[T]):
+    """Part of a list, newest first."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    data: list[T]
+    next_cursor: str | None
+    """Asks for what follows; null: that was all."""

@@ -1,0 +1,122 @@
+"""Server-sent events: a run's events as bytes, and the response that sends them as they come."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+
+import orjson
+from prometheus_client import Gauge
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from automagik.events import RunEvent
+from automagik.runs import RunStream
+from automagik.types import JsonObject, utc_text
+
+__all__ = ["EVENT_STREAM", "EventResponse", "encode_events", "event_document", "run_chunks"]
+
+EVENT_STREAM = "text/event-stream"
+
+_KEEP_ALIVE_SECONDS = 15.0
+_KEEP_ALIVE = b": keep-alive\n\n"
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),  # nginx would hold events back
+]
+
+
+def event_document(event: RunEvent) -> JsonObject:
+    """The event as on the wire."""
+    return {
+        "run_id": event.run_id,
+        "seq": event.seq,
+        "type": event.type,
+        "at": utc_text(event.at),
+        "data": event.data,
+    }
+
+
+def encode_events(events: Sequence[RunEvent]) -> bytes:
+    """The events as one chunk, so that what came together leaves together. Only stored events have an id."""
+    parts: list[bytes] = []
+    for event in events:
+        if event.seq is not None:
+            parts.append(b"id: %d\n" % event.seq)
+        parts.append(b"event: %b\ndata: %b\n\n" % (event.type.encode(), orjson.dumps(event_document(event))))
+    return b"".join(parts)
+
+
+async def run_chunks(stream: RunStream) -> AsyncGenerator[bytes]:
+    """The run's events, a chunk for each batch."""
+    try:
+        async for batch in stream:
+            yield encode_events(batch)
+    finally:
+        await stream.aclose()
+        if isinstance(stream.batches, AsyncGenerator):
+            await stream.batches.aclose()
+
+
+class EventResponse(Response):
+    """Sends what `chunks` gives, one body chunk each, and a comment after 15 silent seconds.
+
+    A client that leaves ends the reading, nothing else. `gauge` counts the streams that are open.
+    """
+
+    def __init__(
+        self,
+        chunks: AsyncGenerator[bytes],
+        *,
+        gauge: Gauge | None = None,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        self.status_code = 200
+        self.background = None
+        self.raw_headers = [*_HEADERS, *headers]
+        self._chunks = chunks
+        self._gauge = gauge
+        self._sent_at = 0.0
+        self._gone = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream until it ends or the client leaves."""
+        task = asyncio.current_task()
+        assert task is not None, "an ASGI application runs in a task"
+        loop = asyncio.get_running_loop()
+        if self._gauge is not None:
+            self._gauge.inc()
+        attendant: asyncio.Task[None] | None = None
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            self._sent_at = loop.time()
+            attendant = loop.create_task(self._attend(task, receive, send))
+            async for chunk in self._chunks:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                self._sent_at = loop.time()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except asyncio.CancelledError:
+            if not self._gone or task.uncancel() > 0:
+                raise
+        finally:
+            if attendant is not None:
+                attendant.cancel()
+            if self._gauge is not None:
+                self._gauge.dec()
+            await self._chunks.aclose()
+
+    async def _attend(self, reader: "asyncio.Task[object]", receive: Receive, send: Send) -> None:
+        """Break the silence; tell `reader` when the client is gone."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                async with asyncio.timeout_at(self._sent_at + _KEEP_ALIVE_SECONDS):
+                    message = await receive()
+            except TimeoutError:
+                if loop.time() - self._sent_at >= _KEEP_ALIVE_SECONDS:
+                    await send({"type": "http.response.body", "body": _KEEP_ALIVE, "more_body": True})
+                    self._sent_at = loop.time()
+                continue
+            if message["type"] == "http.disconnect":
+                self._gone = True
+                reader.cancel()
+                return
