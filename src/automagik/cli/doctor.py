@@ -1,0 +1,37 @@
+"""`automagik doctor`: what is missing on this machine, and how to mend it."""
+
+import asyncio
+import sys
+
+import typer
+
+from automagik.cli.failure import ExitCode
+from automagik.cli.options import AsJson, Url, client_settings, server_settings
+from automagik.cli.output import print_json, print_text
+
+__all__ = ["doctor"]
+
+_MARKS = {"ok": ("ok  ", "32"), "warn": ("warn", "33"), "fail": ("FAIL", "31")}
+
+
+def doctor(as_json: AsJson = False, url: Url = None) -> None:
+    """Say what is missing on this machine and how to mend it. Exit code 1 when something that is needed is not there."""
+    settings, client = server_settings(), client_settings()
+    from automagik.cli.examination import examine  # store, models and agents take over a second to load
+
+    failed = False
+    for finding in asyncio.run(examine(settings, client, url)):
+        failed = failed or finding.status == "fail"
+        if as_json:
+            print_json(finding.to_json())
+            continue
+        mark, color = _MARKS[finding.status]
+        if sys.stdout.isatty():
+            mark = f"\x1b[{color}m{mark}\x1b[0m"
+            sys.stdout.write(mark)
+            mark = ""
+        print_text(f"{mark}  {finding.name:<12}  {finding.detail}")
+        if finding.fix is not None:
+            print_text(f"{'':18}  -> {finding.fix}")
+    if failed:
+        raise typer.Exit(int(ExitCode.FAILED))

@@ -1,0 +1,230 @@
+"""What `automagik doctor` looks at, one finding a thing."""
+
+import os
+import platform
+import resource
+import shutil
+import socket
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from automagik import __version__
+from automagik.agents.sources import BrokenAgent, find_agents
+from automagik.cli.client import ApiClient, find_server
+from automagik.cli.failure import CliError, ExitCode
+from automagik.cli.folder import local_url, open_store, quiet_logs
+from automagik.cli.profile import profile_path
+from automagik.errors import AutomagikError
+from automagik.providers import ModelRegistry
+from automagik.settings import ClientSettings, Settings
+from automagik.types import JsonObject
+
+__all__ = ["Finding", "examine"]
+
+_SCARCE_BYTES = 500 * 1024 * 1024
+_TOO_FEW_BYTES = 20 * 1024 * 1024
+_OPEN_FILES = 4096
+"""What a few hundred streams need: two sockets each."""
+
+_TOOLS = {
+    "git": "workflows and `make start` in a clone need it: apt install git",
+    "curl": "the examples of the documentation use it: apt install curl",
+    "make": "the commands of the README use it: apt install make",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """How one thing is, and for what is not as it should be, the way to mend it."""
+
+    name: str
+    status: Literal["ok", "warn", "fail"]
+    detail: str
+    fix: str | None = None
+
+    def to_json(self) -> JsonObject:
+        """The finding as one object."""
+        return {"name": self.name, "status": self.status, "detail": self.detail, "fix": self.fix}
+
+
+async def examine(settings: Settings, client: ClientSettings, url: str | None) -> list[Finding]:
+    """All findings, in the order in which they should be mended."""
+    quiet_logs(settings)
+    findings = [_python(), _data_folder(settings), await _database(settings), _open_files()]
+    profile, server = _profile(client), _server(settings, client, url)
+    findings += [*profile, *server, await _model(settings), *_agents(settings)]
+    findings += _tools()
+    return findings
+
+
+def _python() -> Finding:
+    return Finding("python", "ok", f"Python {platform.python_version()}, automagik {__version__}")
+
+
+def _data_folder(settings: Settings) -> Finding:
+    folder = settings.data_dir
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        return Finding(
+            "data folder",
+            "fail",
+            f"{folder} can't be written to",
+            f"Give yourself {existing}, or choose another folder with AUTOMAGIK_DATA_DIR.",
+        )
+    free = shutil.disk_usage(existing).free
+    detail = f"{folder}, {free // (1024 * 1024):,} MB free"
+    if free < _TOO_FEW_BYTES:
+        return Finding("data folder", "fail", detail, "Free some space, or move the folder (AUTOMAGIK_DATA_DIR).")
+    if free < _SCARCE_BYTES:
+        return Finding("data folder", "warn", detail, "Free some space, or move the folder (AUTOMAGIK_DATA_DIR).")
+    return Finding("data folder", "ok", detail)
+
+
+async def _database(settings: Settings) -> Finding:
+    if settings.database_url is None and not (settings.data_dir / "automagik.db").exists():
+        return Finding("database", "ok", "SQLite in the data folder; the first start makes it")
+    try:
+        async with open_store(settings) as store:
+            await store.check()
+            return Finding("database", "ok", f"{store.dialect}, reachable, its schema is this version's")
+    except AutomagikError as error:
+        return Finding("database", "fail", error.detail, error.hint or "Check AUTOMAGIK_DATABASE_URL.")
+
+
+def _open_files() -> Finding:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard == resource.RLIM_INFINITY or hard >= _OPEN_FILES:
+        return Finding("open files", "ok", "unlimited" if hard == resource.RLIM_INFINITY else f"up to {hard}")
+    return Finding(
+        "open files",
+        "warn",
+        f"up to {hard}: enough for {hard // 2} streams",
+        "Raise it with `ulimit -n` or in limits.conf.",
+    )
+
+
+def _profile(client: ClientSettings) -> Iterator[Finding]:
+    path = profile_path(client.config_dir)
+    if client.key is not None:
+        yield Finding("key", "ok", "from AUTOMAGIK_KEY")
+    elif not path.exists():
+        yield Finding(
+            "key", "warn", f"no profile at {path}", "Run `automagik keys create --first`, or set AUTOMAGIK_KEY."
+        )
+        return
+    if path.exists():
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077:
+            yield Finding(
+                "profile",
+                "fail",
+                f"{path} can be read by others (mode {mode:o})",
+                f"chmod 600 {path}, then replace the key.",
+            )
+        else:
+            yield Finding("profile", "ok", f"{path}, mode {mode:o}")
+
+
+def _server(settings: Settings, client: ClientSettings, url: str | None) -> Iterator[Finding]:
+    try:
+        server = find_server(url, client)
+    except CliError as failure:
+        yield Finding("server", "fail", failure.detail, failure.hint)
+        return
+    if server.url.startswith("http://") and server.key is not None and not _is_local(server.url):
+        yield Finding(
+            "server",
+            "warn",
+            f"{server.url}: the key travels unencrypted",
+            "Put a proxy with TLS before it, and use https.",
+        )
+    with ApiClient(server) as api:
+        try:
+            api.get("/health")
+        except CliError as failure:
+            yield _no_server(settings, server.url, failure)
+            return
+        yield Finding("server", "ok", f"answers at {server.url}")
+        try:
+            api.get("/api/v1/runs", limit=1)
+        except CliError as failure:
+            if failure.exit_code is not ExitCode.NOT_ALLOWED or failure.problem is None:
+                yield Finding("access", "fail", failure.detail, failure.hint)
+            elif failure.problem.get("status") == 401:
+                yield Finding("access", "fail", f"{failure.detail}", failure.hint)
+            else:
+                yield Finding("access", "ok", "the key works, with narrow scopes")
+            return
+        yield Finding("access", "ok", "the key works")
+
+
+def _no_server(settings: Settings, url: str, failure: CliError) -> Finding:
+    if url != local_url(settings):
+        return Finding("server", "warn", failure.detail, failure.hint)
+    try:
+        with socket.create_connection((settings.host or "127.0.0.1", settings.port), timeout=2):
+            pass
+    except OSError:
+        return Finding("server", "ok", f"not running; port {settings.port} is free. `automagik serve` starts it")
+    return Finding(
+        "server",
+        "fail",
+        f"port {settings.port} is taken by something that is no Automagik",
+        "Choose another port with AUTOMAGIK_PORT, or stop what listens there.",
+    )
+
+
+def _is_local(url: str) -> bool:
+    return any(url.startswith(f"http://{host}") for host in ("127.", "localhost", "[::1]"))
+
+
+async def _model(settings: Settings) -> Finding:
+    registry = ModelRegistry(settings)
+    await registry.open()
+    try:
+        name = await registry.default_model_name()
+        try:
+            await registry.check(name)
+        except AutomagikError as error:
+            return Finding(
+                "model", "fail", f"{name}: {error.detail}", error.hint or "Choose another with AUTOMAGIK_MODEL."
+            )
+    finally:
+        await registry.close()
+    if settings.model is not None:
+        return Finding("model", "ok", f"{name}, by AUTOMAGIK_MODEL")
+    if name == "demo":
+        return Finding(
+            "model",
+            "warn",
+            "demo, which is no language model: no key is set, and no local server was found",
+            "Set OPENAI_API_KEY, ANTHROPIC_API_KEY or GOOGLE_API_KEY, start Ollama, or set AUTOMAGIK_MODEL.",
+        )
+    by_key = settings.openai_api_key or settings.anthropic_api_key or settings.google_api_key
+    return Finding("model", "ok", f"{name}, {'because its key is set' if by_key else 'found on this machine'}")
+
+
+def _agents(settings: Settings) -> list[Finding]:
+    found = list(find_agents(settings.agents_folder))
+    broken = [agent for agent in found if isinstance(agent, BrokenAgent)]
+    if not broken:
+        return [Finding("agents", "ok", f"{len(found)} found in code, packages and {settings.agents_folder}")]
+    return [
+        Finding("agents", "warn", f"{agent.name} can't be used: {agent.cause}", f"Mend or remove {_place(agent)}.")
+        for agent in broken
+    ]
+
+
+def _place(agent: BrokenAgent) -> str:
+    return str(Path(agent.location)) if agent.source == "file" else f"the package behind {agent.location}"
+
+
+def _tools() -> Iterator[Finding]:
+    for name, why in _TOOLS.items():
+        path = shutil.which(name)
+        yield Finding(name, "ok", path) if path else Finding(name, "warn", "not found", why)

@@ -1,0 +1,91 @@
+"""CliError: why a command ends without success, with its exit code."""
+
+from collections.abc import Mapping
+from enum import IntEnum
+
+from automagik.errors import AutomagikError
+from automagik.types import Json, JsonObject
+
+__all__ = ["CliError", "ExitCode", "failure_of_error", "failure_of_problem"]
+
+
+class ExitCode(IntEnum):
+    """What the command's end tells a script."""
+
+    DONE = 0
+    FAILED = 1
+    """The work failed: a failed run, a conflict, a fault of the server."""
+    USAGE = 2
+    """The command line, a setting or a value is wrong."""
+    UNREACHABLE = 3
+    """No server answered, or it can't serve now."""
+    NOT_ALLOWED = 4
+    """No key, a bad one, or one that may not do this."""
+    NOT_FOUND = 5
+    INTERRUPTED = 130
+
+
+class CliError(Exception):
+    """The end of a command: what is wrong, the way out, and the exit code. `problem` is what the API answered, if it did."""
+
+    def __init__(
+        self, detail: str, *, exit_code: ExitCode, hint: str | None = None, problem: JsonObject | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.hint = hint
+        self.exit_code = exit_code
+        self.problem = problem
+
+    def to_json(self) -> JsonObject:
+        """What the API answered, or an object of the same fields."""
+        return self.problem or {"detail": self.detail, "hint": self.hint, "exit_code": int(self.exit_code)}
+
+
+_BY_STATUS = {
+    400: ExitCode.USAGE,
+    401: ExitCode.NOT_ALLOWED,
+    403: ExitCode.NOT_ALLOWED,
+    404: ExitCode.NOT_FOUND,
+    413: ExitCode.USAGE,
+    422: ExitCode.USAGE,
+}
+
+
+def failure_of_problem(problem: JsonObject, status: int) -> CliError:
+    """The error that a Problem of the API spells."""
+    detail = _text(problem, "detail") or _text(problem, "title") or f"The server answered {status}."
+    errors = problem.get("errors")
+    if isinstance(errors, list):
+        detail = "\n".join([detail, *(line for item in errors if (line := _field_error(item)) is not None)])
+    run_id = _text(problem, "run_id")
+    if run_id is not None:
+        detail = f"{detail} ({run_id})"
+    code = _BY_STATUS.get(status, ExitCode.FAILED)
+    if problem.get("code") == "service_unavailable":
+        code = ExitCode.UNREACHABLE
+    elif run_id is not None:
+        code = ExitCode.FAILED
+    return CliError(detail, exit_code=code, hint=_text(problem, "hint"), problem=problem)
+
+
+def failure_of_error(error: AutomagikError) -> CliError:
+    """The end of a command that met `error` while it worked on the data folder itself."""
+    code = _BY_STATUS.get(error.status, ExitCode.FAILED)
+    if error.status == 503:
+        code = ExitCode.UNREACHABLE
+    return CliError(error.detail, exit_code=code, hint=error.hint)
+
+
+def _text(problem: Mapping[str, Json], name: str) -> str | None:
+    value = problem.get(name)
+    return value if isinstance(value, str) and value else None
+
+
+def _field_error(item: Json) -> str | None:
+    if not isinstance(item, dict):
+        return None
+    loc = item.get("loc")
+    place = ".".join(str(part) for part in loc if part != "body") if isinstance(loc, list) else ""
+    message = item.get("msg")
+    return f"  {place or 'body'}: {message}" if isinstance(message, str) else None

@@ -1,0 +1,99 @@
+"""`automagik memories`: the variables that agents remember."""
+
+from typing import Annotated
+from urllib.parse import quote
+
+import typer
+
+from automagik.cli.options import AsJson, Limit, Url, Yes, confirm, connect, given
+from automagik.cli.output import note, print_fields, print_json, print_table
+
+__all__ = ["app"]
+
+app = typer.Typer(help="See, set and delete memory variables.", no_args_is_help=True)
+
+MemoryId = Annotated[str, typer.Argument(metavar="MEMORY", help="The memory's UUID.", show_default=False)]
+Agent = Annotated[str | None, typer.Option("--agent", help="The agent that it belongs to.")]
+User = Annotated[str | None, typer.Option("--user", metavar="UUID", help="The user whom it belongs to.")]
+Session = Annotated[str | None, typer.Option("--session", metavar="UUID", help="The session that it belongs to.")]
+
+_COLUMNS = (
+    ("MEMORY", "memory_id"),
+    ("NAME", "name"),
+    ("AGENT", "agent_name"),
+    ("USER", "user_id"),
+    ("SESSION", "session_id"),
+    ("CONTENT", "content"),
+)
+
+
+@app.command("list")
+def list_memories(
+    limit: Limit = 50,
+    name: Annotated[str | None, typer.Option("--name", help="Only those of this name.")] = None,
+    agent: Agent = None,
+    user: User = None,
+    session: Session = None,
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
+    """List memories, newest first."""
+    with connect(url) as client:
+        found = client.pages(
+            "/api/v1/memories", limit=limit, name=name, agent_name=agent, user_id=user, session_id=session
+        )
+        if as_json:
+            for memory in found:
+                print_json(memory)
+        else:
+            print_table(found, _COLUMNS)
+
+
+@app.command("get")
+def show(memory: MemoryId, as_json: AsJson = False, url: Url = None) -> None:
+    """Show one memory."""
+    with connect(url) as client:
+        document = client.get(f"/api/v1/memories/{quote(memory, safe='')}")
+    (print_json if as_json else print_fields)(document)
+
+
+@app.command("set")
+def store(
+    name: Annotated[str, typer.Argument(help="The name, as in the template's {{name}}.", show_default=False)],
+    content: Annotated[str, typer.Argument(help="What is remembered.", show_default=False)],
+    agent: Agent = None,
+    user: User = None,
+    session: Session = None,
+    description: Annotated[str | None, typer.Option("--description", help="What it is for.")] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
+    """Set the memory of this name in the scope that --agent, --user and --session give; it is made where there is none."""
+    scope = given(agent_name=agent, user_id=user, session_id=session)
+    with connect(url) as client:
+        same = [
+            memory
+            for memory in client.pages(
+                "/api/v1/memories", limit=None, name=name, agent_name=agent, user_id=user, session_id=session
+            )
+            if memory["name"] == name
+            and all(memory[field] == scope.get(field) for field in ("agent_name", "user_id", "session_id"))
+        ]
+        if same:
+            changes = given(content=content, description=description)
+            memory = client.patch(f"/api/v1/memories/{same[0]['memory_id']}", changes)
+        else:
+            memory = client.post(
+                "/api/v1/memories", {"name": name, "content": content, **given(description=description), **scope}
+            )
+    (print_json if as_json else print_fields)(memory)
+
+
+@app.command()
+def delete(memory: MemoryId, yes: Yes = False, as_json: AsJson = False, url: Url = None) -> None:
+    """Delete a memory."""
+    confirm(f"Delete the memory {memory}?", yes=yes)
+    with connect(url) as client:
+        client.delete(f"/api/v1/memories/{quote(memory, safe='')}")
+    if not as_json:
+        note(f"Deleted the memory {memory}.")

@@ -1,0 +1,112 @@
+"""What many commands share: their options, the connection, and what is asked before something is lost."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from automagik.cli.failure import CliError, ExitCode
+from automagik.types import JsonObject
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+    from automagik.cli.client import ApiClient
+    from automagik.settings import ClientSettings, Settings
+
+__all__ = [
+    "AsJson",
+    "Limit",
+    "Url",
+    "Yes",
+    "client_settings",
+    "confirm",
+    "connect",
+    "given",
+    "read_object",
+    "server_settings",
+]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print what the API answers as JSON, a line an object.")]
+Url = Annotated[
+    str | None,
+    typer.Option("--url", metavar="URL", help="The server's address; else AUTOMAGIK_URL, else the profile's."),
+]
+Limit = Annotated[int, typer.Option("--limit", min=1, help="How many at the most, newest first.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask; needed where there is no terminal.")]
+
+
+def connect(url: str | None) -> "ApiClient":
+    """The client for the server that is meant; use it in a `with` block."""
+    from automagik.cli.client import ApiClient, find_server  # httpx2 takes 0.1 s to load
+
+    return ApiClient(find_server(url, client_settings()))
+
+
+def client_settings() -> "ClientSettings":
+    """What the environment says to the command line. Raises CliError for a value that can't be."""
+    from pydantic import ValidationError  # 0.15 s to load
+
+    from automagik.settings import ClientSettings
+
+    try:
+        return ClientSettings()
+    except ValidationError as wrong:
+        raise _bad_setting(wrong) from None
+
+
+def server_settings(**changes: object) -> "Settings":
+    """What the environment says to a server, with `changes` (None: none). Raises CliError for a value that can't be."""
+    from pydantic import ValidationError  # 0.15 s to load
+
+    from automagik.settings import Settings
+
+    try:
+        return Settings(**{name: value for name, value in changes.items() if value is not None})  # pyright: ignore[reportArgumentType] - checked by pydantic
+    except ValidationError as wrong:
+        raise _bad_setting(wrong) from None
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Go on only if a person agrees, or `--yes` did. Raises CliError where nobody can be asked, or the answer is no."""
+    if yes:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise CliError(f"{question} Nobody can be asked here.", exit_code=ExitCode.USAGE, hint="Add --yes to do it.")
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        raise CliError("Nothing was changed.", exit_code=ExitCode.FAILED)
+
+
+def given(**fields: object) -> JsonObject:
+    """The fields that are not None, as a body."""
+    return cast("JsonObject", {name: value for name, value in fields.items() if value is not None})
+
+
+def read_object(text: str, option: str) -> JsonObject:
+    """The JSON object that `text` spells, or the file that `@FILE` names (`@-`: standard input)."""
+    if text == "@-":
+        text = sys.stdin.read()
+    elif text.startswith("@"):
+        try:
+            text = Path(text[1:]).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CliError(f"{option}: {error}", exit_code=ExitCode.USAGE) from error
+    try:
+        document: object = json.loads(text)
+    except ValueError as error:
+        raise CliError(f"{option} is no JSON: {error}", exit_code=ExitCode.USAGE, hint="Use {...} or @FILE.") from error
+    if not isinstance(document, dict):
+        raise CliError(f"{option} must be a JSON object.", exit_code=ExitCode.USAGE, hint="Use {...} or @FILE.")
+    return cast("JsonObject", document)
+
+
+def _bad_setting(wrong: "ValidationError") -> CliError:
+    lines: list[str] = []
+    for error in wrong.errors(include_url=False, include_context=False, include_input=False):
+        name = str(error["loc"][0]) if error["loc"] else "settings"
+        variable = name if name.isupper() else f"AUTOMAGIK_{name.upper()}"
+        lines.append(f"{variable}: {error['msg']}.")
+    return CliError("\n".join(lines), exit_code=ExitCode.USAGE, hint="docs/reference/settings.md lists all settings.")

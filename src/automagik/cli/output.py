@@ -1,0 +1,104 @@
+"""What a command prints: JSON for programs, tables and text for people, nothing that could steer their terminal."""
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+
+from automagik.types import Json, JsonObject
+
+__all__ = ["note", "print_fields", "print_json", "print_table", "print_text", "printable", "warn"]
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Control characters but tab and newline, and those that turn the direction of writing."""
+
+_CELL_CHARS = 80
+
+
+def printable(text: str) -> str:
+    """The text with every control character shown as a mark: what a model or a user wrote must not steer the terminal."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
+
+
+def print_json(document: Json) -> None:
+    """One line of JSON on standard output."""
+    _write(json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+
+def print_text(text: str, *, end: str = "\n") -> None:
+    """A text on standard output, at once."""
+    _write((printable(text) if sys.stdout.isatty() else text) + end)
+
+
+def note(text: str) -> None:
+    """A remark on standard error, where it disturbs no pipe."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """A warning on standard error."""
+    note(f"warning: {text}")
+
+
+def print_table(rows: Iterable[JsonObject], columns: Sequence[tuple[str, str]]) -> None:
+    """Rows in columns of (title, field). A terminal gets a table; a pipe gets tabs, whole values and no titles."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            _write("\t".join(re.sub(r"[\t\n]", " ", _cell(row.get(field))) for _, field in columns) + "\n")
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title, _ in columns:
+        table.add_column(title, overflow="fold")
+    count = 0
+    for row in rows:
+        table.add_row(*(Text(_short(_cell(row.get(field)))) for _, field in columns))
+        count += 1
+    if count:
+        Console().print(table)
+    else:
+        note("(none)")
+
+
+def print_fields(document: JsonObject) -> None:
+    """A resource, one field a line; longer texts and nested values follow indented."""
+    width = max((len(name) for name in document), default=0)
+    for name, value in document.items():
+        nested = isinstance(value, dict | list) and value
+        text = json.dumps(value, ensure_ascii=False, indent=2) if nested else _cell(value)
+        if "\n" in text:
+            indented = "\n".join(f"    {line}" for line in text.split("\n"))
+            print_text(f"{name}:\n{indented}")
+        else:
+            print_text(f"{name:<{width}}  {text}".rstrip())
+
+
+def _cell(value: Json) -> str:
+    match value:
+        case None | {} | []:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case str():
+            return value
+        case list() if all(isinstance(item, str) for item in value):
+            return " ".join(str(item) for item in value)
+        case _:
+            return json.dumps(value, ensure_ascii=False)
+
+
+def _short(text: str) -> str:
+    line = printable(text).replace("\n", " ")
+    return line if len(line) <= _CELL_CHARS else f"{line[: _CELL_CHARS - 1]}…"
+
+
+def _write(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+    except UnicodeEncodeError:  # a lone surrogate, or a terminal that is not UTF-8
+        encoding = sys.stdout.encoding or "ascii"
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    sys.stdout.flush()

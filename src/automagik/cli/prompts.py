@@ -1,0 +1,101 @@
+"""`automagik prompts`: the versions of agents' prompt templates."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import quote
+
+import typer
+
+from automagik.cli.failure import CliError, ExitCode
+from automagik.cli.options import AsJson, Limit, Url, connect, given
+from automagik.cli.output import note, print_fields, print_json, print_table
+
+__all__ = ["app"]
+
+app = typer.Typer(help="See, create and activate prompt templates.", no_args_is_help=True)
+
+PromptId = Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt's UUID.", show_default=False)]
+
+_COLUMNS = (
+    ("PROMPT", "prompt_id"),
+    ("AGENT", "agent_name"),
+    ("STATUS KEY", "status_key"),
+    ("VERSION", "version"),
+    ("ACTIVE", "is_active"),
+    ("NAME", "name"),
+)
+
+
+@app.command("list")
+def list_prompts(
+    limit: Limit = 50,
+    agent: Annotated[str | None, typer.Option("--agent", help="Only this agent's.")] = None,
+    status_key: Annotated[str | None, typer.Option("--status-key", help="Only those of this key.")] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
+    """List prompt templates, newest first."""
+    with connect(url) as client:
+        found = client.pages("/api/v1/prompts", limit=limit, agent_name=agent, status_key=status_key)
+        if as_json:
+            for prompt in found:
+                print_json(prompt)
+        else:
+            print_table(found, _COLUMNS)
+
+
+@app.command()
+def show(prompt: PromptId, as_json: AsJson = False, url: Url = None) -> None:
+    """Show one prompt template."""
+    with connect(url) as client:
+        document = client.get(f"/api/v1/prompts/{quote(prompt, safe='')}")
+    (print_json if as_json else print_fields)(document)
+
+
+@app.command()
+def create(
+    agent: Annotated[str, typer.Argument(help="The agent's name.", show_default=False)],
+    text: Annotated[
+        str,
+        typer.Argument(metavar="TEXT|@FILE", help="The template, @FILE, or @- for standard input.", show_default=False),
+    ],
+    status_key: Annotated[str | None, typer.Option("--status-key", help="For which status; else 'default'.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="A name for people.")] = None,
+    activate_it: Annotated[bool, typer.Option("--activate", help="Use it from now on.")] = False,
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
+    """Create the next version of an agent's prompt template."""
+    body = given(
+        agent_name=agent,
+        prompt_text=_text(text),
+        status_key=status_key,
+        name=name,
+        is_active=True if activate_it else None,
+    )
+    with connect(url) as client:
+        prompt = client.post("/api/v1/prompts", body)
+    (print_json if as_json else print_fields)(prompt)
+
+
+@app.command()
+def activate(prompt: PromptId, as_json: AsJson = False, url: Url = None) -> None:
+    """Use this version from now on."""
+    with connect(url) as client:
+        document = client.post(f"/api/v1/prompts/{quote(prompt, safe='')}/activate")
+    if as_json:
+        print_json(document)
+    else:
+        note(f"Version {document['version']} of '{document['agent_name']}' ({document['status_key']}) is active.")
+
+
+def _text(text: str) -> str:
+    if text == "@-":
+        return sys.stdin.read()
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CliError(f"The template can't be read: {error}", exit_code=ExitCode.USAGE) from error

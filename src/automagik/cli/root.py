@@ -1,0 +1,70 @@
+"""The command `automagik`: its nouns and verbs, and how it ends."""
+
+import json
+import sys
+
+import typer
+
+from automagik.cli import (
+    agents,
+    answers,
+    database,
+    doctor,
+    keys,
+    memories,
+    prompts,
+    runs,
+    serving,
+    sessions,
+    users,
+)
+from automagik.cli.failure import CliError, failure_of_error
+from automagik.cli.output import note
+from automagik.errors import AutomagikError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="automagik",
+    help="Run AI agents, and see what they did. It speaks to a server (AUTOMAGIK_URL, AUTOMAGIK_KEY), or to the data folder "
+    "where none is needed. Exit codes: 0 done; 1 the work failed; 2 wrong usage; 3 not reachable; 4 not allowed; "
+    "5 not found; 130 interrupted.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("serve")(serving.serve)
+app.command("run")(answers.run)
+app.command("chat")(answers.chat)
+app.command("doctor")(doctor.doctor)
+app.command("version")(serving.version)
+app.add_typer(agents.app, name="agents")
+app.add_typer(sessions.app, name="sessions")
+app.add_typer(memories.app, name="memories")
+app.add_typer(prompts.app, name="prompts")
+app.add_typer(users.app, name="users")
+app.add_typer(runs.app, name="runs")
+app.add_typer(keys.app, name="keys")
+app.add_typer(database.app, name="db")
+
+
+def main() -> None:
+    """Carry out the command of this process, and end the process with the exit code that tells how it went."""
+    try:
+        app(prog_name="automagik")
+    except CliError as failure:
+        sys.exit(_report(failure))
+    except AutomagikError as error:
+        sys.exit(_report(failure_of_error(error)))
+
+
+def _report(failure: CliError) -> int:
+    arguments = sys.argv[1:]
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if "--json" in options:
+        print(json.dumps(failure.to_json(), ensure_ascii=True), file=sys.stderr, flush=True)
+    else:
+        note(f"error: {failure.detail}")
+        if failure.hint:
+            note(f"hint: {failure.hint}")
+    return int(failure.exit_code)

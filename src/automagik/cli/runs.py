@@ -1,0 +1,96 @@
+"""`automagik runs`: what agents did and are doing."""
+
+from typing import Annotated
+from urllib.parse import quote
+
+import typer
+
+from automagik.cli.options import AsJson, Limit, Url, connect
+from automagik.cli.output import note, print_fields, print_json, print_table, print_text
+from automagik.types import JsonObject
+
+__all__ = ["app"]
+
+app = typer.Typer(help="See and cancel runs.", no_args_is_help=True)
+
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.", show_default=False)]
+
+_COLUMNS = (
+    ("RUN", "run_id"),
+    ("NAME", "name"),
+    ("STATUS", "status"),
+    ("OUTCOME", "outcome"),
+    ("SESSION", "session_id"),
+    ("CREATED", "created_at"),
+)
+
+
+@app.command("list")
+def list_runs(
+    limit: Limit = 50,
+    status: Annotated[str | None, typer.Option("--status", help="queued, running, completed, ...")] = None,
+    outcome: Annotated[str | None, typer.Option("--outcome", help="completed, model_error, ...")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Only those of this agent.")] = None,
+    session: Annotated[
+        str | None, typer.Option("--session", metavar="UUID", help="Only those in this session.")
+    ] = None,
+    user: Annotated[str | None, typer.Option("--user", metavar="UUID", help="Only this user's.")] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
+    """List runs, newest first."""
+    with connect(url) as client:
+        found = client.pages(
+            "/api/v1/runs", limit=limit, status=status, outcome=outcome, name=name, session_id=session, user_id=user
+        )
+        if as_json:
+            for run in found:
+                print_json(run)
+        else:
+            print_table(found, _COLUMNS)
+
+
+@app.command()
+def show(run: RunId, as_json: AsJson = False, url: Url = None) -> None:
+    """Show one run, with what went in and what came out."""
+    with connect(url) as client:
+        document = client.get(f"/api/v1/runs/{quote(run, safe='')}")
+    (print_json if as_json else print_fields)(document)
+
+
+@app.command()
+def events(
+    run: RunId,
+    after: Annotated[int, typer.Option("--after", min=0, help="Go on after this number.")] = 0,
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
+    """Show a run's events, those that come too, until it has ended."""
+    with connect(url) as client:
+        for event in client.events(run, after=after):
+            if as_json:
+                print_json(event.to_json())
+            else:
+                print_text(
+                    f"{event.seq if event.seq is not None else '-':>4}  {event.at}  {event.type}  {_brief(event.data)}"
+                )
+
+
+@app.command()
+def cancel(run: RunId, as_json: AsJson = False, url: Url = None) -> None:
+    """Stop a run. One that has ended stays as it ended."""
+    with connect(url) as client:
+        document = client.post(f"/api/v1/runs/{quote(run, safe='')}/cancel")
+    if as_json:
+        print_json(document)
+    else:
+        note(f"{document['run_id']} is {document['status']}.")
+
+
+def _brief(data: JsonObject) -> str:
+    run = data.get("run")
+    if isinstance(run, dict):
+        return f"{run.get('status')} ({run.get('outcome')})"
+    text = "  ".join(f"{name}={value}" for name, value in data.items() if value not in (None, {}, []))
+    text = text.replace("\n", " ")
+    return text if len(text) <= 200 else f"{text[:199]}…"
