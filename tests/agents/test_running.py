@@ -79,7 +79,7 @@ def calculator() -> Agent[Any, Any]:
     agent: Agent[Any, Any] = Agent(name="calculator", deps_type=AgentContext)
 
     @agent.tool_plain
-    async def add(a: int, b: int) -> int:  # pyright: ignore[reportUnusedFunction] - the agent has it
+    async def add(a: int, b: int) -> int:
         """Add."""
         await asyncio.sleep(0.001)
         return a + b
@@ -210,12 +210,12 @@ async def test_what_no_wire_can_carry_is_cleaned_on_its_way_out(house: House) ->
     agent: Agent[Any, Any] = Agent(name="x")
 
     @agent.tool_plain
-    def echo(big: int) -> str:  # pyright: ignore[reportUnusedFunction] - the agent has it
+    def echo(big: int) -> str:
         """Say it."""
         return f"{big}\ud83d"
 
     @agent.tool_plain
-    def raw() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction] - the agent has it
+    def raw() -> dict[str, Any]:
         """Say it in bytes."""
         return {"raw": b"\xff", "path": Path("/x")}
 
@@ -286,12 +286,12 @@ def guarded(output_type: Any) -> Agent[Any, Any]:
     agent: Agent[Any, Any] = Agent(name="guarded", output_type=output_type)
 
     @agent.tool_plain(requires_approval=True)
-    def pay(amount: int) -> str:  # pyright: ignore[reportUnusedFunction] - the agent has it
+    def pay(amount: int) -> str:
         """Pay."""
         raise AssertionError("must not be reached")
 
     @agent.tool
-    def ask(ctx: RunContext[Any], amount: int) -> str:  # pyright: ignore[reportUnusedFunction] - the agent has it
+    def ask(ctx: RunContext[Any], amount: int) -> str:
         """Pay, if allowed."""
         raise ApprovalRequired
 

@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -47,7 +46,9 @@ def test_messages_survive_without_loss() -> None:
 
 
 def test_instructions_are_not_stored_with_messages() -> None:
-    asked = replace(TURN[0], instructions="a long prompt")
+    asked = ModelRequest(
+        parts=[UserPromptPart("what is 2+2?", timestamp=AT)], timestamp=AT, instructions="a long prompt"
+    )
     (row,) = dump_messages([asked])
     assert "a long prompt" not in row.raw_payload
     assert load_messages([row.raw_payload]) == [TURN[0]]

@@ -112,7 +112,7 @@ async def test_bad_input_names_its_field(house: House, changes: dict[str, str | 
     memories = MemoryStore(house.store, max_text_chars=50)
     memory = MemoryInput("name", "content", user_id=house.ann)
     with pytest.raises(InvalidInput) as refused:
-        await memories.create(replace(memory, **changes), SYSTEM)  # type: ignore[arg-type] - the table is loose
+        await memories.create(replace(memory, **changes), SYSTEM)
     assert refused.value.field == ("body", field)
 
 

@@ -93,7 +93,13 @@ class SpecAgent(BuiltAgent):
                 tools=self.dependencies.tools.attach(self.config.tools),
                 capabilities=self.tracing(),
             )
-        except (UserError, ValidationError, ValueError, TypeError) as wrong:
+        except (
+            UserError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            LookupError,
+        ) as wrong:  # of a value of the wrong shape
             raise InvalidInput(f"Pydantic AI refuses the spec: {_first_line(wrong)}", field=("spec",)) from wrong
 
 
@@ -105,6 +111,9 @@ def check_spec(spec: Mapping[str, Json], *, trusted: bool, field: Sequence[str |
     _no_templates(cast("Json", spec), tuple(field), 0)
     for index, item in enumerate(_list(spec.get("capabilities"), (*field, "capabilities"))):
         _check_capability(item, trusted, (*field, "capabilities", index), 0)
+    schema = spec.get("output_schema")
+    if schema is not None and not isinstance(schema, dict):
+        raise InvalidInput("output_schema must be a JSON Schema.", field=(*field, "output_schema"))
     if trusted:
         return
     settings = spec.get("model_settings") or {}
