@@ -3,6 +3,7 @@
 import json
 import re
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -14,7 +15,19 @@ from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 from automagik.errors import InvalidInput
 from automagik.types import Json, utc_text
 
-__all__ = ["Bytes", "CleanText", "Identifier", "JsonText", "JsonValue", "Money", "SafeText", "Uid", "UtcTime", "clean"]
+__all__ = [
+    "Bytes",
+    "CleanText",
+    "Identifier",
+    "JsonText",
+    "JsonValue",
+    "Money",
+    "SafeText",
+    "Uid",
+    "UtcTime",
+    "clean",
+    "storable",
+]
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
@@ -22,6 +35,21 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 def clean(text: str) -> str:
     """`text` with U+FFFD for each NUL and lone surrogate, which no database can carry."""
     return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", text) if not text.isascii() or "\x00" in text else text
+
+
+def storable(text: str, *, field: Sequence[str | int] = ("body",)) -> str:
+    """`text` itself, where every database can carry it.
+
+    Raises: InvalidInput naming `field` for a NUL or a lone surrogate.
+    """
+    found = None if text.isascii() and "\x00" not in text else _UNSTORABLE.search(text)
+    if found is not None:
+        raise InvalidInput(
+            f"The text has a character that can't be stored (U+{ord(found.group()):04X}, position {found.start()}).",
+            field=field,
+            hint="Remove it; surrogates stand only in pairs.",
+        )
+    return text
 
 
 class SafeText(TypeDecorator[str]):
@@ -34,13 +62,7 @@ class SafeText(TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        if value is not None and (found := _UNSTORABLE.search(value)):
-            raise InvalidInput(
-                f"The text has a character that can't be stored (U+{ord(found.group()):04X}, position {found.start()}).",
-                field=("body",),
-                hint="Remove it; surrogates stand only in pairs.",
-            )
-        return value
+        return None if value is None else storable(value)
 
 
 class Identifier(SafeText):

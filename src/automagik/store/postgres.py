@@ -107,10 +107,10 @@ class PostgresDatabase:
         self._engine: AsyncEngine | None = None
         self._owner: str | None = None
 
-    async def open(self) -> None:
-        """Connect, and migrate under a lock where the schema is not at head.
+    async def open(self, *, migrates: bool = True) -> None:
+        """Connect, and where the schema is not at head migrate under a lock, or refuse.
 
-        Raises: ConfigurationError when there is no such database, or this platform may not use it.
+        Raises: ConfigurationError when there is no such database, or it can't be used.
         """
         engine = create_async_engine(
             "postgresql+asyncpg://",
@@ -124,6 +124,11 @@ class PostgresDatabase:
         try:
             async with engine.connect() as connection:
                 current = await connection.run_sync(current_revision)
+            if current != HEAD and not migrates:
+                raise ConfigurationError(
+                    f"The database is at revision '{current}', this version of Automagik needs '{HEAD}'.",
+                    hint="Run `automagik db upgrade`, or use the version that wrote it.",
+                )
             if current != HEAD:
                 async with engine.begin() as connection:
                     await connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))

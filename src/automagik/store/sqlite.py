@@ -18,7 +18,15 @@ from automagik.store.failures import translated
 from automagik.store.locks import FileLock
 from automagik.store.migrator import migrate
 
-__all__ = ["SqliteDatabase", "SqliteHandle", "connect_sqlite"]
+__all__ = [
+    "SqliteDatabase",
+    "SqliteHandle",
+    "connect_sqlite",
+    "database_file",
+    "own_folder",
+    "prepare_sqlite",
+    "wrap_sqlite",
+]
 
 T = TypeVar("T")
 
@@ -28,6 +36,21 @@ BUSY_SECONDS = 10.0
 _READERS = 3
 _LARGEST_BATCH = 128
 """Jobs that share a commit at the most, so that none waits long for the ones behind it."""
+
+
+def database_file(data_dir: Path) -> Path:
+    """The embedded database of a data folder."""
+    return data_dir / "automagik.db"
+
+
+def own_folder(lock: FileLock, folder: Path, owner: str) -> None:
+    """Make this process the one user of the data folder's database. Raises ConfigurationError where another one is."""
+    if not lock.acquire(owner, wait=False):
+        holder = lock.holder() or "its name is not known"
+        raise ConfigurationError(
+            f"Another server ({holder}) uses the data folder {folder}.",
+            hint="Stop that server, or set AUTOMAGIK_DATA_DIR to another folder; another port is not enough.",
+        )
 
 
 def connect_sqlite(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
@@ -193,11 +216,7 @@ class SqliteDatabase:
 
     def acquire_ownership(self, owner: str) -> None:
         """Make this process the one server of the data folder. Raises ConfigurationError where another one is."""
-        if not self._owned.acquire(owner, wait=False):
-            raise ConfigurationError(
-                f"Another server ({self._owned.holder() or 'its name is not known'}) uses the data folder {self._path.parent}.",
-                hint="Stop that server, or set AUTOMAGIK_DATA_DIR to another folder; another port is not enough.",
-            )
+        own_folder(self._owned, self._path.parent, owner)
 
     async def _submit(self, jobs: "queue.SimpleQueue[_Job | None]", work: Callable[[SqliteHandle], T]) -> T:
         if not self._open:
@@ -211,15 +230,15 @@ class SqliteDatabase:
             worker.join()
 
 
-def prepare_sqlite(path: Path) -> None:
-    """Make the database file ready: the folder, WAL, the schema. Processes that come at once wait for each other.
+def prepare_sqlite(path: Path, *, journal: str = "WAL") -> None:
+    """Make the database file ready: the folder, the journal, the schema. Processes that come at once wait for each other.
 
     Raises: ConfigurationError when the folder or file can't be used, or a newer Automagik wrote it.
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with FileLock(path.parent / "migrate.lock"):
-            _migrate_file(path)
+            _migrate_file(path, journal)
     except (OSError, sqlite3.Error) as error:
         raise ConfigurationError(
             f"The database {path} can't be used: {error}.",
@@ -227,11 +246,11 @@ def prepare_sqlite(path: Path) -> None:
         ) from error
 
 
-def _migrate_file(path: Path) -> None:
+def _migrate_file(path: Path, journal: str) -> None:
     path.touch(mode=0o600)
     raw = connect_sqlite(path)
     try:
-        raw.execute("PRAGMA journal_mode=WAL")
+        raw.execute(f"PRAGMA journal_mode={journal}")
         raw.execute("PRAGMA foreign_keys=OFF")  # a table that is changed is made anew, which must not cascade
         raw.execute("BEGIN IMMEDIATE")
         with wrap_sqlite(raw) as connection, connection.begin():

@@ -6,6 +6,7 @@ from typing import Literal, Protocol, TypeVar
 from sqlalchemy import Connection, text
 
 from automagik.settings import Settings
+from automagik.store.columns import storable
 from automagik.store.hot import (
     AcceptedRun,
     BeginRun,
@@ -16,6 +17,7 @@ from automagik.store.hot import (
     RecoveredRuns,
     StartRun,
 )
+from automagik.store.sqlite import database_file
 from automagik.store.sqlite_backend import SqliteBackend
 from automagik.store.transaction import Transaction
 from automagik.types import Clock, RunStatus
@@ -59,7 +61,7 @@ class Store:
     def from_settings(cls, settings: Settings, clock: Clock) -> "Store":
         """The store that the settings name, not opened yet."""
         if settings.database_url is None:
-            return cls(SqliteBackend(settings.data_dir / "automagik.db"), clock)
+            return cls(SqliteBackend(database_file(settings.data_dir)), clock)
         # Imported here: the driver takes 0.1 s, which a start on SQLite need not pay.
         from automagik.store.postgres_backend import PostgresBackend  # noqa: PLC0415
 
@@ -108,13 +110,16 @@ class Store:
         """Store a run that starts at once, and its session where that is not there.
 
         Raises:
+            InvalidInput: the session's name has a character that can't be stored.
             NotFound: the session or user is not there and may not be made, or the caller may not see it.
             Conflict: the session belongs to another user than the run, or there is such a run.
         """
+        _check_name(begin)
         return await self._backend.hot.begin_run(begin)
 
     async def accept_run(self, begin: BeginRun) -> AcceptedRun:
         """Store a queued run, and its session where that is not there. Raises as `begin_run`."""
+        _check_name(begin)
         return await self._backend.hot.accept_run(begin)
 
     async def start_run(self, start: StartRun) -> BegunRun:
@@ -140,3 +145,8 @@ class Store:
             return RecoveredRuns(lost=tx.runs.fail_lost(alive), queued=tx.runs.take_queued(owner, alive))
 
         return await self.write(work)
+
+
+def _check_name(begin: BeginRun) -> None:
+    if begin.session_name is not None:
+        storable(begin.session_name, field=("body", "session_name"))
