@@ -12,28 +12,23 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pydantic import SecretStr
 from pydantic_ai import Agent, ModelMessage
 
 from automagik.api import create_api
 from automagik.app import Platform
-from automagik.memory import MemoryInput
 from automagik.runs import RunRequest
-from automagik.settings import Settings
 from automagik.telemetry import configure_logging
 from automagik.types import SYSTEM, Caller
 from benchmarks.baseline_app import create_baseline, wire_client, wire_model, wire_provider
 from benchmarks.inprocess_model import instant_model
 from benchmarks.running import Database, Ground
 from benchmarks.scenario import (
-    AGENT_VARIABLE,
     FILLED_PROMPT,
     HISTORY_MESSAGES,
     PLAIN_MODEL,
     QUESTION,
-    VARIABLE_VALUE,
 )
-from benchmarks.servers import AGENT, platform_files
+from benchmarks.servers import AGENT, MEMORY, prepare
 
 __all__ = ["Layer", "layers", "micro"]
 
@@ -56,15 +51,8 @@ async def layers(on: Ground, database: Database, *, wire: bool, clients: int) ->
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="automagik-bench-")))
         url = stack.enter_context(on.postgresql()) if database == "postgresql" else None
         model_name = PLAIN_MODEL if wire else None
-        env, key = await asyncio.to_thread(platform_files, on, folder, model_name, url)
-        settings = Settings(
-            data_dir=folder,
-            database_url=SecretStr(url) if url else None,
-            model=env["AUTOMAGIK_MODEL"],
-            model_base_url=env["AUTOMAGIK_MODEL_BASE_URL"],
-            model_api_key=SecretStr("none"),
-            discover_local_models=False,
-        )
+        prepared = await asyncio.to_thread(prepare, on, folder, model_name, url)
+        settings, key = prepared.settings, prepared.key
         configure_logging(settings)
         platform = await stack.enter_async_context(Platform.open(settings))
         api = create_api(platform)
@@ -99,8 +87,7 @@ async def layers(on: Ground, database: Database, *, wire: bool, clients: int) ->
             }
             await call_app(api, f"/api/v1/agent/{AGENT}/run", body, key=key)
 
-        memory = MemoryInput(name=AGENT_VARIABLE, content=VARIABLE_VALUE, agent=AGENT)
-        await platform.memories.create(memory, caller)
+        await platform.memories.create(MEMORY, caller)
         for _ in range(HISTORY_MESSAGES // 2):
             await asyncio.gather(*(ask_api(number) for number in range(clients)))
         yield [

@@ -49,11 +49,11 @@ class _Samples:
         while at is not None and not (name := at.f_code.co_filename).startswith(_SOURCE):
             of_agent = of_agent or _AGENT.search(name) is not None
             at = at.f_back
-        room = _package(frame) if at is None else at.f_code.co_filename.removeprefix(_SOURCE).strip("/").split("/")[0]
+        room = "" if at is None else at.f_code.co_filename.removeprefix(_SOURCE).strip("/").split("/")[0]
         if of_agent:
-            self.rooms[f"pydantic_ai under {room}"] += spent
+            self.rooms["pydantic_ai" if room in {"", "agents"} else f"pydantic_ai under {room}"] += spent
             return
-        self.rooms[room if at is not None else f"{room} (outside ours)"] += spent
+        self.rooms[room or f"(no frame of ours) {_package(frame)}"] += spent
         code = frame.f_code
         self.selves[f"{_short(code.co_filename)}:{code.co_firstlineno} {code.co_qualname}"] += spent
         if at is not None:
@@ -71,7 +71,7 @@ def _package(frame: FrameType) -> str:
     return _short(frame.f_code.co_filename).split("/")[0]
 
 
-async def profile(on: Ground, database: Database, *, wire: bool, stack: str, count: int = 1000) -> str:
+async def profile(on: Ground, database: Database, *, wire: bool, stack: str, count: int = 3000) -> str:
     """Profiles of the layer named `stack`, 16 clients: who uses the CPU, by room, by line of ours, and cProfile's table."""
     clients = 16
     async with layers(on, database, wire=wire, clients=clients) as measured:
@@ -81,7 +81,7 @@ async def profile(on: Ground, database: Database, *, wire: bool, stack: str, cou
         await runs(layer, 200, clients)
         base_ms = await _cpu_ms(base, count, clients)
         text = [f"baseline app: {base_ms:.3f} CPU ms a run", await _sampled(layer, count, clients)]
-        text.append(await _deterministic(layer, count // 2, clients))
+        text.append(await _deterministic(layer, count // 4, clients))
     return "\n\n".join(text)
 
 

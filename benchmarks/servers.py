@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from automagik.memory import MemoryInput, MemoryStore
 from automagik.security import KeyRing
 from automagik.settings import Settings
 from automagik.store import Store
@@ -30,9 +30,11 @@ from benchmarks.scenario import (
     WARM_MODEL,
 )
 
-__all__ = ["Baseline", "Platform", "Scenario", "baseline", "create_admin_key", "platform", "platform_files"]
+__all__ = ["AGENT", "MEMORY", "Baseline", "Platform", "Prepared", "Scenario", "baseline", "platform", "prepare"]
 
 AGENT = "bench"
+
+MEMORY = MemoryInput(name=AGENT_VARIABLE, content=VARIABLE_VALUE, agent=AGENT)
 
 _AGENT_FILE = f"""\
 from automagik.agents import AgentConfig, SimpleAgent
@@ -104,6 +106,18 @@ def http_request(path: str, body: dict[str, Any], *, key: str | None = None) -> 
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A data folder that a server can be started on."""
+
+    env: dict[str, str]
+    """The server's environment."""
+    settings: Settings
+    """The same, for use in this process."""
+    key: str
+    """An administrator's key."""
+
+
 @contextmanager
 def baseline(ground: Ground, scenario: Scenario, *, on: frozenset[int] = SERVER_CORES) -> Iterator[Baseline]:
     """The baseline app for a scenario."""
@@ -138,14 +152,17 @@ def platform(
     with ExitStack() as stack:
         data_dir = Path(stack.enter_context(TemporaryDirectory(prefix="automagik-bench-")))
         url = database_url or (stack.enter_context(ground.postgresql()) if database == "postgresql" else None)
-        env, key = platform_files(ground, data_dir, scenario.model, url)
+        prepared = prepare(ground, data_dir, scenario.model, url)
+        key, port = prepared.key, int(prepared.env["AUTOMAGIK_PORT"])
         process = Process(
-            python("-m", "automagik", "serve"), on=cores(on, pin=ground.pin), log=ground.log("platform"), env=env
+            python("-m", "automagik", "serve"),
+            on=cores(on, pin=ground.pin),
+            log=ground.log("platform"),
+            env=prepared.env,
         )
         stack.enter_context(process)
-        port = int(env["AUTOMAGIK_PORT"])
         process.wait_ready(f"http://127.0.0.1:{port}/ready")
-        _remember(port, key)
+        asyncio.run(_remember(prepared.settings))
         sessions = [uuid.uuid4() for _ in range(scenario.fresh_sessions or scenario.clients)]
         path = f"/api/v1/agent/{AGENT}/run"
         asks = [
@@ -167,10 +184,8 @@ def platform(
         yield Platform(process, target, warm, key, data_dir)
 
 
-def platform_files(
-    ground: Ground, data_dir: Path, model: str | None, database_url: str | None
-) -> tuple[dict[str, str], str]:
-    """The data folder made ready: an agent's file and an administrator's key. Returns the server's environment and the key."""
+def prepare(ground: Ground, data_dir: Path, model: str | None, database_url: str | None) -> Prepared:
+    """A data folder made ready for a server: an agent's file and an administrator's key."""
     agents = data_dir / "agents"
     agents.mkdir(parents=True, exist_ok=True)
     if model is None:
@@ -189,12 +204,18 @@ def platform_files(
     }
     if database_url is not None:
         env["AUTOMAGIK_DATABASE_URL"] = database_url
-    settings = Settings(data_dir=data_dir, database_url=SecretStr(database_url) if database_url else None)
-    return env, asyncio.run(create_admin_key(settings))
+    settings = Settings(
+        data_dir=data_dir,
+        database_url=SecretStr(database_url) if database_url else None,
+        model=env["AUTOMAGIK_MODEL"],
+        model_base_url=env["AUTOMAGIK_MODEL_BASE_URL"],
+        model_api_key=SecretStr("none"),
+        discover_local_models=False,
+    )
+    return Prepared(env, settings, asyncio.run(_create_admin_key(settings)))
 
 
-async def create_admin_key(settings: Settings) -> str:
-    """An administrator's key, made as the command line makes the first one."""
+async def _create_admin_key(settings: Settings) -> str:
     clock = SystemClock()
     store = Store.from_settings(settings, clock)
     await store.open()
@@ -207,21 +228,14 @@ async def create_admin_key(settings: Settings) -> str:
     return secret.get_secret_value()
 
 
-def call(port: int, method: str, path: str, key: str, body: dict[str, Any] | None = None) -> Any:
-    """One request to the platform's API; its answer."""
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}{path}",
-        method=method,
-        data=json.dumps(body).encode() if body is not None else None,
-        headers={"content-type": "application/json", "x-api-key": key},
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
-
-
-def _remember(port: int, key: str) -> None:
-    body = {"name": AGENT_VARIABLE, "content": VARIABLE_VALUE, "agent_name": AGENT}
-    call(port, "POST", "/api/v1/memories", key, body)
+async def _remember(settings: Settings) -> None:
+    """Store what fills the place in the agent's prompt, beside the running server, as the command line could."""
+    store = Store.from_settings(settings, SystemClock())
+    await store.open()
+    try:
+        await MemoryStore(store).create(MEMORY, SYSTEM)
+    finally:
+        await store.close()
 
 
 def _filling_model(scenario: Scenario) -> str | None:

@@ -11,7 +11,8 @@ from benchmarks.processes import SERVER_CORES, Process, cores, environment, pinn
 from benchmarks.report import Result, compare
 from benchmarks.report import Target as Goal
 from benchmarks.running import Ground
-from benchmarks.servers import platform_files
+from benchmarks.scenario import PLAIN_MODEL
+from benchmarks.servers import prepare
 
 __all__ = ["start_to_ready"]
 
@@ -35,7 +36,7 @@ def start_to_ready(on: Ground) -> list[Result]:
     """Seconds from the command to `/ready`, less 1.5 times the bare import of what the server had imported by then."""
     with TemporaryDirectory(prefix="automagik-bench-") as name:
         folder = Path(name)
-        env, _ = platform_files(on, folder / "data", "scripted", None)
+        env = prepare(on, folder / "data", PLAIN_MODEL, None).env
         modules = _modules(on, folder, env)
         _start(on, env)
         _import(on, modules)
