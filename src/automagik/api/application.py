@@ -12,7 +12,7 @@ from automagik.api.admission import Admission
 from automagik.api.document import describe
 from automagik.api.middleware import Gate
 from automagik.api.problems import problem_response
-from automagik.api.routes import runs, system
+from automagik.api.routes import agents, keys, memories, prompts, records, runs, sessions, system, users
 from automagik.app import Platform
 from automagik.errors import AutomagikError
 
@@ -20,6 +20,13 @@ __all__ = ["create_api"]
 
 _ROUTERS: tuple[APIRouter, ...] = (
     runs.router,
+    agents.router,
+    sessions.router,
+    users.router,
+    memories.router,
+    prompts.router,
+    keys.router,
+    records.router,
     system.router,
 )
 """In the order of matching: what is asked most comes first."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from typing import cast
 
 import orjson
 from prometheus_client import Gauge
@@ -53,8 +54,9 @@ async def run_chunks(stream: RunStream) -> AsyncGenerator[bytes]:
             yield encode_events(batch)
     finally:
         await stream.aclose()
-        if isinstance(stream.batches, AsyncGenerator):
-            await stream.batches.aclose()
+        batches: object = stream.batches
+        if isinstance(batches, AsyncGenerator):
+            await cast("AsyncGenerator[object]", batches).aclose()
 
 
 class EventResponse(Response):

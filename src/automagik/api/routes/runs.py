@@ -10,6 +10,7 @@ from automagik.api.admission import caller_of, require
 from automagik.api.answers import answer, page_of
 from automagik.api.bodies import read_json
 from automagik.api.media import MediaReader
+from automagik.api.paging import Cursor, Limit
 from automagik.api.platform import PlatformOf, platform_of
 from automagik.api.problems import invalid_fields, problems
 from automagik.api.route import ApiRoute
@@ -106,8 +107,8 @@ async def list_runs(
     name: Annotated[str | None, Query(max_length=128)] = None,
     session_id: uuid.UUID | None = None,
     user_id: uuid.UUID | None = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 50,
-    cursor: Annotated[str | None, Query(max_length=1000)] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
 ) -> Response:
     """The runs that the key may see, without `input` and `output`."""
     page = await platform.runs.list(
@@ -180,6 +181,7 @@ async def _asked(name: str, request: Request, platform: Platform) -> RunRequest:
         asked = AgentRunRequest.model_validate(body)
     except ValidationError as wrong:
         raise invalid_fields(wrong) from None
+    await platform.agents.refresh()
     limit = platform.settings.max_text_chars
     for field in ("message_content", "system_prompt"):
         text = cast("str | None", getattr(asked, field))
