@@ -10,7 +10,10 @@ from automagik.types import SYSTEM
 
 pytestmark = pytest.mark.anyio
 
+on_both = pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
 
+
+@on_both
 async def test_the_simple_agent_is_there_from_the_start(house: House) -> None:
     factory = await house.discovered()
     assert factory.names() == ["simple"]
@@ -34,6 +37,7 @@ async def test_an_unknown_agent_is_not_found_with_the_nearest(house: House) -> N
         factory.info("nobody")
 
 
+@on_both
 async def test_a_start_with_nothing_new_writes_nothing(house: House) -> None:
     house.write("poet.yaml", "instructions: 'Rhyme for {{user_id}}.'\n")
     first = await house.discovered()
@@ -41,6 +45,15 @@ async def test_a_start_with_nothing_new_writes_nothing(house: House) -> None:
     second = await house.discovered()
     assert await house.store.read(lambda tx: (tx.agents.all(), tx.prompts.list(), tx.audit.list())) == before
     assert second.names() == first.names() == ["poet", "simple"]
+
+
+@on_both
+async def test_processes_that_start_at_once_on_a_new_database_agree(house: House) -> None:
+    factories = [house.factory() for _ in range(4)]
+    await asyncio.gather(*(factory.discover_agents() for factory in factories))
+    assert all(info.error is None for factory in factories for info in factory.list_available_agents())
+    prompts = await house.store.read(lambda tx: tx.prompts.list())
+    assert [(row.version, row.is_active) for row in prompts.data] == [(1, True)]
 
 
 FILES: list[tuple[str, str, str, str]] = [
@@ -168,6 +181,7 @@ async def test_a_file_does_not_take_the_place_of_an_agent_of_the_api(house: Hous
     assert [(info.name, info.source) for info in broken] == [("helper", "file")]
 
 
+@on_both
 async def test_an_agent_of_the_api_lives_through_create_update_restart_and_delete(house: House) -> None:
     factory = await house.discovered()
     made = await factory.create(
@@ -193,6 +207,7 @@ async def test_an_agent_of_the_api_lives_through_create_update_restart_and_delet
     assert [row.action for row in reversed(audit.data)] == ["agent.create", "agent.update", "agent.delete"]
 
 
+@on_both
 async def test_a_stale_edit_is_refused_and_changes_nothing(house: House) -> None:
     factory = await house.discovered()
     made = await factory.create("tutor", {"instructions": "Teach."}, caller=SYSTEM)
@@ -213,6 +228,7 @@ async def test_a_change_that_is_refused_leaves_the_agent_as_it_was(house: House)
     assert factory.info("tutor").revision == 1
 
 
+@on_both
 async def test_agents_that_come_from_code_are_switched_but_not_edited(house: House) -> None:
     factory = await house.discovered()
     with pytest.raises(Conflict) as refused:
@@ -237,6 +253,7 @@ async def test_a_bad_name_is_refused(house: House, name: str) -> None:
     assert refused.value.field == ("body", "name")
 
 
+@on_both
 async def test_a_name_is_taken_once_also_when_two_ask_at_once(house: House) -> None:
     factory, elsewhere = await house.discovered(), await house.discovered()
     results = await asyncio.gather(
@@ -248,6 +265,7 @@ async def test_a_name_is_taken_once_also_when_two_ask_at_once(house: House) -> N
     assert sorted(type(result).__name__ for result in results) == ["AgentInfo", "Conflict", "Conflict"]
 
 
+@on_both
 async def test_a_copy_has_the_active_prompt_and_the_changes(house: House) -> None:
     factory = await house.discovered()
     simple = factory.get_agent("simple")
@@ -267,6 +285,7 @@ async def test_a_copy_has_the_active_prompt_and_the_changes(house: House) -> Non
         await (await house.discovered()).copy("own", "mine", {}, caller=SYSTEM)
 
 
+@on_both
 async def test_what_another_process_made_is_taken_over(house: House) -> None:
     here, elsewhere = await house.discovered(), await house.discovered()
     await elsewhere.create("tutor", {"instructions": "one"}, caller=SYSTEM)

@@ -1,31 +1,24 @@
-"""A store on SQLite with an agent, two users and a session."""
-
-from collections.abc import AsyncIterator
-from pathlib import Path
+"""A store, on each database in turn, with two agents, two users and a session."""
 
 import pytest
 from memory_house import House
 
-from automagik.settings import Settings
 from automagik.store import Store
-from automagik.types import SystemClock
+from automagik.testing.fixtures import dialect, postgres_server, store
+
+__all__ = ["dialect", "house", "postgres_server", "store"]
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    store = Store.from_settings(Settings(data_dir=tmp_path), SystemClock())
-    await store.open()
-    try:
-        yield await store.write(
-            lambda tx: House(
-                store=store,
-                agent_id=tx.agents.create("clerk", type="spec", source="api").id,
-                other_agent_id=tx.agents.create("poet", type="spec", source="api").id,
-                ann=(ann := tx.users.create(email="ann@example.org").user_id),
-                bob=tx.users.create(email="bob@example.org").user_id,
-                session_id=(session := tx.sessions.create(user_id=ann)).session_id,
-                session_key=session.id,
-            )
+async def house(store: Store) -> House:
+    return await store.write(
+        lambda tx: House(
+            store=store,
+            agent_id=tx.agents.create("clerk", type="spec", source="api").id,
+            other_agent_id=tx.agents.create("poet", type="spec", source="api").id,
+            ann=(ann := tx.users.create(email="ann@example.org").user_id),
+            bob=tx.users.create(email="bob@example.org").user_id,
+            session_id=(session := tx.sessions.create(user_id=ann)).session_id,
+            session_key=session.id,
         )
-    finally:
-        await store.close()
+    )

@@ -1,3 +1,4 @@
+import asyncio
 import uuid
 from dataclasses import replace
 
@@ -162,3 +163,16 @@ async def test_without_a_user_the_door_writes_to_the_session(house: House) -> No
         await nowhere.store("mood", "fine")
     with pytest.raises(InvalidInput):
         await door.store("two words", "fine")
+
+
+async def test_one_name_stored_by_many_at_once_is_one_memory(house: House) -> None:
+    stores = [MemoryStore(house.store) for _ in range(4)]
+    await asyncio.gather(
+        *(memories.create(MemoryInput("city", f"{n}", user_id=house.ann), SYSTEM) for n, memories in enumerate(stores)),
+        *(
+            memories.for_agent(house.agent_id, user_id=house.ann, session_key=None).store("city", "door")
+            for memories in stores
+        ),
+    )
+    rows = (await stores[0].list(SYSTEM)).data
+    assert sorted((row.name, row.agent_name or "") for row in rows) == [("city", ""), ("city", "clerk")]

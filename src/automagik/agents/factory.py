@@ -16,7 +16,7 @@ from automagik.agents.simple import SimpleAgent
 from automagik.agents.sources import BrokenAgent, Candidate, Source, cause_of, find_agents
 from automagik.agents.spec import AGENT_NAME, SpecAgent
 from automagik.errors import Conflict, InvalidInput, NotFound, ServiceUnavailable
-from automagik.memory import Prompts, PromptTemplate, check_text
+from automagik.memory import Prompts, PromptTemplate, check_text, write_again
 from automagik.providers import ModelRegistry
 from automagik.settings import Settings
 from automagik.store import Store, Transaction
@@ -343,7 +343,7 @@ class AgentFactory:
         def write(tx: Transaction) -> dict[str, AgentRow]:
             return {candidate.agent.name: _register(tx, candidate) for candidate in changed}
 
-        return await self._store.write(write)
+        return await write_again(self._store, write)
 
     async def _adopt(self, agent: AutomagikAgent, row: AgentRow, location: str) -> None:
         """Bind an agent and take it in, or keep it as broken."""

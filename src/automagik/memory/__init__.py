@@ -6,6 +6,7 @@ from automagik.memory.prompts import BUILTIN_VARIABLES, Prompts
 from automagik.memory.templates import PromptTemplate, is_name
 from automagik.memory.text import check_text, clean_text, to_clean_json
 from automagik.memory.variables import MemoryChanges, MemoryInput, MemoryStore
+from automagik.memory.writing import write_again
 
 __all__ = [
     "BUILTIN_VARIABLES",
@@ -22,4 +23,5 @@ __all__ = [
     "is_name",
     "load_messages",
     "to_clean_json",
+    "write_again",
 ]

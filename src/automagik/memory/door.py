@@ -6,6 +6,7 @@ from uuid import UUID
 from automagik.errors import InvalidInput
 from automagik.memory.templates import is_name
 from automagik.memory.text import check_text, clean_text
+from automagik.memory.writing import write_again
 from automagik.store import Store, Transaction
 
 __all__ = ["AgentMemory"]
@@ -57,7 +58,8 @@ class AgentMemory:
             )
         content = check_text(clean_text(content), field=("content",), max_chars=self._max_text_chars)
         about = None if description is None else clean_text(description)[:_MAX_DESCRIPTION]
-        await self._store.write(
+        await write_again(
+            self._store,
             lambda tx: tx.memories.put(
                 name,
                 content,
@@ -65,7 +67,7 @@ class AgentMemory:
                 user_id=self._user_id,
                 session_id=session_key,
                 description=about,
-            )
+            ),
         )
 
     async def delete(self, name: str) -> bool:

@@ -1,6 +1,7 @@
 """Prompts: the versions of each agent's prompt template, of which one is active for each status key."""
 
-from collections.abc import Collection, Sequence
+import asyncio
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -9,6 +10,7 @@ from uuid import UUID
 from automagik.errors import Conflict, InvalidInput, NotFound
 from automagik.memory.templates import PromptTemplate
 from automagik.memory.text import check_text
+from automagik.memory.writing import write_again
 from automagik.store import Page, Store, Transaction
 from automagik.store.prompts import PromptChanges
 from automagik.store.rows import PromptRow
@@ -45,6 +47,7 @@ class Prompts:
         self._max_text_chars = max_text_chars
         self._clock = clock or SystemClock()
         self._cache: dict[tuple[int, str], _Cached] = {}
+        self._numbering = asyncio.Lock()
 
     # -- for runs
 
@@ -90,6 +93,8 @@ class Prompts:
             parsed.check_names(_known(tx, agent_id, known), field=field)
             active = tx.prompts.find_active(agent_id, status_key)
             newest = tx.prompts.find_from_code(agent_id, status_key)
+            if newest is not None and newest.template == template:
+                return newest  # another process that started at the same time was faster
             row = tx.prompts.create(
                 agent_id,
                 template,
@@ -100,9 +105,7 @@ class Prompts:
             _note(tx, "prompt.register", row, None, None)
             return row
 
-        row = await self._store.write(write)
-        await self._load(agent_id, status_key)
-        return row
+        return await self._changed(await self._numbered(write))
 
     # -- for people
 
@@ -153,7 +156,7 @@ class Prompts:
             _note(tx, "prompt.create", row, caller, request_id)
             return row
 
-        return await self._changed(await self._store.write(write))
+        return await self._changed(await self._numbered(write))
 
     async def update(
         self,
@@ -248,6 +251,11 @@ class Prompts:
     def _parsed(self, template: str, field: Sequence[str | int]) -> PromptTemplate:
         check_text(template, field=field, max_chars=self._max_text_chars)
         return PromptTemplate.parse(template, field=field)
+
+    async def _numbered(self, write: Callable[[Transaction], PromptRow]) -> PromptRow:
+        """A write that takes the next version number: one at a time here, again where another process took it first."""
+        async with self._numbering:
+            return await write_again(self._store, write)
 
     async def _changed(self, row: PromptRow) -> PromptRow:
         await self._load(row.agent_id, row.status_key)

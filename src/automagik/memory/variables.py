@@ -5,10 +5,11 @@ from dataclasses import dataclass, field, replace
 from typing import TypedDict, Unpack
 from uuid import UUID
 
-from automagik.errors import Conflict, InvalidInput, NotFound
+from automagik.errors import InvalidInput, NotFound
 from automagik.memory.door import AgentMemory
 from automagik.memory.templates import is_name
 from automagik.memory.text import check_text
+from automagik.memory.writing import write_again
 from automagik.store import Page, Store, Transaction
 from automagik.store.rows import MemoryRow
 from automagik.types import Caller, Json, JsonObject
@@ -123,7 +124,7 @@ class MemoryStore:
         Raises: InvalidInput for a bad name or text or no scope; NotFound for an agent, user or session that is unknown.
         """
         checked = self._checked(memory, caller, _BODY)
-        return await self._store.write(lambda tx: _put(tx, checked, caller, request_id))
+        return await write_again(self._store, lambda tx: _put(tx, checked, caller, request_id))
 
     async def create_batch(
         self, memories: Sequence[MemoryInput], caller: Caller, *, request_id: str | None = None
@@ -139,7 +140,7 @@ class MemoryStore:
         def write(tx: Transaction) -> list[MemoryRow]:
             return [_put_indexed(tx, index, memory, caller, request_id) for index, memory in enumerate(checked)]
 
-        return await self._store.write(write)
+        return await write_again(self._store, write)
 
     async def update(
         self, memory_id: UUID, caller: Caller, *, request_id: str | None = None, **changes: Unpack[MemoryChanges]
@@ -221,7 +222,7 @@ class MemoryStore:
 def _put_indexed(tx: Transaction, index: int, memory: MemoryInput, caller: Caller, request_id: str | None) -> MemoryRow:
     try:
         return _put(tx, memory, caller, request_id)
-    except (NotFound, Conflict) as wrong:
+    except NotFound as wrong:
         raise InvalidInput(wrong.detail, field=("body", index), hint=wrong.hint, code=wrong.code) from wrong
 
 
