@@ -44,6 +44,7 @@ class Prompts(Repository):
     ) -> PromptRow:
         """The new version, one above the highest of its agent and status key. An active one takes the place of another."""
         prompt_id = prompt_id or new_uuid()
+        self._take_turn(agent_id)
         if is_active:
             self._retire(agent_id, status_key)
         highest = (
@@ -100,6 +101,7 @@ class Prompts(Repository):
         found = self.get(prompt_id)
         if found.is_active:
             return found
+        self._take_turn(found.agent_id)
         self._retire(found.agent_id, found.status_key)
         with conflicts("Another version was activated at the same moment.", hint="Look, and try again."):
             self._connection.execute(
@@ -155,6 +157,10 @@ class Prompts(Repository):
         if status_key is not None:
             statement = statement.where(_prompts.c.status_key == status_key)
         return fetch_page(self._connection, statement, (_prompts.c.id,), _row, limit=limit, cursor=cursor)
+
+    def _take_turn(self, agent_id: int) -> None:
+        """Let changes to one agent's prompts follow each other (on SQLite all writes do)."""
+        self._connection.execute(select(_agents.c.id).where(_agents.c.id == agent_id).with_for_update())
 
     def _retire(self, agent_id: int, status_key: str) -> None:
         self._connection.execute(

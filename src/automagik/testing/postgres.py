@@ -160,13 +160,12 @@ class PostgresServer:
         settings = _SETTINGS if not self._durable else {"listen_addresses": "", "max_connections": "200"}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         command = [str(binaries / "postgres"), "-D", str(data), "-k", str(home), *options]
-        subprocess.Popen(
+        subprocess.run(
             [sys.executable, "-I", str(Path(__file__).with_name("postgres_keeper.py")), str(home), str(user), *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            close_fds=True,
+            check=True,
         )
         self._home, self._lock = home, lock
         self._await_ready(data)
@@ -175,6 +174,7 @@ class PostgresServer:
         return home
 
     def _await_ready(self, data: Path) -> None:
+        log = data.parent / "server.log"
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
             try:
@@ -184,7 +184,9 @@ class PostgresServer:
             if len(status) >= 8 and status[7].strip() == "ready":
                 return
             time.sleep(0.01)
-        raise ConfigurationError("PostgreSQL did not start.", hint=f"Look at {data.parent / 'server.log'}.")
+            if log.exists() and "FATAL" in log.read_text():
+                break
+        raise ConfigurationError(f"PostgreSQL did not start; {log} says why.")
 
     def _make_template(self) -> None:
         self._sql(f"CREATE DATABASE {_TEMPLATE} TEMPLATE template0")

@@ -22,6 +22,9 @@ def _end_with_parent() -> None:
 
 def main() -> None:
     """Start the server, wait until nobody uses it, end it."""
+    if os.fork():
+        return  # the caller waits for this process only; its child is nobody's to wait for
+    os.setsid()
     folder, user, command = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     with (folder / "server.log").open("ab") as log:
         server = subprocess.Popen(
