@@ -6,11 +6,15 @@ from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
 
 from automagik import __version__
 from automagik.api.admission import Admission
 from automagik.api.document import describe
 from automagik.api.middleware import Gate
+from automagik.api.openai import ROUTERS
+from automagik.api.openai.envelope import envelope_response
 from automagik.api.problems import problem_response
 from automagik.api.routes import agents, keys, memories, prompts, records, runs, sessions, system, users
 from automagik.app import Platform
@@ -27,6 +31,7 @@ _ROUTERS: tuple[APIRouter, ...] = (
     prompts.router,
     keys.router,
     records.router,
+    *ROUTERS,
     system.router,
 )
 """In the order of matching: what is asked most comes first."""
@@ -73,5 +78,7 @@ def create_api(platform: Platform) -> FastAPI:
     return app
 
 
-async def _render(request: Any, error: Exception) -> Any:
-    return problem_response(request, error)
+async def _render(request: Request, error: Exception) -> Response:
+    """The answer to what no route took: an unknown path, a method that a path doesn't take."""
+    of_openai = request.scope["path"].startswith("/v1/")
+    return envelope_response(request, error) if of_openai else problem_response(request, error)

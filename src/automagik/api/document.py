@@ -26,4 +26,10 @@ def describe(document: dict[str, Any]) -> dict[str, Any]:
     )
     schemas = cast("dict[str, Any]", components.setdefault("schemas", {}))
     schemas.update(shared["$defs"])
+    for path, operations in document["paths"].items():
+        if path.startswith("/v1/"):  # what is a 422 elsewhere is a 400 there; FastAPI adds it by itself
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
     return document

@@ -22,7 +22,9 @@ __all__ = [
     "FieldError",
     "Problem",
     "invalid_fields",
+    "log_fault",
     "problem_body",
+    "problem_headers",
     "problem_of",
     "problem_response",
     "problems",
@@ -122,9 +124,27 @@ def problem_response(request: Request, error: Exception) -> Response:
     """The answer to a request that ended in `error`; faults of the platform are logged with their cause."""
     document = problem_of(error, request_id=request.scope.get("automagik.request_id"))
     status = cast("int", document["status"])
+    log_fault(error, status)
+    return Response(problem_body(document), status, headers=problem_headers(error), media_type=PROBLEM_TYPE)
+
+
+def log_fault(error: Exception, status: int) -> None:
+    """Log an error that is the platform's own; a run that failed was logged by the run."""
     if status >= 500 and not isinstance(error, RunFailed):
         _log.error("request_failed", status=status, exc_info=error)
-    return Response(problem_body(document), status, headers=_headers(error), media_type=PROBLEM_TYPE)
+
+
+def problem_headers(error: Exception) -> dict[str, str]:
+    """The headers that go with an error: `Retry-After`, `Allow`, `WWW-Authenticate`."""
+    if isinstance(error, RateLimited | ServiceUnavailable):
+        return {"Retry-After": str(error.retry_after_seconds)}
+    if isinstance(error, RunFailed) and error.status == 503:
+        return {"Retry-After": "5"}
+    if isinstance(error, Unauthorized):
+        return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, HTTPException):
+        return dict(error.headers or {})
+    return {}
 
 
 def problem_body(document: JsonObject) -> bytes:
@@ -170,15 +190,3 @@ def _http_document(error: HTTPException) -> JsonObject:
         detail, hint = "This path does not take this method.", f"It takes {allowed}." if allowed else None
     code = status.phrase.lower().replace(" ", "_").replace("-", "_")
     return _document(status.value, status.phrase.capitalize(), code, detail, hint)
-
-
-def _headers(error: Exception) -> dict[str, str]:
-    if isinstance(error, RateLimited | ServiceUnavailable):
-        return {"Retry-After": str(error.retry_after_seconds)}
-    if isinstance(error, RunFailed) and error.status == 503:
-        return {"Retry-After": "5"}
-    if isinstance(error, Unauthorized):
-        return {"WWW-Authenticate": "Bearer"}
-    if isinstance(error, HTTPException):
-        return dict(error.headers or {})
-    return {}

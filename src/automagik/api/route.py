@@ -4,14 +4,12 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, cast
 
 from fastapi import Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
 
 from automagik.api.admission import Admission
 from automagik.api.bodies import read_json
 from automagik.api.problems import problem_response
-from automagik.errors import AutomagikError, InvalidInput, nearest
+from automagik.errors import InvalidInput, nearest
 from automagik.types import Json
 
 __all__ = ["ApiRoute", "OpenRoute"]
@@ -34,6 +32,10 @@ class OpenRoute(APIRoute):
     async def admit(self, request: Request) -> None:
         """Nobody has to say who they are."""
 
+    def render(self, request: Request, error: Exception) -> Response:
+        """The answer to a request that ended in `error`."""
+        return problem_response(request, error)
+
     def get_route_handler(self) -> _Handler:
         """FastAPI's handler, after the checks."""
         handle = super().get_route_handler()
@@ -51,10 +53,8 @@ class OpenRoute(APIRoute):
                     request = _DecodedRequest(request.scope, request.receive)
                     request.decoded = await read_json(request)
                 return await handle(request)
-            except (AutomagikError, RequestValidationError, HTTPException):
-                raise
-            except Exception as error:  # noqa: BLE001 - the request's edge: logged with its cause, answered without
-                return problem_response(request, error)
+            except Exception as error:  # noqa: BLE001 - the request's edge: a fault is logged, and answered without its cause
+                return self.render(request, error)
 
         return checked
 
