@@ -41,7 +41,8 @@ def begin(**changes: Any) -> BeginRun:
 
 
 def start(run_id: str, **changes: Any) -> StartRun:
-    return StartRun(**{"run_id": run_id, "started_at": _now(), "owner": "me", **changes})
+    values: dict[str, Any] = {"run_id": run_id, "started_at": _now(), "owner": "me"}
+    return StartRun(**{**values, **changes})
 
 
 def finish(

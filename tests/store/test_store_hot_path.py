@@ -4,6 +4,7 @@ import asyncio
 import json
 import uuid
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from store_samples import begin, event, finish, make_agent, message, start, take_turn
@@ -311,7 +312,7 @@ async def test_the_nearest_variable_wins(store: Store) -> None:
     session_id, anna, ben = uuid.uuid4(), uuid.uuid4(), uuid.uuid4()
     begun = await store.begin_run(begin(session_id=session_id, user_id=anna, agent_id=agent.id))
     await store.begin_run(begin(user_id=ben))
-    scopes = {
+    scopes: dict[str, dict[str, Any]] = {
         "agent": {"agent_id": agent.id},
         "user": {"user_id": anna},
         "pair": {"agent_id": agent.id, "user_id": anna},
@@ -329,8 +330,12 @@ async def test_the_nearest_variable_wins(store: Store) -> None:
     await store.write(lambda tx: tx.memories.update(hidden.memory_id, active=False))
 
     every = {"a": "agent", "b": "user", "c": "pair", "d": "session", "f": "session"}
-    who = {"session_id": session_id, "agent_id": agent.id}
-    cases = [(None, every), ([], {}), (["b", "d", "e", "x"], {"b": "user", "d": "session"})]
+    who: dict[str, Any] = {"session_id": session_id, "agent_id": agent.id}
+    cases: list[tuple[list[str] | None, dict[str, str]]] = [
+        (None, every),
+        ([], {}),
+        (["b", "d", "e", "x"], {"b": "user", "d": "session"}),
+    ]
     cases.append(([f"n{place}" for place in range(40)] + ["a"], {"a": "agent"}))
     for wanted, expected in cases:
         found = (await store.begin_run(begin(**who, variable_names=wanted))).variables
