@@ -135,10 +135,9 @@ class PostgresDatabase:
                     await connection.run_sync(migrate)
         except BaseException as error:
             await engine.dispose()
-            cause = error.__cause__ or error
-            if isinstance(cause, OSError | asyncpg.PostgresError | asyncpg.InterfaceError):
+            if isinstance(error, (*_DATABASE_ERRORS, ValueError)):
                 raise ConfigurationError(
-                    f"The database of AUTOMAGIK_DATABASE_URL can't be used: {cause}.",
+                    f"The database of AUTOMAGIK_DATABASE_URL can't be used: {_root_cause(error)}.",
                     hint="Is the PostgreSQL server running, and are host, database, user and password right?",
                 ) from error
             raise
@@ -185,6 +184,12 @@ class PostgresDatabase:
         if self._engine is None:
             raise ServiceUnavailable("The database is closed: the server is stopping.", hint="Retry later.")
         return self._engine
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def owner_key(owner: str) -> int:

@@ -89,6 +89,12 @@ class PostgresServer:
             self._lock = None
             self._home = None
 
+    def break_connections(self) -> None:
+        """Break every connection, as a restart of the server does."""
+        self._sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname IS NOT NULL"
+        )
+
     def create_database(self) -> str:
         """The URL of a new database that has the platform's tables."""
         name = f"test_{secrets.token_hex(8)}"

@@ -1,0 +1,327 @@
+"""Transactions: all or nothing, one moment, shared commits, and what happens when the database is away."""
+
+import asyncio
+import contextlib
+import sqlite3
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import cast
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import text
+from store_samples import begin, make_agent
+
+from automagik.errors import ConfigurationError, Conflict, Internal, ServiceUnavailable
+from automagik.settings import Settings
+from automagik.store import Store, Transaction
+from automagik.testing.postgres import PostgresServer
+from automagik.testing.stores import open_store
+from automagik.types import SystemClock
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_write_that_raises_leaves_nothing(store: Store) -> None:
+    def fail(tx: Transaction) -> None:
+        tx.agents.create("a", type="t", source="api")
+        tx.audit.append("agent.create", "a")
+        raise KeyError("stop")
+
+    with pytest.raises(KeyError, match="stop"):
+        await store.write(fail)
+    assert await store.read(lambda tx: tx.agents.all()) == []
+    assert (await store.read(lambda tx: tx.audit.list())).data == []
+
+
+async def test_writes_at_once_each_succeed_or_fail_for_themselves(store: Store) -> None:
+    await make_agent(store)
+
+    def work(tx: Transaction, place: int) -> int:
+        tx.agents.create(f"agent {place}", type="t", source="api")
+        if place % 3 == 0:
+            tx.agents.create("simple", type="t", source="api")
+        return place
+
+    results = await asyncio.gather(
+        *(store.write(lambda tx, n=n: work(tx, n)) for n in range(40)), return_exceptions=True
+    )
+    assert [isinstance(result, Conflict) for result in results] == [n % 3 == 0 for n in range(40)]
+    names = {row.name for row in await store.read(lambda tx: tx.agents.all())}
+    assert names == {"simple", *(f"agent {n}" for n in range(40) if n % 3)}
+
+
+async def test_a_read_sees_one_moment(store: Store) -> None:
+    await make_agent(store)
+    loop = asyncio.get_running_loop()
+    looked, written = asyncio.Event(), asyncio.Event()
+
+    def look_twice(tx: Transaction) -> tuple[int, int]:
+        first = len(tx.agents.all())
+        if store.dialect == "sqlite":  # in a reader thread, where waiting blocks nobody else
+            loop.call_soon_threadsafe(looked.set)
+            asyncio.run_coroutine_threadsafe(written.wait(), loop).result(5)
+        else:
+            tx.connection.execute(text("SELECT pg_sleep(0.3)"))
+        return first, len(tx.agents.all())
+
+    reading = asyncio.create_task(store.read(look_twice))
+    if store.dialect == "sqlite":
+        await looked.wait()
+    else:
+        await asyncio.sleep(0.1)
+    await make_agent(store, "other")
+    written.set()
+    assert await reading == (1, 1)
+    assert len(await store.read(lambda tx: tx.agents.all())) == 2
+
+
+async def test_a_read_writes_nothing(store: Store) -> None:
+    with pytest.raises((Internal, ServiceUnavailable)):
+        await store.read(lambda tx: tx.agents.create("a", type="t", source="api"))
+    assert await store.read(lambda tx: tx.agents.all()) == []
+
+
+async def test_a_cancelled_write_is_completed(store: Store) -> None:
+    def slow(tx: Transaction) -> None:
+        tx.agents.create("a", type="t", source="api")
+        if store.dialect == "sqlite":
+            time.sleep(0.1)
+        else:
+            tx.connection.execute(text("SELECT pg_sleep(0.1)"))
+
+    writing = asyncio.create_task(store.write(slow))
+    await asyncio.sleep(0.05)
+    writing.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await writing
+    for _ in range(100):
+        if await store.read(lambda tx: tx.agents.find("a")) is not None:
+            return
+        await asyncio.sleep(0.02)
+    pytest.fail("the write was lost")
+
+
+async def test_the_loop_goes_on_while_the_database_works(store: Store) -> None:
+    beats = 0
+
+    async def beat() -> None:
+        nonlocal beats
+        while True:
+            await asyncio.sleep(0.005)
+            beats += 1
+
+    def slow(tx: Transaction) -> None:
+        if store.dialect == "sqlite":
+            time.sleep(0.3)
+        else:
+            tx.connection.execute(text("SELECT pg_sleep(0.3)"))
+
+    beating = asyncio.create_task(beat())
+    await store.write(slow)
+    beating.cancel()
+    assert beats > 10
+
+
+async def test_a_closed_store_says_so_and_opens_again(store: Store) -> None:
+    await store.check()
+    await make_agent(store)
+    await store.close()
+    for use in (store.check(), store.begin_run(begin()), store.write(lambda tx: tx.agents.all())):
+        with pytest.raises(ServiceUnavailable):
+            await use
+    await store.open()
+    assert [row.name for row in await store.read(lambda tx: tx.agents.all())] == ["simple"]
+
+
+async def test_an_error_of_the_database_is_told_without_its_words(store: Store) -> None:
+    with pytest.raises(Internal) as refused:
+        await store.read(lambda tx: tx.connection.execute(text("SELECT secret FROM nothing")))
+    assert "secret" not in refused.value.detail
+    assert refused.value.__cause__ is not None
+
+
+async def test_writes_that_wait_share_a_commit(tmp_path: Path) -> None:
+    async with open_store("sqlite", tmp_path) as store:
+        await make_agent(store)
+        slow = asyncio.create_task(store.write(lambda tx: time.sleep(0.2)))
+        await asyncio.sleep(0.05)
+        before = _transactions(tmp_path)
+        many = [asyncio.create_task(store.begin_run(begin())) for _ in range(50)]
+        await asyncio.gather(slow, *many)
+        assert _transactions(tmp_path) - before <= 2
+        assert len((await store.read(lambda tx: tx.runs.list(limit=100))).data) == 50
+
+
+def _transactions(folder: Path) -> int:
+    """How many commits the write-ahead log holds: frames that end a transaction say the size of the database."""
+    log = (folder / "automagik.db-wal").read_bytes()
+    page = int.from_bytes(log[8:12], "big")
+    frames = range(32, len(log) - 23, 24 + page)
+    return sum(1 for start in frames if int.from_bytes(log[start + 4 : start + 8], "big"))
+
+
+async def test_a_write_waits_for_another_process_that_writes(tmp_path: Path) -> None:
+    async with open_store("sqlite", tmp_path) as store:
+        other = sqlite3.connect(tmp_path / "automagik.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        writing = asyncio.create_task(make_agent(store))
+        await asyncio.sleep(0.2)
+        assert not writing.done()
+        assert await store.read(lambda tx: tx.agents.all()) == []
+        other.execute("COMMIT")
+        other.close()
+        assert (await writing).name == "simple"
+
+
+HOLDER = """
+import asyncio, sys
+from pathlib import Path
+from automagik.settings import Settings
+from automagik.store import Store
+from automagik.types import SystemClock
+async def main():
+    store = Store.from_settings(Settings(data_dir=Path(sys.argv[1])), SystemClock())
+    await store.open()
+    await store.acquire_ownership("host:proc_1")
+    print("held", flush=True)
+    await asyncio.sleep(60)
+asyncio.run(main())
+"""
+
+
+async def test_a_data_folder_has_one_server_at_a_time(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert await asyncio.to_thread(holder.stdout.readline) == b"held\n"
+        async with open_store("sqlite", tmp_path) as store:
+            with pytest.raises(ConfigurationError, match="host:proc_1") as refused:
+                await store.acquire_ownership("host:proc_2")
+            assert "AUTOMAGIK_DATA_DIR" in (refused.value.hint or "")
+            await make_agent(store)
+            holder.kill()
+            await asyncio.to_thread(holder.wait)
+            await store.acquire_ownership("host:proc_2")
+            second = Store.from_settings(Settings(data_dir=tmp_path), SystemClock())
+            with pytest.raises(ConfigurationError, match="host:proc_2"):
+                await second.acquire_ownership("host:proc_3")
+        await second.acquire_ownership("host:proc_3")
+        await second.close()
+
+
+async def test_a_folder_that_can_not_be_used_is_a_configuration_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "automagik.db").write_text("this is no database, but it is long enough to look at" * 30)
+    for folder in (tmp_path / "file", tmp_path / "data"):
+        store = Store.from_settings(Settings(data_dir=folder), SystemClock())
+        with pytest.raises(ConfigurationError) as refused:
+            await store.open()
+        assert "AUTOMAGIK_DATA_DIR" in (refused.value.hint or "")
+
+
+async def test_a_data_folder_is_for_its_user_alone(tmp_path: Path) -> None:
+    async with open_store("sqlite", tmp_path / "new" / "data"):
+        assert (tmp_path / "new" / "data").stat().st_mode & 0o077 == 0
+        assert (tmp_path / "new" / "data" / "automagik.db").stat().st_mode & 0o077 == 0
+
+
+# -- PostgreSQL alone
+
+
+async def test_a_server_that_goes_is_unavailable_and_used_again_when_it_is_back(tmp_path: Path) -> None:
+    with PostgresServer() as server:
+        async with open_store("postgresql", tmp_path, server=server) as store:
+            await make_agent(store)
+            await store.begin_run(begin())
+            server.break_connections()
+            results = [
+                await _outcome(store.write(lambda tx: tx.agents.all())),
+                await _outcome(store.begin_run(begin())),
+                await _outcome(store.check()),
+            ]
+            assert set(results) <= {"done", "unavailable"}
+            await store.begin_run(begin())
+            await make_agent(store, "other")
+            await store.check()
+
+
+async def _outcome(use: object) -> str:
+    try:
+        await cast("asyncio.Future[object]", use)
+    except ServiceUnavailable:
+        return "unavailable"
+    return "done"
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://127.0.0.1:1/none", "postgresql://h:x/y", "none", "mysql://127.0.0.1:1/x"]
+)
+async def test_a_database_url_that_leads_nowhere_is_a_configuration_error(url: str) -> None:
+    store = Store.from_settings(Settings(database_url=SecretStr(url)), SystemClock())
+    with pytest.raises(ConfigurationError) as refused:
+        await store.open()
+    assert "AUTOMAGIK_DATABASE_URL" in refused.value.detail
+
+
+def _connections(tx: Transaction) -> int:
+    count = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+    return tx.connection.scalar(count) or 0
+
+
+async def test_connections_stay_within_the_pool(postgres_server: PostgresServer, tmp_path: Path) -> None:
+    url = postgres_server.create_database()
+    for size in (2, 3, 8):
+        settings = Settings(data_dir=tmp_path, database_url=SecretStr(url), database_pool_size=size)
+        store = Store.from_settings(settings, SystemClock())
+        await store.open()
+        works = [store.read(lambda tx: tx.connection.execute(text("SELECT pg_sleep(0.02)"))) for _ in range(20)]
+        await asyncio.gather(*works, *(store.begin_run(begin()) for _ in range(40)))
+        assert await store.read(_connections) <= size
+        await store.close()
+    postgres_server.drop_database(url)
+
+
+async def test_a_process_that_lives_keeps_its_runs(postgres_server: PostgresServer, tmp_path: Path) -> None:
+    url = postgres_server.create_database()
+    settings = Settings(data_dir=tmp_path, database_url=SecretStr(url))
+    one, two = (Store.from_settings(settings, SystemClock()) for _ in range(2))
+    await one.open()
+    await two.open()
+    await one.acquire_ownership("one")
+    await two.acquire_ownership("two")
+    running = await one.begin_run(begin(owner="one"))
+    queued = await one.accept_run(begin(owner="one"))
+    recovered = await two.recover("two")
+    assert (recovered.lost, recovered.queued) == ([], [])
+    await one.close()
+    recovered = await two.recover("two")
+    assert [row.run_id for row in recovered.lost] == [running.run_id]
+    assert [(row.run_id, row.owner) for row in recovered.queued] == [(queued.run_id, "two")]
+    await two.close()
+    postgres_server.drop_database(url)
+
+
+async def test_stores_of_two_processes_that_make_one_session_agree(
+    postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    url = postgres_server.create_database()
+    settings = Settings(data_dir=tmp_path, database_url=SecretStr(url))
+    stores = [Store.from_settings(settings, SystemClock()) for _ in range(3)]
+    for store in stores:
+        await store.open()
+
+    for name in ("a", "b", "c"):
+        begun = await asyncio.gather(
+            *(
+                store.begin_run(begin(session_id=uuid.uuid4(), session_name=name, user_id=uuid.UUID(int=7)))
+                for store in stores * 10
+            )
+        )
+        assert len({run.session_id for run in begun}) == 1
+    for store in stores:
+        await store.close()
+    postgres_server.drop_database(url)
