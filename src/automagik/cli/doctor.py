@@ -1,12 +1,11 @@
 """`automagik doctor`: what is missing on this machine, and how to mend it."""
 
-import asyncio
 import sys
 
 import typer
 
 from automagik.cli.failure import ExitCode
-from automagik.cli.options import AsJson, Url, client_settings, server_settings
+from automagik.cli.options import AsJson, Url, client_settings, complete, server_settings
 from automagik.cli.output import print_json, print_text
 
 __all__ = ["doctor"]
@@ -20,7 +19,7 @@ def doctor(as_json: AsJson = False, url: Url = None) -> None:
     from automagik.cli.examination import examine  # store, models and agents take over a second to load
 
     failed = False
-    for finding in asyncio.run(examine(settings, client, url)):
+    for finding in complete(examine(settings, client, url)):
         failed = failed or finding.status == "fail"
         if as_json:
             print_json(finding.to_json())

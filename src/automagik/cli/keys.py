@@ -1,6 +1,5 @@
 """`automagik keys`: API keys. The first one is made on the data folder itself, the others by the server."""
 
-import asyncio
 import re
 import sys
 from dataclasses import dataclass
@@ -12,7 +11,18 @@ from urllib.parse import quote
 import typer
 
 from automagik.cli.failure import CliError, ExitCode
-from automagik.cli.options import AsJson, Limit, Url, Yes, client_settings, confirm, connect, given, server_settings
+from automagik.cli.options import (
+    AsJson,
+    Limit,
+    Url,
+    Yes,
+    client_settings,
+    complete,
+    confirm,
+    connect,
+    given,
+    server_settings,
+)
 from automagik.cli.output import note, print_fields, print_json, print_table, print_text, warn
 from automagik.cli.profile import Profile, load_profile, profile_path, save_profile
 from automagik.types import utc_text
@@ -140,7 +150,7 @@ def _create_first(name: str, url: str | None, *, as_json: bool) -> None:
     quiet_logs(settings)
     profile = _old_profile(client.config_dir)
     address = url or client.url or local_url(settings) or (profile.url if profile else "http://127.0.0.1:8881")
-    result = asyncio.run(_first_key(settings, profile, address, name))
+    result = complete(_first_key(settings, profile, address, name))
     path = (
         save_profile(client.config_dir, result.profile)
         if result.profile != profile

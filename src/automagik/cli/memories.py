@@ -69,23 +69,11 @@ def store(
     url: Url = None,
 ) -> None:
     """Set the memory of this name in the scope that --agent, --user and --session give; it is made where there is none."""
-    scope = given(agent_name=agent, user_id=user, session_id=session)
+    body = given(
+        name=name, content=content, agent_name=agent, user_id=user, session_id=session, description=description
+    )
     with connect(url) as client:
-        same = [
-            memory
-            for memory in client.pages(
-                "/api/v1/memories", limit=None, name=name, agent_name=agent, user_id=user, session_id=session
-            )
-            if memory["name"] == name
-            and all(memory[field] == scope.get(field) for field in ("agent_name", "user_id", "session_id"))
-        ]
-        if same:
-            changes = given(content=content, description=description)
-            memory = client.patch(f"/api/v1/memories/{same[0]['memory_id']}", changes)
-        else:
-            memory = client.post(
-                "/api/v1/memories", {"name": name, "content": content, **given(description=description), **scope}
-            )
+        memory = client.post("/api/v1/memories", body)
     (print_json if as_json else print_fields)(memory)
 
 

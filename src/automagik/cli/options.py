@@ -2,8 +2,9 @@
 
 import json
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
@@ -22,12 +23,15 @@ __all__ = [
     "Url",
     "Yes",
     "client_settings",
+    "complete",
     "confirm",
     "connect",
     "given",
     "read_object",
     "server_settings",
 ]
+
+T = TypeVar("T")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print what the API answers as JSON, a line an object.")]
 Url = Annotated[
@@ -67,6 +71,13 @@ def server_settings(**changes: object) -> "Settings":
         return Settings(**{name: value for name, value in changes.items() if value is not None})  # pyright: ignore[reportArgumentType] - checked by pydantic
     except ValidationError as wrong:
         raise _bad_setting(wrong) from None
+
+
+def complete(work: Coroutine[Any, Any, T]) -> T:
+    """What `work` comes to, on an event loop of its own."""
+    import asyncio  # 0.05 s to load
+
+    return asyncio.run(work)
 
 
 def confirm(question: str, *, yes: bool) -> None:

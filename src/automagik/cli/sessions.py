@@ -12,7 +12,7 @@ __all__ = ["app"]
 
 app = typer.Typer(help="See and delete conversations.", no_args_is_help=True)
 
-SessionId = Annotated[str, typer.Argument(metavar="SESSION", help="The session's UUID.", show_default=False)]
+SessionId = Annotated[str, typer.Argument(metavar="SESSION", help="The session's UUID or name.", show_default=False)]
 
 _COLUMNS = (
     ("SESSION", "session_id"),

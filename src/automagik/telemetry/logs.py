@@ -68,13 +68,20 @@ def configure_logging(settings: Settings, *, stream: TextIO | None = None) -> Lo
         render,
     ]
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    before = structlog.get_config() if structlog.is_configured() else None
     structlog.configure(
         processors=chain,
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *names: _Line(sink, *names),
         cache_logger_on_first_use=False,
     )
-    return LogSetup(redactor, _take_over(_Bridge(chain, sink), level))
+    restore_rest = _take_over(_Bridge(chain, sink), level)
+
+    def restore() -> None:
+        restore_rest()
+        structlog.reset_defaults() if before is None else structlog.configure(**before)
+
+    return LogSetup(redactor, restore)
 
 
 def _take_over(bridge: logging.Handler, level: int) -> Callable[[], None]:
@@ -104,7 +111,6 @@ def _take_over(bridge: logging.Handler, level: int) -> Callable[[], None]:
         for name, before in levels.items():
             logging.getLogger(name).setLevel(before)
         sys.excepthook, threading.excepthook = hooks
-        structlog.reset_defaults()
 
     return restore
 

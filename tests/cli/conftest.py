@@ -1,0 +1,26 @@
+"""The command with folders of its own, and a server that answers as the test tells it."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cli_harness import Command, StubApi
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    return Command(tmp_path)
+
+
+@pytest.fixture
+def api(command: Command) -> Iterator[StubApi]:
+    stub = StubApi()
+    command.environment["AUTOMAGIK_URL"] = stub.url
+    command.environment["AUTOMAGIK_KEY"] = "amk_" + "e" * 43
+    thread = threading.Thread(target=stub.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield stub
+    stub.shutdown()
+    thread.join()
+    stub.server_close()
