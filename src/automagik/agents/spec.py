@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, cast
 
-import yaml
 from pydantic import ValidationError
 from pydantic_ai import Agent, DeferredToolRequests, StructuredDict, UserError
 from pydantic_ai.agent.spec import CapabilitySpec
@@ -139,10 +138,11 @@ def read_spec_file(path: Path) -> tuple[str, AgentConfig]:
     """
     if path.stat().st_size > _MAX_SPEC_FILE:
         raise InvalidInput(f"The file is over {_MAX_SPEC_FILE} bytes.", field=())
+    import yaml  # noqa: PLC0415 - 15 ms, which a start without such files need not pay
+
+    read: Callable[[str], Any] = from_json if path.suffix == ".json" else yaml.safe_load
     try:
-        text = path.read_text(encoding="utf-8")
-        read: Callable[[str], Any] = from_json if path.suffix == ".json" else yaml.safe_load
-        document = read(text)
+        document = read(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as wrong:
         raise InvalidInput(f"The file can't be read: {' '.join(str(wrong).split())}", field=()) from wrong
     if not isinstance(document, dict) or not all(isinstance(key, str) for key in cast("dict[Any, Any]", document)):

@@ -102,6 +102,10 @@ class Prompts:
                 is_active=active is None or (newest is not None and active.id == newest.id),
                 is_default_from_code=True,
             )
+            # On PostgreSQL another process's version may have become visible since the look above.
+            before = tx.prompts.list(agent_id=agent_id, status_key=status_key, limit=2).data[1:]
+            if any(other.is_default_from_code and other.template == template for other in before):
+                raise Conflict("Another process stored this prompt at the same moment.")
             _note(tx, "prompt.register", row, None, None)
             return row
 
