@@ -154,8 +154,9 @@ async def test_a_broken_file_is_listed_with_its_cause_and_stops_nothing_else(
     assert cause in str(broken.error)
     assert broken.location == str(path)
     assert factory.names() == ["simple", "zzz"]
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound, match=path.stem) as refused:
         factory.get_agent(path.stem)
+    assert "could not be loaded" in str(refused.value.hint)
 
 
 async def test_of_two_agents_with_one_name_the_later_is_broken_naming_both(house: House) -> None:

@@ -7,6 +7,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any, cast
 
+import pydantic_ai
 import structlog
 from pydantic_ai.models.instrumented import InstrumentationSettings
 
@@ -65,6 +66,7 @@ class AgentFactory:
         clock: Clock | None = None,
         instrumentation: InstrumentationSettings | None = None,
     ) -> None:
+        pydantic_ai.BANNER_ENABLED = False  # a server's terminal is its own
         self._settings = settings
         self._store = store
         self._prompts = prompts
@@ -135,7 +137,9 @@ class AgentFactory:
         """The agent of that name. Raises NotFound with the nearest name, also for one that is broken or switched off."""
         agent = self._agents.get(name)
         if agent is None or not self._rows[name].active:
-            raise NotFound("agent", name, known=self.names())
+            is_broken = agent is None and any(broken.name == name for broken in self._broken)
+            hint = "It could not be loaded: `automagik agents list` says why." if is_broken else None
+            raise NotFound("agent", name, known=self.names(), hint=hint)
         return agent
 
     def names(self) -> list[str]:

@@ -11,6 +11,7 @@ __all__ = ["PromptTemplate", "is_name"]
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*", re.ASCII)
 _MAX_NAME = 128
+_MAX_LISTED = 20
 _FIELD = ("template",)
 
 
@@ -127,8 +128,7 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
     close = nearest(name, names)
     if close is not None:
         return f"Did you mean '{close}'?"
-    return (
-        f"Known are: {', '.join(names)}."
-        if names
-        else "Declare it in the agent's variables, or store such a memory first."
-    )
+    if not names:
+        return "Declare it in the agent's variables, or store such a memory first."
+    more = ", …" if len(names) > _MAX_LISTED else ""
+    return f"Known are: {', '.join(names[:_MAX_LISTED])}{more}."
