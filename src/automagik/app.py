@@ -90,9 +90,9 @@ class Platform:
             outbound = Outbound(settings)
             await outbound.open()
             stack.push_async_callback(outbound.close)
-            prompts = Prompts(store)
-            memories = MemoryStore(store)
-            tools = ToolRegistry()
+            prompts = Prompts(store, max_text_chars=settings.max_text_chars, clock=clock)
+            memories = MemoryStore(store, max_text_chars=settings.max_text_chars)
+            tools = ToolRegistry(clock=clock)
             tools.discover()
             agents = AgentFactory(
                 settings=settings,
@@ -100,6 +100,7 @@ class Platform:
                 models=models,
                 prompts=prompts,
                 tools=tools,
+                clock=clock,
                 instrumentation=tracing.instrumentation(),
             )
             await agents.discover_agents()
@@ -137,7 +138,7 @@ class Platform:
 
     async def ready(self) -> ReadyReport:
         """How each dependency is, now."""
-        return ReadyReport((await self._database_check(), self._agents_check(), await self._model_check()))
+        return ReadyReport((await self._database_check(), self._agents_check(), self._tools_check(), await self._model_check()))
 
     async def _database_check(self) -> Check:
         try:
@@ -147,10 +148,12 @@ class Platform:
         return Check("database", "ok", self.store.dialect)
 
     def _agents_check(self) -> Check:
-        broken = [info for info in self.agents.list_available_agents() if info.error is not None]
-        if broken:
-            return Check("agents", "degraded", "; ".join(f"{info.name}: {info.error}" for info in broken))
-        return Check("agents", "ok", None)
+        broken = [f"{info.name}: {info.error}" for info in self.agents.list_available_agents() if info.error is not None]
+        return Check("agents", "degraded", "; ".join(broken)) if broken else Check("agents", "ok")
+
+    def _tools_check(self) -> Check:
+        broken = [f"{plugin.name}: {plugin.cause}" for plugin in self.tools.broken]
+        return Check("tools", "degraded", "; ".join(broken)) if broken else Check("tools", "ok")
 
     async def _model_check(self) -> Check:
         return Check("model", "ok", await self.models.default_model_name())

@@ -12,7 +12,7 @@ from pydantic_ai.models.instrumented import InstrumentationSettings
 
 from automagik.agents.config import AgentConfig
 from automagik.errors import Internal, InvalidInput, RunFailed, nearest
-from automagik.memory import BUILTIN_VARIABLES, Prompts, PromptTemplate
+from automagik.memory import BUILTIN_VARIABLES, DEFAULT_STATUS_KEY, Prompts, PromptTemplate
 from automagik.providers import ModelRegistry
 from automagik.tools import AgentContext, ToolRegistry
 from automagik.types import Clock, Json, JsonObject, Usage
@@ -68,6 +68,8 @@ class RunOptions:
     """A model instead of the config's; whoever passes it has checked that the caller may."""
     system_prompt: str | None = None
     """A prompt instead of the agent's, taken literally; whoever passes it has checked that the caller may."""
+    status_key: str = DEFAULT_STATUS_KEY
+    """Which of the agent's active prompts is filled."""
     instructions: str | None = None
     """The filled prompt; `process_message` sets it for `run`."""
     stream: bool = False
@@ -177,14 +179,24 @@ class AutomagikAgent(ABC):
             )
         await self.load_active_prompt_template()
 
-    async def load_active_prompt_template(self) -> PromptTemplate:
-        """The active template, else the one written in code."""
-        active = await self.dependencies.prompts.active_template(self.db_id)
+    async def load_active_prompt_template(self, status_key: str = DEFAULT_STATUS_KEY) -> PromptTemplate:
+        """The active template of a status key; of the default one, else the template written in code.
+
+        Raises: InvalidInput where no prompt of another status key is active.
+        """
+        active = await self.dependencies.prompts.active_template(self.db_id, status_key)
+        if active is None and status_key != DEFAULT_STATUS_KEY:
+            raise InvalidInput(
+                f"The agent '{self.name}' has no active prompt with the status key '{status_key}'.",
+                field=("body", "prompt_status_key"),
+                code="unknown_status_key",
+                hint=f"Leave it out, or activate one: GET /api/v1/prompts?agent_name={self.name} lists them.",
+            )
         return self._template if active is None else active
 
-    def variable_names(self) -> tuple[str, ...]:
+    def variable_names(self, status_key: str = DEFAULT_STATUS_KEY) -> tuple[str, ...]:
         """The names in the active prompt: what a run's memory variables are asked for by."""
-        cached = self.dependencies.prompts.cached_template(self.db_id)
+        cached = self.dependencies.prompts.cached_template(self.db_id, status_key)
         return (cached or self._template).names
 
     def check_prompt_variables(
@@ -215,8 +227,8 @@ class AutomagikAgent(ABC):
         """
         if options.system_prompt is not None:
             return options.system_prompt or None
-        asked = self.variable_names()
-        template = await self.load_active_prompt_template()
+        asked = self.variable_names(options.status_key)
+        template = await self.load_active_prompt_template(options.status_key)
         if not template.names:
             return template.pieces[0] or None
         remembered = options.variables

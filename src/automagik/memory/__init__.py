@@ -2,7 +2,7 @@
 
 from automagik.memory.door import AgentMemory
 from automagik.memory.history import MessageHistory, dump_messages, load_messages
-from automagik.memory.prompts import BUILTIN_VARIABLES, Prompts
+from automagik.memory.prompts import BUILTIN_VARIABLES, DEFAULT_STATUS_KEY, Prompts
 from automagik.memory.templates import PromptTemplate, is_name
 from automagik.memory.text import check_text, clean_text, to_clean_json
 from automagik.memory.variables import MemoryChanges, MemoryInput, MemoryStore
@@ -10,6 +10,7 @@ from automagik.memory.writing import write_again
 
 __all__ = [
     "BUILTIN_VARIABLES",
+    "DEFAULT_STATUS_KEY",
     "AgentMemory",
     "MemoryChanges",
     "MemoryInput",

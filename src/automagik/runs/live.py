@@ -138,6 +138,7 @@ class LiveRun:
             variables=begun.variables,
             model=request.model,
             system_prompt=request.system_prompt,
+            status_key=request.prompt_status_key,
             stream=self.wants_text,
             emit=self.emit,
             usage=self._used,
@@ -153,7 +154,7 @@ class LiveRun:
                 started_at=event.at,
                 owner=self.owner,
                 message_limit=self.message_limit,
-                variable_names=self.agent.variable_names(),
+                variable_names=self.agent.variable_names(self.request.prompt_status_key),
                 events=[new_event(event)],
             )
         )

@@ -9,6 +9,7 @@ from typing import cast
 from pydantic_ai import BinaryContent
 from pydantic_ai.messages import ModelMessage
 
+from automagik.memory import DEFAULT_STATUS_KEY
 from automagik.types import Json, JsonObject
 
 __all__ = ["RunRequest"]
@@ -31,6 +32,8 @@ class RunRequest:
     context: JsonObject = field(default_factory=dict[str, Json])
     system_prompt: str | None = None
     model: str | None = None
+    prompt_status_key: str = DEFAULT_STATUS_KEY
+    """Which of the agent's active prompts is used."""
     prompt_variables: Mapping[str, str] = field(default_factory=dict[str, str])
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
     timeout_seconds: float | None = None
@@ -59,6 +62,7 @@ class RunRequest:
             "model": self.model,
             "timeout_seconds": self.timeout_seconds,
             "session_origin": self.session_origin,
+            "prompt_status_key": None if self.prompt_status_key == DEFAULT_STATUS_KEY else self.prompt_status_key,
             "context": self.context or None,
             "prompt_variables": cast("JsonObject", dict(self.prompt_variables)) or None,
             "metadata": self.metadata or None,
@@ -89,6 +93,7 @@ class RunRequest:
             context=cast("JsonObject", stored.get("context") or {}),
             system_prompt=cast("str | None", stored.get("system_prompt")),
             model=cast("str | None", stored.get("model")),
+            prompt_status_key=cast("str", stored.get("prompt_status_key", DEFAULT_STATUS_KEY)),
             prompt_variables=cast("dict[str, str]", stored.get("prompt_variables") or {}),
             labels=cast("dict[str, str]", labels),
             timeout_seconds=cast("float | None", stored.get("timeout_seconds")),

@@ -21,7 +21,7 @@ from automagik.errors import (
     ServiceUnavailable,
 )
 from automagik.events import EventBus, EventStream, RunEvent, Subscription
-from automagik.memory.variables import MemoryStore
+from automagik.memory import DEFAULT_STATUS_KEY, MemoryStore
 from automagik.providers import ModelRegistry
 from automagik.runs.document import run_document
 from automagik.runs.live import LiveRun, RunObserver, new_event
@@ -226,6 +226,7 @@ class RunService:
     ) -> LiveRun:
         if self._stopping:
             raise ServiceUnavailable("The server is stopping.", hint="Retry; another instance may answer.")
+        await self._agents.refresh()
         agent = self._agent_for(request, caller)
         request = self._owned(request, caller)
         await self._check_overrides(agent, request, caller)
@@ -296,6 +297,8 @@ class RunService:
                 hint="Leave `system_prompt` out, or ask an administrator to add it to the agent's `allow_overrides`.",
             )
         agent.check_prompt_variables(request.prompt_variables)
+        if request.prompt_status_key != DEFAULT_STATUS_KEY:
+            await agent.load_active_prompt_template(request.prompt_status_key)
 
     @asynccontextmanager
     async def _named(self, request: RunRequest) -> AsyncGenerator[RunRequest]:
@@ -401,7 +404,7 @@ class RunService:
             deadline_at=row.deadline_at,
             owner=row.owner,
             message_limit=live.message_limit,
-            variable_names=live.agent.variable_names(),
+            variable_names=live.agent.variable_names(request.prompt_status_key),
             events=[new_event(event)],
         )
 
