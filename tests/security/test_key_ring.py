@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal, cast
 
 import pytest
 
@@ -19,9 +20,10 @@ from automagik.errors import (
     Unauthorized,
 )
 from automagik.security import KeyRing, new_key
-from automagik.settings import Settings
 from automagik.store import Store
 from automagik.store.rows import AuditRow, KeyRow
+from automagik.testing.postgres import PostgresServer
+from automagik.testing.stores import open_store
 from automagik.types import SYSTEM, Caller
 
 pytestmark = pytest.mark.anyio
@@ -51,11 +53,12 @@ def clock() -> _TurnedClock:
 
 
 @pytest.fixture
-async def store(tmp_path: Path, clock: _TurnedClock) -> AsyncIterator[Store]:
-    made = Store.from_settings(Settings(data_dir=tmp_path), clock)
-    await made.open()
-    yield made
-    await made.close()
+async def store(
+    dialect: Literal["sqlite", "postgresql"], tmp_path: Path, clock: _TurnedClock, request: pytest.FixtureRequest
+) -> AsyncIterator[Store]:
+    server = cast("PostgresServer", request.getfixturevalue("postgres_server")) if dialect == "postgresql" else None
+    async with open_store(dialect, tmp_path, clock, server=server) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -168,6 +168,7 @@ class KeyRing:
         key = new_key()
 
         def work(tx: Transaction) -> KeyRow:
+            tx.keys.lock()
             existing = _usable_admin(tx)
             if existing is not None:
                 raise Conflict(

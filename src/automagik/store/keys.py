@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy import Row, func, insert, select, text, update
 
 from automagik.errors import NotFound
 from automagik.store import schema
@@ -71,6 +71,11 @@ class Keys(Repository):
         """The key with this SHA-256, revoked or not, or None."""
         record = self._connection.execute(select(_keys).where(_keys.c.key_hash == key_hash)).one_or_none()
         return None if record is None else _row(record)
+
+    def lock(self) -> None:
+        """Let no other transaction change keys until this one ends, so that what is read of them stays true."""
+        if self._connection.dialect.name == "postgresql":  # SQLite has one writer at a time anyway
+            self._connection.execute(text("LOCK TABLE api_keys IN SHARE ROW EXCLUSIVE MODE"))
 
     def count(self) -> int:
         """How many keys there are, revoked ones too."""
