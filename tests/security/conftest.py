@@ -1,0 +1,5 @@
+"""Keys are tested on both databases."""
+
+from automagik.testing.fixtures import dialect, postgres_server
+
+__all__ = ["dialect", "postgres_server"]
