@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 from cli_harness import Command, StubApi
 
+from automagik.testing.fixtures import postgres_server
+
+__all__ = ["api", "command", "postgres_server"]
+
 
 @pytest.fixture
 def command(tmp_path: Path) -> Command:

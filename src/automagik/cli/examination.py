@@ -9,12 +9,12 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from automagik import __version__
 from automagik.agents.sources import BrokenAgent, find_agents
 from automagik.cli.client import ApiClient, find_server
-from automagik.cli.failure import CliError, ExitCode
+from automagik.cli.failure import CliError
 from automagik.cli.folder import local_url, open_store, quiet_logs
 from automagik.cli.profile import profile_path
 from automagik.errors import AutomagikError
@@ -151,16 +151,12 @@ def _server(settings: Settings, client: ClientSettings, url: str | None) -> Iter
             return
         yield Finding("server", "ok", f"answers at {server.url}")
         try:
-            api.get("/api/v1/runs", limit=1)
+            key = api.get("/api/v1/keys/self")
         except CliError as failure:
-            if failure.exit_code is not ExitCode.NOT_ALLOWED or failure.problem is None:
-                yield Finding("access", "fail", failure.detail, failure.hint)
-            elif failure.problem.get("status") == 401:
-                yield Finding("access", "fail", f"{failure.detail}", failure.hint)
-            else:
-                yield Finding("access", "ok", "the key works, with narrow scopes")
+            yield Finding("access", "fail", failure.detail, failure.hint)
             return
-        yield Finding("access", "ok", "the key works")
+        scopes = cast("list[str]", key["scopes"])
+        yield Finding("access", "ok", f"{key['key_id']} may: {' '.join(scopes)}")
 
 
 def _no_server(settings: Settings, url: str, failure: CliError) -> Finding:
