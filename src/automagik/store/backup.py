@@ -23,7 +23,14 @@ from automagik.store import schema
 from automagik.store.failures import translated
 from automagik.store.locks import FileLock
 from automagik.store.migrator import current_revision
-from automagik.store.sqlite import connect_sqlite, database_file, own_folder, prepare_sqlite, wrap_sqlite
+from automagik.store.sqlite import (
+    connect_sqlite,
+    database_file,
+    own_folder,
+    prepare_sqlite,
+    sqlite_transaction,
+    wrap_sqlite,
+)
 
 __all__ = ["Copied", "backup", "copy", "restore"]
 
@@ -212,10 +219,8 @@ async def _on_postgres(url: str, work: Callable[[Connection], Copied], *, write:
 @contextmanager
 def _sqlite_transaction(path: Path) -> Generator[Connection]:
     try:
-        with contextlib.closing(connect_sqlite(path)) as raw:
-            raw.execute("BEGIN IMMEDIATE")
-            with wrap_sqlite(raw) as connection, connection.begin():
-                yield connection
+        with contextlib.closing(connect_sqlite(path)) as raw, sqlite_transaction(raw) as connection:
+            yield connection
     except (sqlite3.Error, SQLAlchemyError) as error:
         raise translated(error) from error
 

@@ -10,7 +10,7 @@ from automagik.store import schema
 from automagik.store.pages import fetch_page
 from automagik.store.repository import Repository
 from automagik.store.rows import Page, RunRow
-from automagik.types import RunOutcome, RunStatus, Usage
+from automagik.types import OUTCOME_STATUS, RunOutcome, RunStatus, Usage
 
 __all__ = ["Runs"]
 
@@ -19,6 +19,8 @@ _events = schema.run_events
 
 _BIG = frozenset({"input", "output", "instructions"})
 _listed = [null().label(column.name) if column.name in _BIG else column for column in _runs.c]
+
+_STATUS_OF = {outcome.value: status.value for outcome, status in OUTCOME_STATUS.items()}
 
 _LOST = {
     "code": RunOutcome.WORKER_LOST.value,
@@ -84,6 +86,8 @@ class Runs(Repository):
     ) -> Page[RunRow]:
         """Runs, newest first, without their input, output and instructions."""
         statement: Select[Any] = select(*_listed).select_from(_runs)
+        if status is None and outcome is not None:
+            status = _STATUS_OF.get(outcome)  # which has an index
         filters = {
             "status": status,
             "outcome": outcome,
@@ -97,8 +101,7 @@ class Runs(Repository):
         for column, value in filters.items():
             if value is not None:
                 statement = statement.where(_runs.c[column] == value)
-        unfinished_well = status is not None and status != RunStatus.COMPLETED.value
-        if unfinished_well or (outcome is not None and outcome != RunOutcome.COMPLETED.value):
+        if status is not None and status != RunStatus.COMPLETED.value:
             statement = statement.where(text(schema.ACTIVE_RUNS))
         return fetch_page(self._connection, statement, (_runs.c.run_id,), _row, limit=limit, cursor=cursor)
 

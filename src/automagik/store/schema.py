@@ -239,6 +239,7 @@ runs = Table(
     Column("started_at", UtcTime),
     Column("finished_at", UtcTime),
     Column("deadline_at", UtcTime),
+    Index(None, "name", "run_id"),
     Index(None, "session_id", "run_id"),
     Index(None, "key_id", "run_id"),
     Index(

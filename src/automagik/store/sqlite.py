@@ -5,12 +5,14 @@ import contextlib
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import Connection, create_engine
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from automagik.errors import ConfigurationError, ServiceUnavailable
@@ -25,6 +27,7 @@ __all__ = [
     "database_file",
     "own_folder",
     "prepare_sqlite",
+    "sqlite_transaction",
     "wrap_sqlite",
 ]
 
@@ -70,6 +73,14 @@ def wrap_sqlite(raw: sqlite3.Connection) -> Connection:
     """SQLAlchemy over a driver's connection. Whoever holds `raw` begins and commits."""
     engine = create_engine("sqlite://", creator=lambda: raw, poolclass=StaticPool, pool_reset_on_return=None)
     return engine.connect()
+
+
+@contextmanager
+def sqlite_transaction(raw: sqlite3.Connection) -> Generator[Connection]:
+    """A transaction that holds the write lock from its beginning, through SQLAlchemy."""
+    with wrap_sqlite(raw) as connection, connection.begin():
+        raw.execute("BEGIN IMMEDIATE")  # only now: SQLAlchemy rolls back what it finds when it connects
+        yield connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,9 +250,9 @@ def prepare_sqlite(path: Path, *, journal: str = "WAL") -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with FileLock(path.parent / "migrate.lock"):
             _migrate_file(path, journal)
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, sqlite3.Error, SQLAlchemyError) as error:
         raise ConfigurationError(
-            f"The database {path} can't be used: {error}.",
+            f"The database {path} can't be used: {error.__cause__ or error}.",
             hint="Set AUTOMAGIK_DATA_DIR to a folder that this user may write to.",
         ) from error
 
@@ -252,8 +263,7 @@ def _migrate_file(path: Path, journal: str) -> None:
     try:
         raw.execute(f"PRAGMA journal_mode={journal}")
         raw.execute("PRAGMA foreign_keys=OFF")  # a table that is changed is made anew, which must not cascade
-        raw.execute("BEGIN IMMEDIATE")
-        with wrap_sqlite(raw) as connection, connection.begin():
+        with sqlite_transaction(raw) as connection:
             migrate(connection)
     finally:
         raw.close()

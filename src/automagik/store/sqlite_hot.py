@@ -24,7 +24,7 @@ from automagik.store.hot import (
 from automagik.store.sqlite import SqliteDatabase, SqliteHandle
 from automagik.types import RunStatus, utc_text
 
-__all__ = ["SqliteHot"]
+__all__ = ["SqliteHot", "begin_in"]
 
 _FIND_SESSION = "SELECT id, session_id, user_id, message_count FROM sessions WHERE session_id = ?"
 _FIND_NAMED_SESSION = (
@@ -91,7 +91,7 @@ class SqliteHot:
         self._database = database
 
     async def begin_run(self, begin: BeginRun) -> BegunRun:
-        return await self._database.write(partial(_begin, begin))
+        return await self._database.write(partial(begin_in, begin))
 
     async def accept_run(self, begin: BeginRun) -> AcceptedRun:
         return await self._database.write(partial(_accept, begin))
@@ -106,7 +106,8 @@ class SqliteHot:
         return await self._database.write(partial(_append, run_id, events))
 
 
-def _begin(begin: BeginRun, handle: SqliteHandle) -> BegunRun:
+def begin_in(begin: BeginRun, handle: SqliteHandle) -> BegunRun:
+    """Begin a run in the transaction that `handle` is in."""
     raw = handle.raw
     session, count = _settle_session(raw, begin)
     accepted = _store_run(raw, begin, session, RunStatus.RUNNING)

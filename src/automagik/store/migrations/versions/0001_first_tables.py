@@ -137,6 +137,7 @@ def _create_runs() -> None:
         sa.PrimaryKeyConstraint("run_id", name="pk_runs"),
     )
     op.create_index("ix_runs_key_id_run_id", "runs", ["key_id", "run_id"])
+    op.create_index("ix_runs_name_run_id", "runs", ["name", "run_id"])
     op.create_index(
         "ix_runs_parent_id_run_id",
         "runs",
