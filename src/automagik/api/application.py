@@ -1,5 +1,7 @@
 """The API as an ASGI application over one Platform."""
 
+from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -8,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
 
 from automagik import __version__
 from automagik.api.admission import Admission
@@ -80,5 +83,13 @@ def create_api(platform: Platform) -> FastAPI:
 
 async def _render(request: Request, error: Exception) -> Response:
     """The answer to what no route took: an unknown path, a method that a path doesn't take."""
-    of_openai = request.scope["path"].startswith("/v1/")
-    return envelope_response(request, error) if of_openai else problem_response(request, error)
+    path = request.scope["path"]
+    if isinstance(error, HTTPException) and error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        error = HTTPException(error.status_code, headers={"Allow": ", ".join(_methods_of(path, request.app.routes))})
+    return envelope_response(request, error) if path.startswith("/v1/") else problem_response(request, error)
+
+
+def _methods_of(path: str, routes: Sequence[BaseRoute]) -> list[str]:
+    """The methods that a path takes: Starlette names those of the first route of it only."""
+    taking = [route for route in routes if isinstance(route, Route) and route.path_regex.match(path)]
+    return sorted({method for route in taking for method in route.methods or ()})

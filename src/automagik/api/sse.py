@@ -17,7 +17,6 @@ __all__ = ["EVENT_STREAM", "EventResponse", "encode_events", "event_document", "
 
 EVENT_STREAM = "text/event-stream"
 
-_KEEP_ALIVE_SECONDS = 15.0
 _KEEP_ALIVE = b": keep-alive\n\n"
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -60,7 +59,7 @@ async def run_chunks(stream: RunStream) -> AsyncGenerator[bytes]:
 
 
 class EventResponse(Response):
-    """Sends what `chunks` gives, one body chunk each, and a comment after 15 silent seconds.
+    """Sends what `chunks` gives, one body chunk each, and a comment after `keep_alive_seconds` of silence.
 
     A client that leaves ends the reading, nothing else. `gauge` counts the streams that are open.
     """
@@ -70,13 +69,14 @@ class EventResponse(Response):
         chunks: AsyncGenerator[bytes],
         *,
         gauge: Gauge | None = None,
-        headers: Sequence[tuple[bytes, bytes]] = (),
+        keep_alive_seconds: float = 15.0,
     ) -> None:
         self.status_code = 200
         self.background = None
-        self.raw_headers = [*_HEADERS, *headers]
+        self.raw_headers = [*_HEADERS]
         self._chunks = chunks
         self._gauge = gauge
+        self._keep_alive_seconds = keep_alive_seconds
         self._sent_at = 0.0
         self._gone = False
 
@@ -111,10 +111,10 @@ class EventResponse(Response):
         loop = asyncio.get_running_loop()
         while True:
             try:
-                async with asyncio.timeout_at(self._sent_at + _KEEP_ALIVE_SECONDS):
+                async with asyncio.timeout_at(self._sent_at + self._keep_alive_seconds):
                     message = await receive()
             except TimeoutError:
-                if loop.time() - self._sent_at >= _KEEP_ALIVE_SECONDS:
+                if loop.time() - self._sent_at >= self._keep_alive_seconds:
                     await send({"type": "http.response.body", "body": _KEEP_ALIVE, "more_body": True})
                     self._sent_at = loop.time()
                 continue

@@ -13,7 +13,9 @@ __all__ = ["RunText"]
 class RunText:
     """The text of a run as it comes: an async iterator of pieces, each all that came together.
 
-    Whoever iterates closes the stream. Texts of several messages (before and after a tool) are divided by an empty line. When it ends, `run` is the run.
+    Whoever iterates closes the stream.
+
+    Texts of several messages (before and after a tool) are divided by an empty line. When it ends, `run` is the run.
     """
 
     def __init__(self, stream: RunStream) -> None:

@@ -246,7 +246,7 @@ def _answer_document(row: RunRow) -> dict[str, object]:
     output = row.output or {}
     return {
         "run_id": row.run_id,
-        "session_id": row.session_id,
+        "session_id": str(row.session_id) if row.session_id else None,
         "message": output.get("message"),
         "success": True,
         "tool_calls": output.get("tool_calls"),
