@@ -138,7 +138,9 @@ class Platform:
 
     async def ready(self) -> ReadyReport:
         """How each dependency is, now."""
-        return ReadyReport((await self._database_check(), self._agents_check(), self._tools_check(), await self._model_check()))
+        return ReadyReport(
+            (await self._database_check(), self._agents_check(), self._tools_check(), await self._model_check())
+        )
 
     async def _database_check(self) -> Check:
         try:
@@ -148,7 +150,9 @@ class Platform:
         return Check("database", "ok", self.store.dialect)
 
     def _agents_check(self) -> Check:
-        broken = [f"{info.name}: {info.error}" for info in self.agents.list_available_agents() if info.error is not None]
+        broken = [
+            f"{info.name}: {info.error}" for info in self.agents.list_available_agents() if info.error is not None
+        ]
         return Check("agents", "degraded", "; ".join(broken)) if broken else Check("agents", "ok")
 
     def _tools_check(self) -> Check:

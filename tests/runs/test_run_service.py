@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Sequence
 
 import pytest
+from run_house import OpenPlatform
 
 from automagik.app import Platform
 from automagik.errors import (
@@ -16,7 +17,8 @@ from automagik.errors import (
 )
 from automagik.events import RunEvent
 from automagik.runs import RunRequest, RunStream
-from automagik.types import SYSTEM, Caller, RunStatus
+from automagik.store import Transaction
+from automagik.types import SYSTEM, Caller, JsonObject, RunStatus
 
 pytestmark = pytest.mark.anyio
 
@@ -31,9 +33,9 @@ async def read(stream: RunStream) -> list[RunEvent]:
     return [event async for batch in stream for event in batch]
 
 
-def message(row_output: object) -> str:
-    assert isinstance(row_output, dict)
-    return str(row_output["message"])
+def message(output: JsonObject | None) -> object:
+    assert output is not None
+    return output["message"]
 
 
 async def until_running(platform: Platform, run_id: str) -> None:
@@ -69,8 +71,8 @@ async def test_ten_runs_posted_to_one_session_at_once_are_paired_and_in_order(pl
     assert len(history) == 20
 
 
-def _key(tx: object, session: uuid.UUID) -> int:
-    row = tx.sessions.find(session)  # type: ignore[attr-defined]
+def _key(tx: Transaction, session: uuid.UUID) -> int:
+    row = tx.sessions.find(session)
     assert row is not None
     return row.id
 
@@ -254,8 +256,10 @@ async def test_a_key_bound_to_a_user_sees_only_that_users_runs(platform: Platfor
         await platform.runs.run(RunRequest("echo", "as somebody else", user_id=ada), as_bob)
 
 
-async def test_a_closing_service_takes_no_more_and_ends_what_does_not_finish_in_time(open_platform: object) -> None:
-    platform: Platform = await open_platform(shutdown_grace_seconds=0.1)  # type: ignore[operator]
+async def test_a_closing_service_takes_no_more_and_ends_what_does_not_finish_in_time(
+    open_platform: OpenPlatform,
+) -> None:
+    platform = await open_platform(shutdown_grace_seconds=0.1)
     row = await platform.runs.submit(RunRequest("echo", "sleep 60"), RUNNER)
     await until_running(platform, row.run_id)
     quick = asyncio.create_task(platform.runs.run(RunRequest("echo", "sleep 0.05"), RUNNER))
@@ -265,3 +269,20 @@ async def test_a_closing_service_takes_no_more_and_ends_what_does_not_finish_in_
     assert (await platform.runs.get(row.run_id, SYSTEM)).outcome == "worker_lost"
     with pytest.raises(ServiceUnavailable):
         await platform.runs.run(RunRequest("echo", "too late"), RUNNER)
+
+
+async def test_a_request_chooses_among_the_agents_active_prompts_by_status_key(platform: Platform) -> None:
+    agent = platform.agents.get_agent("echo")
+    await platform.prompts.create(
+        agent.db_id,
+        "Be {{style}}, in an emergency.",
+        known=agent.known_variables,
+        caller=SYSTEM,
+        status_key="alarm",
+        is_active=True,
+    )
+    row = await platform.runs.run(RunRequest("echo", "help", prompt_status_key="alarm"), RUNNER)
+    kept = await platform.runs.get(row.run_id, RUNNER)
+    assert kept.instructions == "Be plain, in an emergency."
+    with pytest.raises(InvalidInput, match="no active prompt with the status key 'alarn'"):
+        await platform.runs.run(RunRequest("echo", "help", prompt_status_key="alarn"), RUNNER)

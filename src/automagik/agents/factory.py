@@ -137,10 +137,13 @@ class AgentFactory:
         """The agent of that name. Raises NotFound with the nearest name, also for one that is broken or switched off."""
         agent = self._agents.get(name)
         if agent is None or not self._rows[name].active:
-            is_broken = agent is None and any(broken.name == name for broken in self._broken)
-            hint = "It could not be loaded: `automagik agents list` says why." if is_broken else None
+            hint = "It could not be loaded: `automagik agents list` says why." if self.is_broken(name) else None
             raise NotFound("agent", name, known=self.names(), hint=hint)
         return agent
+
+    def is_broken(self, name: str) -> bool:
+        """Whether an agent of that name was found and could not be loaded."""
+        return name not in self._agents and any(broken.name == name for broken in self._broken)
 
     def names(self) -> list[str]:
         """The names of all agents that can be run, sorted."""

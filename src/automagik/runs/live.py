@@ -15,7 +15,7 @@ from automagik.errors import ServiceUnavailable
 from automagik.events import EventStream, RunEvent
 from automagik.memory.history import dump_messages, load_messages
 from automagik.runs.document import run_document, usage_document
-from automagik.runs.outcomes import Failure, failure_of
+from automagik.runs.outcomes import WORKER_LOST, Failure, failure_of
 from automagik.runs.request import RunRequest
 from automagik.runs.turns import Turn
 from automagik.store import BegunRun, FinishRun, NewEvent, StartRun, Store
@@ -165,12 +165,7 @@ class LiveRun:
 
     def _stopped(self) -> Failure:
         if self.lost:
-            return Failure(
-                RunOutcome.WORKER_LOST,
-                "The server stopped before the run ended.",
-                "Send the request again.",
-                retryable=True,
-            )
+            return WORKER_LOST
         return Failure(RunOutcome.CANCELLED, "The run was cancelled.")
 
     async def _finish(self, response: AgentResponse | None, failure: Failure | None) -> None:

@@ -25,7 +25,7 @@ from pydantic_ai.exceptions import (
 from automagik.errors import AutomagikError, RunFailed, ServiceUnavailable
 from automagik.types import JsonObject, RunOutcome
 
-__all__ = ["Failure", "failure_of"]
+__all__ = ["WORKER_LOST", "Failure", "failure_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,12 @@ class Failure:
         return RunFailed(
             self.detail, outcome=self.outcome.value, run_id=run_id, hint=self.hint, retryable=self.retryable
         )
+
+
+WORKER_LOST = Failure(
+    RunOutcome.WORKER_LOST, "The server stopped before the run ended.", "Send the request again.", retryable=True
+)
+"""Why a run ended whose process stopped or died."""
 
 
 def failure_of(error: BaseException, *, tool_under_way: str | None) -> Failure:

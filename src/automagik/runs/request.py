@@ -10,6 +10,7 @@ from pydantic_ai import BinaryContent
 from pydantic_ai.messages import ModelMessage
 
 from automagik.memory import DEFAULT_STATUS_KEY
+from automagik.store.rows import RunRow
 from automagik.types import Json, JsonObject
 
 __all__ = ["RunRequest"]
@@ -71,31 +72,24 @@ class RunRequest:
         return stored
 
     @classmethod
-    def from_input(
-        cls,
-        stored: JsonObject,
-        *,
-        agent_name: str,
-        session_id: uuid.UUID | None,
-        user_id: uuid.UUID | None,
-        labels: JsonObject,
-    ) -> "RunRequest":
-        """The request as it was before `to_input`."""
+    def from_row(cls, row: RunRow) -> "RunRequest":
+        """The request that the run was accepted with."""
+        stored = row.input or {}
         media = cast("list[dict[str, str]]", stored.get("media_contents") or [])
         return cls(
-            agent_name=agent_name,
+            agent_name=row.name,
             text=cast("str", stored["message_content"]),
             media=tuple(BinaryContent(base64.b64decode(item["data"]), media_type=item["mime_type"]) for item in media),
-            session_id=session_id,
+            session_id=row.session_id,
             session_name=cast("str | None", stored.get("session_name")),
-            user_id=user_id,
+            user_id=row.user_id,
             message_limit=cast("int | None", stored.get("message_limit")),
             context=cast("JsonObject", stored.get("context") or {}),
             system_prompt=cast("str | None", stored.get("system_prompt")),
             model=cast("str | None", stored.get("model")),
             prompt_status_key=cast("str", stored.get("prompt_status_key", DEFAULT_STATUS_KEY)),
             prompt_variables=cast("dict[str, str]", stored.get("prompt_variables") or {}),
-            labels=cast("dict[str, str]", labels),
+            labels=cast("dict[str, str]", row.labels),
             timeout_seconds=cast("float | None", stored.get("timeout_seconds")),
             metadata=cast("JsonObject", stored.get("metadata") or {}),
             session_origin=cast("str | None", stored.get("session_origin")),

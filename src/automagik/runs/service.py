@@ -4,8 +4,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from dataclasses import replace
 from typing import cast
 
 import orjson
@@ -20,42 +19,38 @@ from automagik.errors import (
     RunFailed,
     ServiceUnavailable,
 )
-from automagik.events import EventBus, EventStream, RunEvent, Subscription
+from automagik.events import EventBus, EventStream, RunEvent
 from automagik.memory import DEFAULT_STATUS_KEY, MemoryStore
 from automagik.providers import ModelRegistry
+from automagik.runs.acceptance import begin_of, new_row
 from automagik.runs.document import run_document
 from automagik.runs.live import LiveRun, RunObserver, new_event
 from automagik.runs.names import Name, SessionNames
+from automagik.runs.outcomes import WORKER_LOST
 from automagik.runs.request import RunRequest
+from automagik.runs.stream import RunStream
 from automagik.runs.turns import SessionTurns, Turn
 from automagik.settings import Settings
-from automagik.store import BeginRun, BegunRun, Page, Store
+from automagik.store import BegunRun, FinishRun, NewEvent, Page, Store
 from automagik.store.rows import EventRow, RunRow
 from automagik.tools import AgentContext
-from automagik.types import TERMINAL, Caller, Clock, JsonObject, RunStatus, Usage, new_id, new_uuid
+from automagik.types import (
+    OUTCOME_STATUS,
+    TERMINAL,
+    Caller,
+    Clock,
+    JsonObject,
+    RunOutcome,
+    RunStatus,
+    new_uuid,
+)
 
-__all__ = ["RunService", "RunStream"]
+__all__ = ["RunService"]
 
 _log = structlog.stdlib.get_logger(__name__)
 
 _POLL_SECONDS = 0.5
 """How often a run that is carried out by another process is looked at by those who watch it here."""
-
-
-@dataclass(slots=True)
-class RunStream:
-    """The events of one run as they come: an async iterator of batches that ends after `run_finished`."""
-
-    row: RunRow
-    batches: AsyncIterator[Sequence[RunEvent]]
-
-    def __aiter__(self) -> AsyncIterator[Sequence[RunEvent]]:
-        return self.batches
-
-    async def aclose(self) -> None:
-        """Stop reading; the run goes on."""
-        if isinstance(self.batches, Subscription):
-            await self.batches.aclose()
 
 
 class RunService:
@@ -175,31 +170,40 @@ class RunService:
     # -- the process's life
 
     async def recover(self) -> int:
-        """Mark what a dead process left as `worker_lost`, and start what it had accepted and not started.
+        """Mark what a dead process left as `worker_lost`, and start what it had accepted for the background and not begun.
 
-        Returns how many queued runs were started.
+        Returns how many runs were started.
         """
         recovered = await self._store.recover(self._owner)
         started = 0
         for row in recovered.queued:
-            try:
-                agent = self._agents.get_agent(row.name)
-            except NotFound as error:
-                _log.warning("queued_run_without_agent", run_id=row.run_id, detail=error.detail)
+            run_id = row.run_id
+            events = await self._store.read(lambda tx, run_id=run_id: tx.events.list(run_id))
+            last_seq = events[-1].seq if events else 0
+            is_background = bool(events) and bool(events[0].data.get("background"))
+            if not is_background or row.name not in self._agents.names():
+                await self._end_lost(row, last_seq)
                 continue
-            request = RunRequest.from_input(
-                row.input or {},
-                agent_name=row.name,
-                session_id=row.session_id,
-                user_id=row.user_id,
-                labels=row.labels,
-            )
+            agent = self._agents.get_agent(row.name)
+            request = RunRequest.from_row(row)
             turn = self._turns.enter(row.session_id) if row.session_id is not None else None
-            last_seq = await self._store.read(lambda tx, run_id=row.run_id: tx.events.last_seq(run_id))
-            live = self._live_run(request, agent, row, turn, wants_text=True, background=True, last_seq=last_seq)
-            self._launch(live)
+            self._launch(self._live_run(request, agent, row, turn, wants_text=True, background=True, last_seq=last_seq))
             started += 1
         return started
+
+    async def _end_lost(self, row: RunRow, last_seq: int) -> None:
+        """End a queued run that nobody waits for any more, or whose agent is gone."""
+        ending = NewEvent(seq=last_seq + 1, type="run_finished", at=self._clock.now(), data_json="{}")
+        await self._store.finish_run(
+            FinishRun(
+                run_id=row.run_id,
+                status=OUTCOME_STATUS[RunOutcome.WORKER_LOST].value,
+                outcome=RunOutcome.WORKER_LOST.value,
+                error_json=orjson.dumps(WORKER_LOST.to_json()).decode(),
+                finished_at=ending.at,
+                events=[ending],
+            )
+        )
 
     async def close(self) -> None:
         """Take no more, let runs finish within the grace time, then end the rest as `worker_lost`."""
@@ -249,11 +253,12 @@ class RunService:
         background: bool,
     ) -> LiveRun:
         starts_now = not background and (turn is None or turn.is_first)
-        row = self._row(request, caller, agent, queued=not starts_now, background=background)
+        row = new_row(request, caller, agent, now=self._clock.now(), owner=self._owner, queued=not starts_now)
         live = self._live_run(request, agent, row, turn, wants_text=wants_text, background=background)
-        event = live.stream.next("run_started" if starts_now else "run_queued", {})
+        kind = "run_started" if starts_now else "run_queued"
+        event = live.stream.next(kind, {} if starts_now else {"background": background})
         live.row = row = replace(row, created_at=event.at, started_at=event.at if starts_now else None)
-        begin = self._begin(live, caller, event)
+        begin = begin_of(live, caller, event)
         if starts_now:
             live.begun = begun = await self._store.begin_run(begin)
             session_id = begun.session_id
@@ -265,12 +270,14 @@ class RunService:
         return live
 
     def _agent_for(self, request: RunRequest, caller: Caller) -> AutomagikAgent:
+        scope = f"agents:{request.agent_name}:run"
         try:
             agent = self._agents.get_agent(request.agent_name)
         except NotFound:
+            if caller.allows(scope) and self._agents.is_broken(request.agent_name):
+                raise
             names = [name for name in self._agents.names() if caller.allows(f"agents:{name}:run")]
-            raise NotFound("agent", request.agent_name, known=names, hint=None) from None
-        scope = f"agents:{request.agent_name}:run"
+            raise NotFound("agent", request.agent_name, known=names) from None
         if not caller.allows(scope):
             raise MissingScope(scope)
         return agent
@@ -321,39 +328,6 @@ class RunService:
         found = await self._store.read(lambda tx: tx.sessions.find_by_name(*name))
         return found.session_id if found is not None else None
 
-    def _row(
-        self, request: RunRequest, caller: Caller, agent: AutomagikAgent, *, queued: bool, background: bool
-    ) -> RunRow:
-        now = self._clock.now()
-        return RunRow(
-            run_id=new_id("run"),
-            kind="agent",
-            name=request.agent_name,
-            agent_id=agent.db_id,
-            session_id=request.session_id,
-            user_id=request.user_id,
-            key_id=caller.key_id,
-            parent_id=None,
-            requeue_of=None,
-            labels=cast("JsonObject", dict(request.labels)),
-            status=RunStatus.QUEUED.value if queued else RunStatus.RUNNING.value,
-            outcome=None,
-            attempt=1,
-            priority=0,
-            input=request.to_input(),
-            output=None,
-            error=None,
-            waiting_for=None,
-            usage=Usage(),
-            instructions=None,
-            model=None,
-            owner=None if background else self._owner,
-            created_at=now,
-            started_at=None,
-            finished_at=None,
-            deadline_at=now + timedelta(seconds=request.timeout_seconds) if request.timeout_seconds else None,
-        )
-
     def _live_run(
         self,
         request: RunRequest,
@@ -381,31 +355,6 @@ class RunService:
             wants_text=wants_text,
             turn=turn,
             slots=self._slots if background else None,
-        )
-
-    def _begin(self, live: LiveRun, caller: Caller, event: RunEvent) -> BeginRun:
-        row, request = live.row, live.request
-        return BeginRun(
-            run_id=row.run_id,
-            kind=row.kind,
-            name=row.name,
-            agent_id=row.agent_id,
-            session_id=request.session_id,
-            session_name=request.session_name,
-            session_origin=request.session_origin,
-            user_id=request.user_id,
-            create_user=False,
-            visible_to=caller.user_id,
-            key_id=row.key_id,
-            parent_id=row.parent_id,
-            labels_json=orjson.dumps(row.labels).decode(),
-            input_json=orjson.dumps(row.input).decode(),
-            created_at=row.created_at,
-            deadline_at=row.deadline_at,
-            owner=row.owner,
-            message_limit=live.message_limit,
-            variable_names=live.agent.variable_names(request.prompt_status_key),
-            events=[new_event(event)],
         )
 
     def _launch(self, live: LiveRun) -> None:
