@@ -76,15 +76,17 @@ class Admission:
 
 
 def presented_key(scope: "Scope") -> str:
-    """The key in the headers. Raises Unauthorized where there is none."""
+    """The key in the headers, `x-api-key` before `Authorization`. Raises Unauthorized where there is none."""
+    bearer: str | None = None
     for name, value in scope["headers"]:
         if name == b"x-api-key":
             return value.decode("latin-1")
         if name == b"authorization":
             scheme, _, key = value.decode("latin-1").partition(" ")
-            if scheme.lower() != "bearer":
-                break
-            return key.strip()
+            if scheme.lower() == "bearer":
+                bearer = key.strip()
+    if bearer is not None:
+        return bearer
     query = scope["query_string"].lower()
     if any(query.startswith(name) or b"&" + name in query for name in _QUERY_KEYS):
         raise Unauthorized(

@@ -91,5 +91,10 @@ async def _render(request: Request, error: Exception) -> Response:
 
 def _methods_of(path: str, routes: Sequence[BaseRoute]) -> list[str]:
     """The methods that a path takes: Starlette names those of the first route of it only."""
-    taking = [route for route in routes if isinstance(route, Route) and route.path_regex.match(path)]
-    return sorted({method for route in taking for method in route.methods or ()})
+    taking = [
+        route
+        for route in routes
+        if isinstance(route, Route) and route.include_in_schema and route.path_regex.match(path)
+    ]
+    named = [route for route in taking if route.path == path]  # `/keys/self` is no `/keys/{key_id}`
+    return sorted({method for route in named or taking for method in route.methods or ()})

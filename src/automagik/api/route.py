@@ -5,6 +5,7 @@ from typing import Any, cast
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 
 from automagik.api.admission import Admission
 from automagik.api.bodies import read_json
@@ -12,7 +13,7 @@ from automagik.api.problems import problem_response
 from automagik.errors import InvalidInput, nearest
 from automagik.types import Json
 
-__all__ = ["ApiRoute", "OpenRoute"]
+__all__ = ["ApiRoute", "OpenRoute", "only"]
 
 _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -65,6 +66,15 @@ class ApiRoute(OpenRoute):
     async def admit(self, request: Request) -> None:
         """Find the caller; see `Admission.admit`."""
         await cast("Admission", request.app.state.admission).admit(request.scope)
+
+
+def only(*methods: str) -> Callable[[], Coroutine[Any, Any, Response]]:
+    """An endpoint for what a path does not take, where the path would else be taken for another's parameter."""
+
+    async def refuse() -> Response:
+        raise HTTPException(405, headers={"Allow": ", ".join(methods)})
+
+    return refuse
 
 
 def _check_query(request: Request, known: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from typing import cast
+from typing import Any, cast
 
 import orjson
 from prometheus_client import Gauge
@@ -13,9 +13,21 @@ from automagik.events import RunEvent
 from automagik.runs import RunStream
 from automagik.types import JsonObject, utc_text
 
-__all__ = ["EVENT_STREAM", "EventResponse", "encode_events", "event_document", "run_chunks"]
+__all__ = ["EVENT_STREAM", "STREAM_CONTENT", "EventResponse", "encode_events", "event_document", "run_chunks"]
 
 EVENT_STREAM = "text/event-stream"
+
+STREAM_CONTENT: dict[str, Any] = {
+    EVENT_STREAM: {
+        "schema": {
+            "type": "object",
+            "description": "One event of the stream; `data` is JSON",
+            "properties": {"id": {"type": "string"}, "event": {"type": "string"}, "data": {"type": "string"}},
+            "required": ["data"],
+        }
+    }
+}
+"""How a stream stands in the OpenAPI document."""
 
 _KEEP_ALIVE = b": keep-alive\n\n"
 _HEADERS = [

@@ -17,7 +17,7 @@ from automagik.api.openai.parameters import OpenAiBody, kept_parameters, refuse_
 from automagik.api.platform import PlatformOf
 from automagik.api.problems import problem_of
 from automagik.api.schemas.common import Flag, ObjectMap
-from automagik.api.sse import EVENT_STREAM, EventResponse
+from automagik.api.sse import STREAM_CONTENT, EventResponse
 from automagik.app import Platform
 from automagik.runs import RunRequest, RunStream, usage_document
 from automagik.store.rows import RunRow
@@ -52,10 +52,7 @@ class ChatRequest(OpenAiBody):
     responses={
         200: {
             "description": "A chat completion; with `stream` its chunks as server-sent events",
-            "content": {
-                "application/json": {"schema": {"type": "object"}},
-                EVENT_STREAM: {"schema": {"type": "string"}},
-            },
+            "content": {"application/json": {"schema": {"type": "object"}}, **STREAM_CONTENT},
         },
         **envelopes(409, 413, 500, 502, 504),
     },

@@ -17,7 +17,7 @@ from automagik.api.openai.events import RunText
 from automagik.api.openai.parameters import OpenAiBody, kept_parameters, refuse_unsupported
 from automagik.api.platform import PlatformOf
 from automagik.api.schemas.common import Flag, ObjectMap
-from automagik.api.sse import EVENT_STREAM, EventResponse
+from automagik.api.sse import STREAM_CONTENT, EventResponse
 from automagik.app import Platform
 from automagik.errors import InvalidInput, NotFound
 from automagik.runs import RunRequest, RunStream, usage_document
@@ -47,7 +47,7 @@ class ResponsesRequest(OpenAiBody):
 
 _DESCRIBED: dict[str, Any] = {
     "description": "A response; with `stream` its events as server-sent events",
-    "content": {"application/json": {"schema": {"type": "object"}}, EVENT_STREAM: {"schema": {"type": "string"}}},
+    "content": {"application/json": {"schema": {"type": "object"}}, **STREAM_CONTENT},
 }
 
 

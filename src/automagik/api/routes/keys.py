@@ -10,7 +10,7 @@ from automagik.api.answers import answer, created, no_content, page_of
 from automagik.api.paging import Cursor, Limit
 from automagik.api.platform import PlatformOf
 from automagik.api.problems import problems
-from automagik.api.route import ApiRoute
+from automagik.api.route import ApiRoute, only
 from automagik.api.schemas.common import PageOf
 from automagik.api.schemas.keys import KeyCreate, KeyResource, NewKeyResource, key_resource
 from automagik.types import Caller
@@ -66,6 +66,9 @@ async def create_key(body: KeyCreate, request: Request, platform: PlatformOf, ca
 async def get_own_key(platform: PlatformOf, caller: CallerOf) -> Response:
     """What the key may do; needs no scope."""
     return answer(key_resource(await platform.keys.get(caller.key_id or "", caller)))
+
+
+router.add_api_route("/keys/self", only("GET"), methods=["DELETE"], include_in_schema=False)
 
 
 @router.get("/keys/{key_id}", summary="Show a key", responses={200: _ONE, **problems(404)})

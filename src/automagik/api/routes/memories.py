@@ -11,7 +11,7 @@ from automagik.api.lookups import check_agent
 from automagik.api.paging import Cursor, Limit
 from automagik.api.platform import PlatformOf
 from automagik.api.problems import problems
-from automagik.api.route import ApiRoute
+from automagik.api.route import ApiRoute, only
 from automagik.api.schemas.common import PageOf
 from automagik.api.schemas.memories import MemoryChange, MemoryCreate, MemoryResource, memory_resource
 from automagik.errors import InvalidInput, NotFound
@@ -99,6 +99,9 @@ async def create_memories(body: Batch, request: Request, platform: PlatformOf, c
     inputs = [memory.to_input() for memory in body]
     rows = await platform.memories.create_batch(inputs, caller, request_id=request_id_of(request))
     return answer({"data": [memory_resource(row) for row in rows], "next_cursor": None})
+
+
+router.add_api_route("/memories/batch", only("POST"), methods=["GET", "PATCH", "DELETE"], include_in_schema=False)
 
 
 @router.get("/memories/{memory_id}", summary="Show a memory", responses={200: _ONE, **problems(404)})

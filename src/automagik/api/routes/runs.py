@@ -22,7 +22,7 @@ from automagik.api.schemas.runs import (
     RunResource,
     RunSummary,
 )
-from automagik.api.sse import EVENT_STREAM, EventResponse, event_document, run_chunks
+from automagik.api.sse import EVENT_STREAM, STREAM_CONTENT, EventResponse, event_document, run_chunks
 from automagik.app import Platform
 from automagik.errors import InvalidInput
 from automagik.memory import check_text
@@ -47,7 +47,7 @@ _ASK: dict[str, Any] = {
 _ASK_PROBLEMS = problems(404, 409, 413, 500, 502, 504)
 _STREAM: dict[str, Any] = {
     "description": "The run's events as they come; the last is `run_finished` with the whole run",
-    "content": {EVENT_STREAM: {"schema": {"type": "string"}}},
+    "content": STREAM_CONTENT,
 }
 
 
@@ -142,7 +142,7 @@ async def get_run(run_id: str, platform: PlatformOf, caller: Reader) -> Response
         200: {
             "description": "Stored events; with `Accept: text/event-stream` a stream that goes on until the run ends",
             "model": EventList,
-            "content": {EVENT_STREAM: {"schema": {"type": "string"}}},
+            "content": STREAM_CONTENT,
         },
         **problems(404),
     },

@@ -92,6 +92,7 @@ async def ready(request: Request, platform: PlatformOf) -> Response:
 @router.get(
     "/metrics",
     summary="Counters for Prometheus",
+    openapi_extra={"security": [{}, {"ApiKey": []}, {"Bearer": []}]},
     responses={
         200: {"description": "Prometheus' text format", "content": {"text/plain": {"schema": {"type": "string"}}}},
         **problems(401, 403, 429, keyless=True),
