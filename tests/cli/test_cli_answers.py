@@ -125,7 +125,9 @@ def test_a_run_that_waits_ends_the_command_and_says_so(api: StubApi, command: Co
     assert "waiting" in done.err
 
 
-@pytest.mark.parametrize(("session", "field"), [("holidays", "session_name"), (str(uuid.uuid4()), "session_id")])
+@pytest.mark.parametrize(
+    ("session", "field"), [("holidays", "session_name"), ("01900000-0000-7000-8000-000000000001", "session_id")]
+)
 def test_a_session_is_named_or_given_by_its_uuid(api: StubApi, command: Command, session: str, field: str) -> None:
     api.on("POST", STREAM, HELLO)
     user = str(uuid.uuid4())

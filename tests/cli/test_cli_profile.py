@@ -96,6 +96,7 @@ def test_a_profile_behind_a_link_or_of_no_use_is_refused(keyless: StubApi, comma
     command.profile.write_text('{"url": 1}')
     assert command("runs", "list").code == 2
     assert keyless.asked == []
+    assert command("runs", "list", AUTOMAGIK_URL=keyless.url, AUTOMAGIK_KEY="amk_" + "e" * 43).code == 0
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")

@@ -17,7 +17,7 @@ Name = Annotated[str, typer.Argument(help="The agent's name.", show_default=Fals
 Config = Annotated[
     str | None,
     typer.Option(
-        "--config", metavar="JSON|@FILE", help="The agent's config as a JSON object, or @FILE that holds one."
+        "--config", metavar="JSON/@FILE", help="The agent's config as a JSON object, or @FILE that holds one."
     ),
 ]
 Description = Annotated[str | None, typer.Option("--description", help="What the agent is for.")]

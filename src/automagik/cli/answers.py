@@ -29,7 +29,7 @@ Model = Annotated[str | None, typer.Option("--model", help="Another model, where
 User = Annotated[str | None, typer.Option("--user", metavar="UUID", help="The user for whom the agent works.")]
 Files = Annotated[
     list[str] | None,
-    typer.Option("--file", metavar="PATH|URL", help="An image, audio or document to send along; TYPE/SUBTYPE=... names its kind."),
+    typer.Option("--file", metavar="PATH/URL", help="An image, audio or document to send along; TYPE/SUBTYPE=... names its kind."),
 ]  # fmt: skip
 
 _TYPED = re.compile(r"([a-z]+/[A-Za-z0-9.+-]+)=(.+)", re.DOTALL)

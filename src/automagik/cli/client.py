@@ -59,8 +59,11 @@ def find_server(url: str | None, settings: ClientSettings) -> Server:
 
     The profile's key is only ever sent to the profile's own server: a link or a variable must not lead it elsewhere.
     """
+    named = url or settings.url
+    if settings.key is not None and named is not None:  # a profile of no use must not stand in the way
+        return Server(_checked(named), settings.key.get_secret_value())
     profile = load_profile(settings.config_dir)
-    chosen = _checked(url or settings.url or (profile.url if profile else _DEFAULT_URL))
+    chosen = _checked(named or (profile.url if profile else _DEFAULT_URL))
     if settings.key is not None:
         return Server(chosen, settings.key.get_secret_value())
     if profile is None:

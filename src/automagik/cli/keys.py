@@ -55,7 +55,7 @@ def create(
     ] = None,
     user: Annotated[str | None, typer.Option("--user", metavar="UUID", help="Bind it to this user.")] = None,
     expires: Annotated[
-        str | None, typer.Option("--expires", metavar="30d|TIME", help="When it ends: 90m, 12h, 30d, 8w, or RFC 3339.")
+        str | None, typer.Option("--expires", metavar="30d/TIME", help="When it ends: 90m, 12h, 30d, 8w, or RFC 3339.")
     ] = None,
     rate_limit: Annotated[str | None, typer.Option("--rate-limit", metavar="N/PERIOD", help="As 600/minute.")] = None,
     first: Annotated[

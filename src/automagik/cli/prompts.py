@@ -58,7 +58,7 @@ def create(
     agent: Annotated[str, typer.Argument(help="The agent's name.", show_default=False)],
     text: Annotated[
         str,
-        typer.Argument(metavar="TEXT|@FILE", help="The template, @FILE, or @- for standard input.", show_default=False),
+        typer.Argument(metavar="TEXT/@FILE", help="The template, @FILE, or @- for standard input.", show_default=False),
     ],
     status_key: Annotated[str | None, typer.Option("--status-key", help="For which status; else 'default'.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="A name for people.")] = None,

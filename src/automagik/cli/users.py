@@ -43,7 +43,7 @@ def create(
     phone: Annotated[str | None, typer.Option("--phone", help="The user's phone number.")] = None,
     user_id: Annotated[str | None, typer.Option("--id", metavar="UUID", help="The id; else a new one.")] = None,
     data: Annotated[
-        str | None, typer.Option("--data", metavar="JSON|@FILE", help="What else is known, as a JSON object.")
+        str | None, typer.Option("--data", metavar="JSON/@FILE", help="What else is known, as a JSON object.")
     ] = None,
     as_json: AsJson = False,
     url: Url = None,
