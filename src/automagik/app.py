@@ -115,8 +115,10 @@ class Platform:
                 memories=memories,
                 events=events,
                 observer=metrics,
+                tracing=tracing,
                 owner=owner,
             )
+            metrics.active_runs.set_function(lambda: runs.live_runs)
             stack.push_async_callback(runs.close)
             await runs.recover()
             yield cls(

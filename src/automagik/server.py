@@ -99,7 +99,11 @@ def serve(settings: Settings, *, reload: bool = False) -> None:
     with _listen(settings.host, settings.port) as listening:
         host, port = listening.getsockname()[:2]
         _log.info("server_starting", url=f"http://{host}:{port}")
-        uvicorn.Server(config).run(sockets=[listening])
+        try:
+            uvicorn.Server(config).run(sockets=[listening])
+        except SystemExit:  # uvicorn's way to say that the lifespan failed
+            if application.failure is None:
+                raise
     if application.failure is not None:
         raise application.failure
 

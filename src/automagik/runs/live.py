@@ -20,6 +20,7 @@ from automagik.runs.request import RunRequest
 from automagik.runs.turns import Turn
 from automagik.store import BegunRun, FinishRun, NewEvent, StartRun, Store
 from automagik.store.rows import RunRow
+from automagik.telemetry import Tracing
 from automagik.tools import AgentContext
 from automagik.types import OUTCOME_STATUS, Clock, Json, JsonObject, RunOutcome, RunStatus
 
@@ -56,6 +57,7 @@ class LiveRun:
     store: Store
     clock: Clock
     observer: RunObserver
+    tracing: Tracing
     owner: str
     make_context: "Callable[[LiveRun, BegunRun], AgentContext]"
     message_limit: int | None
@@ -143,8 +145,10 @@ class LiveRun:
             emit=self.emit,
             usage=self._used,
         )
-        async with asyncio.timeout(self.timeout_seconds):
-            return await self.agent.process_message(AgentInput(request.text, request.media), options)
+        about = {"automagik.run_id": self.row.run_id, "gen_ai.agent.name": self.row.name}
+        with self.tracing.span(f"run {self.row.name}", about):
+            async with asyncio.timeout(self.timeout_seconds):
+                return await self.agent.process_message(AgentInput(request.text, request.media), options)
 
     async def _start(self) -> BegunRun:
         event = self.stream.next("run_started", {})

@@ -33,6 +33,7 @@ from automagik.runs.turns import SessionTurns, Turn
 from automagik.settings import Settings
 from automagik.store import BegunRun, FinishRun, NewEvent, Page, Store
 from automagik.store.rows import EventRow, RunRow
+from automagik.telemetry import Tracing
 from automagik.tools import AgentContext
 from automagik.types import (
     OUTCOME_STATUS,
@@ -67,6 +68,7 @@ class RunService:
         memories: MemoryStore,
         events: EventBus,
         observer: RunObserver,
+        tracing: Tracing,
         owner: str,
     ) -> None:
         self._settings = settings
@@ -77,6 +79,7 @@ class RunService:
         self._memories = memories
         self._events = events
         self._observer = observer
+        self._tracing = tracing
         self._owner = owner
         self._turns = SessionTurns()
         self._slots = asyncio.Semaphore(settings.max_concurrent_background_runs)
@@ -348,6 +351,7 @@ class RunService:
             store=self._store,
             clock=self._clock,
             observer=self._observer,
+            tracing=self._tracing,
             owner=self._owner,
             make_context=self._context,
             message_limit=request.message_limit if request.message_limit is not None else agent.config.message_limit,
