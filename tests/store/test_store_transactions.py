@@ -17,7 +17,7 @@ from store_samples import begin, make_agent
 
 from automagik.errors import ConfigurationError, Conflict, Internal, ServiceUnavailable
 from automagik.settings import Settings
-from automagik.store import Store, Transaction
+from automagik.store import BegunRun, Store, Transaction
 from automagik.testing.postgres import PostgresServer
 from automagik.testing.stores import open_store
 from automagik.types import SystemClock
@@ -229,6 +229,22 @@ async def test_a_data_folder_is_for_its_user_alone(tmp_path: Path) -> None:
         assert (tmp_path / "new" / "data" / "automagik.db").stat().st_mode & 0o077 == 0
 
 
+async def test_a_full_disk_is_unavailable_loses_nothing_and_passes(tmp_path: Path) -> None:
+    async with open_store("sqlite", tmp_path) as store:
+        await make_agent(store)
+        pages = await store.read(lambda tx: tx.connection.scalar(text("PRAGMA page_count")))
+        await store.write(lambda tx: tx.connection.execute(text(f"PRAGMA max_page_count={pages + 8}")).all())
+        big = "x" * 100_000
+        works = [store.begin_run(begin(input_json=f'{{"m":"{big}"}}' if n == 5 else "{}")) for n in range(10)]
+        results: list[object] = [*await asyncio.gather(*works, return_exceptions=True)]
+        assert isinstance(results[5], ServiceUnavailable)
+        assert all(isinstance(result, ServiceUnavailable | BegunRun) for result in results)
+        told = {result.run_id for result in results if isinstance(result, BegunRun)}
+        assert {row.run_id for row in (await store.read(lambda tx: tx.runs.list())).data} == told
+        await store.write(lambda tx: tx.connection.execute(text("PRAGMA max_page_count=1000000")).all())
+        await store.begin_run(begin())
+
+
 # -- PostgreSQL alone
 
 
@@ -302,6 +318,28 @@ async def test_a_process_that_lives_keeps_its_runs(postgres_server: PostgresServ
     assert [row.run_id for row in recovered.lost] == [running.run_id]
     assert [(row.run_id, row.owner) for row in recovered.queued] == [(queued.run_id, "two")]
     await two.close()
+    postgres_server.drop_database(url)
+
+
+async def test_stores_that_start_at_once_register_the_same_agents_and_users(
+    postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    url = postgres_server.create_database()
+    settings = Settings(data_dir=tmp_path, database_url=SecretStr(url), database_pool_size=20)
+    store = Store.from_settings(settings, SystemClock())
+    await store.open()
+
+    def work(tx: Transaction) -> tuple[int, int]:
+        agent = tx.agents.register("simple", type="t", source="code", config={"a": 1})
+        tx.users.ensure(uuid.UUID(int=1))
+        tx.connection.execute(text("SELECT pg_sleep(0.02)"))
+        return agent.id, agent.revision
+
+    assert len(set(await asyncio.gather(*(store.write(work) for _ in range(15))))) == 1
+    agent = await store.read(lambda tx: tx.agents.get("simple"))
+    puts = [store.write(lambda tx, n=n: tx.memories.put("tone", f"{n}", agent_id=agent.id)) for n in range(15)]
+    assert len({memory.memory_id for memory in await asyncio.gather(*puts)}) == 1
+    await store.close()
     postgres_server.drop_database(url)
 
 

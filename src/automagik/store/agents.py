@@ -8,7 +8,7 @@ from sqlalchemy import delete as delete_from
 from automagik.errors import NotFound, PreconditionFailed
 from automagik.store import schema
 from automagik.store.pages import fetch_page
-from automagik.store.repository import Repository, conflicts
+from automagik.store.repository import Repository, conflicts, insert_new
 from automagik.store.rows import AgentRow, Page
 from automagik.types import JsonObject
 
@@ -43,17 +43,7 @@ class Agents(Repository):
         active: bool = True,
     ) -> AgentRow:
         """The new agent. Raises Conflict where the name is taken."""
-        values = {
-            "name": name,
-            "type": type,
-            "active": active,
-            "description": description,
-            "source": source,
-            "config": config or {},
-            "revision": 1,
-            "created_at": self._now,
-            "updated_at": self._now,
-        }
+        values = self._values(name, type=type, source=source, config=config, description=description, active=active)
         with conflicts(f"There is already an agent '{name}'.", hint="Choose another name, or change that agent."):
             record = self._connection.execute(insert(_agents).values(values).returning(_agents)).one()
         return _row(record)
@@ -69,8 +59,10 @@ class Agents(Repository):
     ) -> AgentRow:
         """The agent as its code says it is now: made, changed where it differs, else left alone without a write."""
         found = self.find(name)
-        if found is None:
-            return self.create(name, type=type, source=source, config=config, description=description)
+        if found is None:  # another process may be starting, too
+            values = self._values(name, type=type, source=source, config=config, description=description, active=True)
+            insert_new(self._connection, _agents, values)
+            found = self.get(name)
         wanted = AgentChanges(type=type, source=source, config=config or {}, description=description, active=True)
         same = (found.type, found.source, found.config, found.description, found.active)
         if same == (type, source, config or {}, description, True):
@@ -134,6 +126,10 @@ class Agents(Repository):
         if active is not None:
             statement = statement.where(_agents.c.active == active)
         return fetch_page(self._connection, statement, (_agents.c.id,), _row, limit=limit, cursor=cursor)
+
+    def _values(self, name: str, *, config: JsonObject | None, **values: Any) -> dict[str, Any]:
+        made = {"name": name, "config": config or {}, "revision": 1, "created_at": self._now, "updated_at": self._now}
+        return {**made, **values}
 
     def _stale(self, name: str) -> PreconditionFailed:
         found = self.get(name)

@@ -7,7 +7,7 @@ from typing import Any, TypedDict, Unpack
 from sqlalchemy import ColumnElement, Row, Select, and_, insert, or_, select, union, update
 from sqlalchemy import delete as delete_from
 
-from automagik.errors import InvalidInput, NotFound
+from automagik.errors import Conflict, InvalidInput, NotFound
 from automagik.store import schema
 from automagik.store.pages import fetch_page
 from automagik.store.repository import Repository, conflicts
@@ -33,6 +33,12 @@ class MemoryChanges(TypedDict, total=False):
     access: str | None
     metadata: JsonObject
     active: bool
+
+
+class _Scope(TypedDict):
+    agent_id: int | None
+    user_id: uuid.UUID | None
+    session_id: int | None
 
 
 class Memories(Repository):
@@ -135,21 +141,20 @@ class Memories(Repository):
         memory_type: str = "variable",
     ) -> MemoryRow:
         """The memory of this name in this scope with the given content: changed where it is there, else made."""
-        found = self.find_in_scope(name, agent_id=agent_id, user_id=user_id, session_id=session_id)
-        if found is not None:
-            changes = MemoryChanges(content=content, active=True)
-            if description is not None:
-                changes["description"] = description
-            return self.update(found.memory_id, **changes)
-        return self.create(
-            name,
-            content,
-            agent_id=agent_id,
-            user_id=user_id,
-            session_id=session_id,
-            description=description,
-            memory_type=memory_type,
-        )
+        scope = _Scope(agent_id=agent_id, user_id=user_id, session_id=session_id)
+        found = self.find_in_scope(name, **scope)
+        if found is None:
+            try:
+                with self._connection.begin_nested():
+                    return self.create(name, content, description=description, memory_type=memory_type, **scope)
+            except Conflict:  # somebody else made it at the same moment
+                found = self.find_in_scope(name, **scope)
+                if found is None:
+                    raise
+        changes = MemoryChanges(content=content, active=True)
+        if description is not None:
+            changes["description"] = description
+        return self.update(found.memory_id, **changes)
 
     def update(self, memory_id: uuid.UUID, **changes: Unpack[MemoryChanges]) -> MemoryRow:
         """The changed memory. Raises NotFound, or Conflict where its scope has one of the new name."""

@@ -124,9 +124,14 @@ class PostgresHot:
     async def acquire_ownership(self, owner: str) -> None:
         """Show, by a lock that the first lane holds, that `owner` lives."""
         self._database.set_owner(owner)
-        while self._tasks:  # a statement that is under way keeps its connection
+        first = self._lanes[0]
+        while first not in self._idle:  # a statement that is under way keeps its connection
             await asyncio.wait(self._tasks)
-        await self._connect_first()
+        self._idle.remove(first)
+        try:
+            await self._connect_first()
+        finally:
+            self._idle.append(first)
 
     async def begin_run(self, begin: BeginRun) -> BegunRun:
         record = await self._store(_BEGIN, begin)

@@ -4,6 +4,7 @@ __all__ = ["ACCEPT", "APPEND", "BEGIN", "FINISH", "START"]
 
 # Which sessions are there, which runs may use them, what is made. A run whose session was made by somebody else at the
 # same moment gets no row here (ON CONFLICT waits for them and then does nothing): the caller asks again and finds it.
+# Rows go in by an order of their keys, so that two statements that make the same ones can't wait for each other.
 _ACCEPT_WITH = """
 WITH asked AS (
   SELECT * FROM unnest(
@@ -39,12 +40,14 @@ WITH asked AS (
 ), new_users AS (
   INSERT INTO users (id, user_data, created_at, updated_at)
   SELECT user_id, '{}', min(created_at), min(created_at) FROM allowed WHERE user_id IS NOT NULL GROUP BY user_id
+  ORDER BY user_id
   ON CONFLICT (id) DO NOTHING
 ), made AS (
   INSERT INTO sessions (session_id, agent_id, user_id, session_name, status, session_origin, metadata, message_count,
     created_at, updated_at)
   SELECT session_id, agent_id, user_id, session_name, 'active', session_origin, '{}', 0, created_at, created_at
   FROM allowed WHERE found_key IS NULL AND session_id IS NOT NULL
+  ORDER BY session_id
   ON CONFLICT DO NOTHING
   RETURNING id, session_id
 ), stored AS (

@@ -3,13 +3,21 @@
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Table
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from automagik.errors import Conflict
 
-__all__ = ["Repository", "conflicts"]
+__all__ = ["Repository", "conflicts", "insert_new"]
+
+
+def insert_new(connection: Connection, table: Table, values: Mapping[str, Any]) -> None:
+    """Insert a row, or do nothing where it, or one that it contradicts, is there or is being inserted by somebody else."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    connection.execute(dialect.insert(table).values(**values).on_conflict_do_nothing())
 
 
 class Repository:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from automagik.errors import ConfigurationError, ServiceUnavailable
-from automagik.store.failures import translated
+from automagik.store.failures import translated, unavailable
 from automagik.store.locks import FileLock
 from automagik.store.migrator import migrate
 
@@ -110,25 +110,24 @@ class _Worker(threading.Thread):
 
     def __init__(self, path: Path, jobs: "queue.SimpleQueue[_Job | None]", *, writes: bool) -> None:
         super().__init__(name=f"automagik-sqlite-{'writer' if writes else 'reader'}", daemon=True)
-        self._path = path
+        raw = connect_sqlite(path, read_only=not writes)
+        self._handle = SqliteHandle(raw, wrap_sqlite(raw))
         self._jobs = jobs
         self._writes = writes
         self._loop = asyncio.get_running_loop()
 
     def run(self) -> None:
-        raw = connect_sqlite(self._path, read_only=not self._writes)
-        handle = SqliteHandle(raw, wrap_sqlite(raw))
         try:
             while (job := self._jobs.get()) is not None:
                 batch, last = self._gather(job) if self._writes else ([job], False)
-                self._run_batch(handle, batch)
+                self._run_batch(self._handle, batch)
                 with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                     self._loop.call_soon_threadsafe(_settle, batch)
                 if last:
                     break
         finally:
-            handle.connection.close()
-            raw.close()
+            self._handle.connection.close()
+            self._handle.raw.close()
 
     def _gather(self, first: _Job) -> tuple[list[_Job], bool]:
         batch = [first]
@@ -153,9 +152,11 @@ class _Worker(threading.Thread):
                     _run_in_savepoint(handle, job)
             raw.execute("ROLLBACK" if len(batch) == 1 and batch[0].error is not None else "COMMIT")
         except sqlite3.Error as error:
+            # Busy, full or broken: SQLite has given the transaction up, or can't end it. Nothing of the batch is stored.
             if raw.in_transaction:
                 raw.execute("ROLLBACK")
-            meaning = translated(error)
+            meaning = unavailable()
+            meaning.__cause__ = error
             for job in batch:
                 job.error = job.error or meaning
 

@@ -85,7 +85,7 @@ class Store:
 
     async def check(self) -> None:
         """Return when the database answers. Raises ServiceUnavailable when it is away."""
-        await self._backend.read(lambda connection: connection.scalar(text("SELECT 1")))
+        await self._backend.read(lambda connection: connection.scalar(text("SELECT version_num FROM alembic_version")))
 
     async def acquire_ownership(self, owner: str) -> None:
         """Make `owner` (a name of this process) known as alive, so that nobody takes its runs for lost.

@@ -9,7 +9,7 @@ from sqlalchemy import delete as delete_from
 from automagik.errors import NotFound
 from automagik.store import schema
 from automagik.store.pages import fetch_page
-from automagik.store.repository import Repository, conflicts
+from automagik.store.repository import Repository, conflicts, insert_new
 from automagik.store.rows import Page, UserRow
 from automagik.types import JsonObject, new_uuid
 
@@ -58,7 +58,12 @@ class Users(Repository):
 
     def ensure(self, user_id: uuid.UUID) -> UserRow:
         """The user with this id, made where it is unknown."""
-        return self.find(user_id) or self.create(user_id=user_id)
+        found = self.find(user_id)
+        if found is not None:
+            return found
+        values: dict[str, Any] = {"id": user_id, "user_data": {}, "created_at": self._now, "updated_at": self._now}
+        insert_new(self._connection, _users, values)
+        return self.get(user_id)
 
     def find(self, user_id: uuid.UUID) -> UserRow | None:
         """The user, or None."""

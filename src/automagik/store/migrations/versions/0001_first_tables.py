@@ -23,6 +23,7 @@ def upgrade() -> None:
     _create_audit()
     _create_run_events()
     _create_runs()
+    _index_runs()
     _create_users()
     _create_prompts()
     _create_sessions()
@@ -136,6 +137,9 @@ def _create_runs() -> None:
         sa.Column("deadline_at", columns.UtcTime()),
         sa.PrimaryKeyConstraint("run_id", name="pk_runs"),
     )
+
+
+def _index_runs() -> None:
     op.create_index("ix_runs_key_id_run_id", "runs", ["key_id", "run_id"])
     op.create_index("ix_runs_name_run_id", "runs", ["name", "run_id"])
     op.create_index(
