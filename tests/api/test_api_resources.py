@@ -138,6 +138,8 @@ async def test_an_agent_made_through_the_api_can_be_run_at_once(each_house: ApiH
     assert (changed["description"], "tools" in changed["config"]) == ("Sings.", False)
     stale = await admin.patch(path, json={"active": False}, headers={"if-match": tag})
     assert stale.status_code == 412
+    copy = (await admin.post(f"{path}/copy", json={"name": "tutor2", "config": {"description": "Copies."}})).json()
+    assert (copy["description"], copy["config"]["variables"]) == ("Copies.", {"what": "Welsh"})
     assert (await admin.patch(path, json={"active": False}, headers={"if-match": '"x"'})).status_code == 412
     assert (await admin.patch(path, json={"active": False})).json()["active"] is False
     assert (await admin.post("/api/v1/agent/tutor/run", json={"message_content": "hi"})).status_code == 404

@@ -229,3 +229,14 @@ async def test_a_session_of_another_user_than_the_request_names_is_a_409(house: 
     await house.admin.post(RUN, json={**HELLO, "session_id": session_id, "user_id": str(ann)})
     answer = await house.admin.post(RUN, json={**HELLO, "session_id": session_id, "user_id": str(bob)})
     assert answer.status_code == 409
+
+
+async def test_without_its_database_the_platform_is_alive_and_not_ready(house: ApiHouse) -> None:
+    client = await house.keyless()
+    await house.platform.store.close()
+    assert (await client.get("/health")).status_code == 200
+    ready = await client.get("/ready")
+    assert (ready.status_code, ready.json()["status"]) == (503, "failed")
+    for answer in (ready, await house.admin.get("/api/v1/runs"), await house.admin.post(RUN, json=HELLO)):
+        assert answer.status_code == 503
+        assert int(answer.headers["retry-after"]) > 0

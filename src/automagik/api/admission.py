@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
 __all__ = [
-    "AdminCaller",
     "Admission",
     "CallerOf",
     "caller_of",
@@ -137,9 +136,6 @@ async def _any_caller(request: Request) -> Caller:
 
 CallerOf = Annotated[Caller, Depends(_any_caller)]
 """The caller, whatever their scopes."""
-
-AdminCaller = Annotated[Caller, Depends(require("admin"))]
-"""The caller, an administrator."""
 
 
 def visible_user(caller: Caller, user_id: uuid.UUID | None) -> uuid.UUID | None:

@@ -60,6 +60,7 @@ def create_api(platform: Platform) -> FastAPI:
         openapi_url="/openapi.json",
         separate_input_output_schemas=False,
         strict_content_type=False,
+        redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
     )
     app.state.platform = platform

@@ -129,9 +129,13 @@ def problem_response(request: Request, error: Exception) -> Response:
 
 
 def log_fault(error: Exception, status: int) -> None:
-    """Log an error that is the platform's own; a run that failed was logged by the run."""
-    if status >= 500 and not isinstance(error, RunFailed):
-        _log.error("request_failed", status=status, exc_info=error)
+    """Log an error that is the platform's own, with its cause; a run that failed was logged by the run."""
+    if status < 500 or isinstance(error, RunFailed):
+        return
+    if isinstance(error, ServiceUnavailable):
+        _log.warning("request_refused", status=status, detail=error.detail, cause=repr(error.__cause__))
+        return
+    _log.error("request_failed", status=status, exc_info=error)
 
 
 def problem_headers(error: Exception) -> dict[str, str]:

@@ -8,12 +8,12 @@ from automagik.agents import AgentInfo, agent_document
 from automagik.api.admission import CallerOf, request_id_of, require
 from automagik.api.answers import answer, created, no_content, page_of
 from automagik.api.etags import IfMatch, etag, revision_of
-from automagik.api.lookups import sees_all_agents, visible_agents
+from automagik.api.lookups import check_agent, sees_all_agents, visible_agents
 from automagik.api.paging import Cursor, Limit, slice_page
 from automagik.api.platform import PlatformOf
 from automagik.api.problems import problems
 from automagik.api.route import ApiRoute
-from automagik.api.schemas.agents import AgentChange, AgentCreate, AgentListed, AgentResource, agent_resource
+from automagik.api.schemas.agents import AgentChange, AgentCopy, AgentCreate, AgentListed, AgentResource, agent_resource
 from automagik.api.schemas.common import PageOf
 from automagik.errors import NotFound
 from automagik.types import Caller
@@ -93,6 +93,7 @@ async def change_agent(
     if_match: IfMatch = None,
 ) -> Response:
     """A new `config` takes the place of the whole old one. With `If-Match` somebody else's edit in between is a 412."""
+    await check_agent(platform, caller, name)
     info = platform.agents.info(name)
     data: dict[str, Any] = {}
     if body.config is not None:
@@ -107,6 +108,27 @@ async def change_agent(
         field=("body", "config"),
     )
     return answer(agent_resource(info, whole=True), headers={"ETag": etag(info.revision)})
+
+
+@router.post(
+    "/agents/{name}/copy",
+    summary="Copy an agent",
+    status_code=201,
+    responses={201: _ONE, **problems(404, 409, 413)},
+)
+async def copy_agent(name: str, body: AgentCopy, request: Request, platform: PlatformOf, caller: Writer) -> Response:
+    """A new agent with the other's config and active prompt. One that is written in Python can't be copied."""
+    await check_agent(platform, caller, name)
+    info = await platform.agents.copy(
+        name,
+        body.name,
+        body.config or {},
+        caller=caller,
+        request_id=request_id_of(request),
+        field=("body", "config"),
+    )
+    headers = {"ETag": etag(info.revision)}
+    return created(agent_resource(info, whole=True), f"/api/v1/agents/{info.name}", headers=headers)
 
 
 @router.delete(

@@ -7,7 +7,7 @@ from automagik.agents import AgentInfo, agent_document
 from automagik.api.schemas.common import Body, Flag, ObjectMap, Resource, Word
 from automagik.types import JsonObject, utc_text
 
-__all__ = ["AgentChange", "AgentCreate", "AgentListed", "AgentResource", "agent_resource"]
+__all__ = ["AgentChange", "AgentCopy", "AgentCreate", "AgentListed", "AgentResource", "agent_resource"]
 
 
 class AgentCreate(Body):
@@ -25,6 +25,14 @@ class AgentChange(Body):
     """The whole config that takes the place of the old one."""
     active: Flag | None = None
     """Whether the agent can be run."""
+
+
+class AgentCopy(Body):
+    """An agent to make after another."""
+
+    name: Word
+    config: ObjectMap | None = None
+    """What differs: these keys replace those of the other's config."""
 
 
 class AgentListed(Resource):
