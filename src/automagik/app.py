@@ -78,7 +78,7 @@ class Platform:
             metrics = Metrics()
             tracing = Tracing(settings)
             stack.callback(tracing.close)
-            store = Store.from_settings(settings, clock)
+            store = Store.from_settings(settings, clock, wrote=metrics.store_wrote)
             await store.open()
             stack.push_async_callback(store.close)
             await store.acquire_ownership(owner)

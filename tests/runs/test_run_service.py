@@ -286,3 +286,11 @@ async def test_a_request_chooses_among_the_agents_active_prompts_by_status_key(p
     assert kept.instructions == "Be plain, in an emergency."
     with pytest.raises(InvalidInput, match="no active prompt with the status key 'alarn'"):
         await platform.runs.run(RunRequest("echo", "help", prompt_status_key="alarn"), RUNNER)
+
+
+async def test_runs_and_commits_are_counted(platform: Platform) -> None:
+    await platform.runs.run(RunRequest("echo", "hello"), RUNNER)
+    text = platform.metrics.render().decode()
+    assert 'automagik_runs_total{kind="agent",name="echo",outcome="completed"} 1.0' in text
+    assert "automagik_active_runs 0.0" in text
+    assert "automagik_store_batch_size_count" in text

@@ -6,8 +6,10 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import cast
 
+import httpx2
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
@@ -15,8 +17,11 @@ from pydantic_ai import Agent
 from pydantic_ai.capabilities import Instrumentation
 from pydantic_ai.models.test import TestModel
 
+from automagik.api import create_api
+from automagik.app import Platform
 from automagik.settings import Settings
 from automagik.telemetry import Tracing
+from automagik.types import SYSTEM
 
 pytestmark = pytest.mark.anyio
 
@@ -105,6 +110,23 @@ async def test_a_run_is_told_as_one_trace_from_the_request_to_the_model(collecto
     names = {attribute.key for attribute in model.attributes}
     assert {"gen_ai.request.model", "gen_ai.usage.input_tokens"} <= names
     assert "automagik" in collector.text
+
+
+async def test_a_request_to_the_api_is_one_trace_down_to_the_model(collector: _Collector, tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, model="demo", otel_endpoint=collector.url)
+    async with Platform.open(settings) as platform:
+        _, key = await platform.keys.create("tracer", ["admin"], caller=SYSTEM)
+        transport = httpx2.ASGITransport(create_api(platform))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
+            headers = {"x-api-key": key.get_secret_value()}
+            answer = await client.post("/api/v1/agent/simple/run", json={"message_content": "hi"}, headers=headers)
+        assert answer.status_code == 200
+    request, run = collector.spans["POST /api/v1/agent/{name}/run"], collector.spans["run simple"]
+    model = next(span for name, span in collector.spans.items() if name.startswith("chat"))
+    assert request.trace_id == run.trace_id == model.trace_id
+    assert run.parent_span_id == request.span_id
+    assert {"http.route", "http.response.status_code"} <= {attribute.key for attribute in request.attributes}
+    assert key.get_secret_value() not in collector.text
 
 
 @pytest.mark.parametrize("content", [False, True])

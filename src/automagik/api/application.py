@@ -20,6 +20,7 @@ from automagik.api.openai import ROUTERS
 from automagik.api.openai.envelope import envelope_response
 from automagik.api.problems import problem_response
 from automagik.api.routes import agents, keys, memories, prompts, records, runs, sessions, system, users
+from automagik.api.tracing import TracedRequests
 from automagik.app import Platform
 from automagik.errors import AutomagikError
 
@@ -78,6 +79,8 @@ def create_api(platform: Platform) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", "If-Match", "Last-Event-ID", "X-API-Key", "X-Request-ID"],
             expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID"],
         )
+    if platform.tracing.enabled:
+        app.add_middleware(TracedRequests, tracing=platform.tracing)
     app.add_middleware(Gate, metrics=platform.metrics, max_body_bytes=platform.settings.max_body_bytes)
     return app
 

@@ -1,7 +1,7 @@
 """What the statements of every run take and give. Each is one hop (SQLite) or one statement (PostgreSQL), shared where it can be."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -15,6 +15,7 @@ __all__ = [
     "AcceptedRun",
     "BeginRun",
     "BegunRun",
+    "CommitObserver",
     "FinishRun",
     "FoundSession",
     "HotPath",
@@ -25,10 +26,19 @@ __all__ = [
     "check_session",
     "cut_at_turn",
     "not_queued",
+    "observe_nothing",
 ]
 
 DEFAULT_ORIGIN = "automagik-agent"
 """The `session_origin` of a session whose maker says none, as in the earlier API."""
+
+
+CommitObserver = Callable[[int, float], None]
+"""Who is told of each commit: how many transactions shared it, and how many seconds it took. Called from any thread."""
+
+
+def observe_nothing(transactions: int, seconds: float) -> None:
+    """Where commits go that nobody counts."""
 
 
 @dataclass(frozen=True, slots=True)

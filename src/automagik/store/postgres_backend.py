@@ -5,7 +5,7 @@ from typing import Literal, TypeVar
 
 from sqlalchemy import Connection
 
-from automagik.store.hot import HotPath
+from automagik.store.hot import CommitObserver, HotPath
 from automagik.store.postgres import PostgresDatabase, living
 from automagik.store.postgres_hot import PostgresHot
 from automagik.types import Clock
@@ -20,9 +20,9 @@ class PostgresBackend:
 
     dialect: Literal["sqlite", "postgresql"] = "postgresql"
 
-    def __init__(self, url: str, pool_size: int, clock: Clock) -> None:
+    def __init__(self, url: str, pool_size: int, clock: Clock, wrote: CommitObserver) -> None:
         self._database = PostgresDatabase(url, pool_size)
-        self._lanes = PostgresHot(self._database, clock)
+        self._lanes = PostgresHot(self._database, clock, wrote)
         self.hot: HotPath = self._lanes
 
     async def open(self) -> None:

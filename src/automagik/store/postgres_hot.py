@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -19,6 +20,7 @@ from automagik.store.hot import (
     AcceptedRun,
     BeginRun,
     BegunRun,
+    CommitObserver,
     FinishRun,
     FoundSession,
     NewEvent,
@@ -99,7 +101,8 @@ class _Lane:
 class PostgresHot:
     """The hot path over a PostgresDatabase."""
 
-    def __init__(self, database: PostgresDatabase, clock: Clock) -> None:
+    def __init__(self, database: PostgresDatabase, clock: Clock, wrote: CommitObserver) -> None:
+        self._wrote = wrote
         self._database = database
         self._clock = clock
         self._pending: deque[_Job] = deque()
@@ -240,6 +243,7 @@ class PostgresHot:
 
     async def _run(self, lane: _Lane, batch: list[_Job], attempt: int = 1) -> None:
         statement = batch[0].statement
+        began = time.perf_counter()
         try:
             records = await lane.fetch(statement.text, statement.parameters([job.request for job in batch]))
         except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
@@ -257,6 +261,7 @@ class PostgresHot:
             _fail(batch, error)
             raise
         else:
+            self._wrote(len(batch), time.perf_counter() - began)
             answers = {record["run_id"]: record for record in records}
             for job in batch:
                 if not job.future.done():  # else its task was cancelled; the work is done all the same

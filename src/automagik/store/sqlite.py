@@ -5,6 +5,7 @@ import contextlib
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from sqlalchemy.pool import StaticPool
 
 from automagik.errors import ConfigurationError, ServiceUnavailable
 from automagik.store.failures import translated, unavailable
+from automagik.store.hot import CommitObserver
 from automagik.store.locks import FileLock
 from automagik.store.migrator import migrate
 
@@ -108,19 +110,25 @@ class _Job:
 class _Worker(threading.Thread):
     """A thread with a connection of its own, which takes jobs from a queue until it finds None."""
 
-    def __init__(self, path: Path, jobs: "queue.SimpleQueue[_Job | None]", *, writes: bool) -> None:
+    def __init__(
+        self, path: Path, jobs: "queue.SimpleQueue[_Job | None]", *, writes: bool, wrote: CommitObserver
+    ) -> None:
         super().__init__(name=f"automagik-sqlite-{'writer' if writes else 'reader'}", daemon=True)
         raw = connect_sqlite(path, read_only=not writes)
         self._handle = SqliteHandle(raw, wrap_sqlite(raw))
         self._jobs = jobs
         self._writes = writes
+        self._wrote = wrote
         self._loop = asyncio.get_running_loop()
 
     def run(self) -> None:
         try:
             while (job := self._jobs.get()) is not None:
                 batch, last = self._gather(job) if self._writes else ([job], False)
+                began = time.perf_counter()
                 self._run_batch(self._handle, batch)
+                if self._writes:
+                    self._wrote(len(batch), time.perf_counter() - began)
                 with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                     self._loop.call_soon_threadsafe(_settle, batch)
                 if last:
@@ -183,7 +191,8 @@ def _settle(batch: list[_Job]) -> None:
 class SqliteDatabase:
     """A database file and the threads that use it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, wrote: CommitObserver) -> None:
+        self._wrote = wrote
         self._path = path
         self._writes: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._reads: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -202,8 +211,8 @@ class SqliteDatabase:
         Raises: ConfigurationError when the folder can't be used.
         """
         await asyncio.to_thread(prepare_sqlite, self._path)
-        self._workers = [_Worker(self._path, self._writes, writes=True)]
-        self._workers += [_Worker(self._path, self._reads, writes=False) for _ in range(_READERS)]
+        self._workers = [_Worker(self._path, self._writes, writes=True, wrote=self._wrote)]
+        self._workers += [_Worker(self._path, self._reads, writes=False, wrote=self._wrote) for _ in range(_READERS)]
         for worker in self._workers:
             worker.start()
         self._open = True

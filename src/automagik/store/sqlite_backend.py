@@ -6,7 +6,7 @@ from typing import Literal, TypeVar
 
 from sqlalchemy import Connection
 
-from automagik.store.hot import HotPath
+from automagik.store.hot import CommitObserver, HotPath
 from automagik.store.sqlite import SqliteDatabase
 from automagik.store.sqlite_hot import SqliteHot
 
@@ -20,8 +20,8 @@ class SqliteBackend:
 
     dialect: Literal["sqlite", "postgresql"] = "sqlite"
 
-    def __init__(self, path: Path) -> None:
-        self._database = SqliteDatabase(path)
+    def __init__(self, path: Path, wrote: CommitObserver) -> None:
+        self._database = SqliteDatabase(path, wrote)
         self.hot: HotPath = SqliteHot(self._database)
 
     async def open(self) -> None:

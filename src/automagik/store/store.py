@@ -11,11 +11,13 @@ from automagik.store.hot import (
     AcceptedRun,
     BeginRun,
     BegunRun,
+    CommitObserver,
     FinishRun,
     HotPath,
     NewEvent,
     RecoveredRuns,
     StartRun,
+    observe_nothing,
 )
 from automagik.store.sqlite import database_file
 from automagik.store.sqlite_backend import SqliteBackend
@@ -58,14 +60,15 @@ class Store:
         self._owner: str | None = None
 
     @classmethod
-    def from_settings(cls, settings: Settings, clock: Clock) -> "Store":
-        """The store that the settings name, not opened yet."""
+    def from_settings(cls, settings: Settings, clock: Clock, *, wrote: CommitObserver = observe_nothing) -> "Store":
+        """The store that the settings name, not opened yet. `wrote` is told of the commits of runs."""
         if settings.database_url is None:
-            return cls(SqliteBackend(database_file(settings.data_dir)), clock)
+            return cls(SqliteBackend(database_file(settings.data_dir), wrote), clock)
         # Imported here: the driver takes 0.1 s, which a start on SQLite need not pay.
         from automagik.store.postgres_backend import PostgresBackend  # noqa: PLC0415
 
-        return cls(PostgresBackend(settings.database_url.get_secret_value(), settings.database_pool_size, clock), clock)
+        url = settings.database_url.get_secret_value()
+        return cls(PostgresBackend(url, settings.database_pool_size, clock, wrote), clock)
 
     @property
     def dialect(self) -> Literal["sqlite", "postgresql"]:
