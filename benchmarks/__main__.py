@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import get_args
@@ -35,6 +36,7 @@ _LAYERS = ("agent.run", "baseline app", "platform service", "platform api")
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 1 with `--strict` when a target is missed, else 0."""
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended, too
     names: list[str] = options.names
     if names[:1] == ["table"]:
         print(report.table(report.read_results()))

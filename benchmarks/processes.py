@@ -14,7 +14,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-__all__ = ["SERVER_CORES", "SUPPORT_CORES", "Process", "cores", "cpu_seconds", "free_port", "rss_mb", "tree"]
+__all__ = [
+    "SERVER_CORES",
+    "SUPPORT_CORES",
+    "Process",
+    "busy_seconds",
+    "cores",
+    "cpu_seconds",
+    "environment",
+    "free_port",
+    "own_seconds",
+    "pinned",
+    "python",
+    "rss_mb",
+]
 
 _TICK = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -36,13 +49,29 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICK
 
 
+def busy_seconds() -> float:
+    """CPU time that the whole machine has used since it started, of all cores."""
+    ticks = Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]
+    user, nice, system, _idle, _waiting, irq, softirq, steal = map(int, ticks)
+    return (user + nice + system + irq + softirq + steal) / _TICK
+
+
+def own_seconds() -> float:
+    """CPU time that this process and all below it have used, those that have ended included."""
+    total = 0
+    for pid in _tree(os.getpid()):
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            total += sum(map(int, fields[11:15]))
+    return total / _TICK
+
+
 def rss_mb(pid: int) -> float:
     """Resident memory of a process in MiB."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE / 2**20
 
 
-def tree(pid: int) -> list[int]:
-    """A process and all below it."""
+def _tree(pid: int) -> list[int]:
     found = [pid]
     for parent in found:
         for task in Path(f"/proc/{parent}/task").glob("*/children"):

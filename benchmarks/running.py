@@ -3,18 +3,25 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Literal, TypeVar
 
 from automagik.testing.postgres import PostgresServer
 from benchmarks.load import Plan, Seen
-from benchmarks.processes import SUPPORT_CORES, Process, cores, environment, pinned, python
+from benchmarks.processes import SUPPORT_CORES, Process, busy_seconds, cores, environment, own_seconds, pinned, python
 
-__all__ = ["Database", "Ground", "ground", "measure"]
+__all__ = ["Database", "Ground", "finish", "ground", "measure", "quietly", "start"]
+
+T = TypeVar("T")
+
+_QUIET_CORES = 0.15
+_ATTEMPTS = 5
+_PATIENCE_SECONDS = 3.0
 
 Database = Literal["sqlite", "postgresql"]
 
@@ -83,6 +90,22 @@ def ground(*, pin: bool, repetitions: int, seconds: float, quick: bool) -> Itera
 def measure(on: Ground, plan: Plan) -> list[Seen]:
     """Run the load generator; what it saw of each target."""
     return finish(start(on, plan))
+
+
+def quietly(on: Ground, take: Callable[[], T]) -> tuple[T, float]:
+    """What `take` measures, while other programs leave the machine alone; and how many cores they used meanwhile.
+
+    A measurement that they disturbed is taken again, a few times; the last one counts whatever they did.
+    """
+    for attempt in range(_ATTEMPTS):
+        began, busy, own = time.monotonic(), busy_seconds(), own_seconds()
+        taken = take()
+        elapsed = time.monotonic() - began
+        others = max(0.0, (busy_seconds() - busy) - (own_seconds() - own)) / elapsed
+        if others <= _QUIET_CORES or on.quick or attempt == _ATTEMPTS - 1:
+            return taken, others
+        time.sleep(_PATIENCE_SECONDS)
+    raise AssertionError("the last attempt returns")
 
 
 def start(on: Ground, plan: Plan) -> "subprocess.Popen[str]":

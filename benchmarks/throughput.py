@@ -3,7 +3,7 @@
 from benchmarks.load import Plan, Seen, Target
 from benchmarks.report import Result, compare
 from benchmarks.report import Target as Goal
-from benchmarks.running import Database, Ground, measure
+from benchmarks.running import Database, Ground, measure, quietly
 from benchmarks.servers import Scenario, baseline, platform
 
 __all__ = ["inprocess_run", "persisted_run"]
@@ -26,10 +26,15 @@ def _runs(on: Ground, name: str, scenario: Scenario, database: Database, goal: f
     with baseline(on, scenario) as theirs, platform(on, scenario, database) as ours:
         _load(on, theirs.target, 1.0)
         _load(on, ours.target, 1.0)
-        pairs = [
-            (_load(on, theirs.target, on.seconds), _load(on, ours.target, on.seconds)) for _ in range(on.repetitions)
+        taken = [
+            quietly(on, lambda: (_load(on, theirs.target, on.seconds), _load(on, ours.target, on.seconds)))
+            for _ in range(on.repetitions)
         ]
-    samples = [{"baseline": _sample(first), "platform": _sample(second)} for first, second in pairs]
+    pairs = [pair for pair, _ in taken]
+    samples = [
+        {"baseline": _sample(first), "platform": _sample(second), "cores_used_by_others": others}
+        for (first, second), others in taken
+    ]
     cpu = compare(
         name,
         [(_cpu_ms(first), _cpu_ms(second)) for first, second in pairs],
