@@ -1,28 +1,36 @@
-"""A platform on SQLite with agents whose model is scripted, for tests that go through RunService."""
+"""A platform with agents whose model is scripted, on SQLite and on PostgreSQL, for tests that go through RunService."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Literal, cast
 
 import pytest
 from run_house import AGENTS, TOOLED, OpenPlatform
 
 from automagik.app import Platform
-from automagik.settings import Settings
+from automagik.testing.fixtures import dialect, postgres_server
+from automagik.testing.postgres import PostgresServer
+from automagik.testing.stores import fresh_settings
+
+__all__ = ["dialect", "postgres_server"]
 
 
 @pytest.fixture
-async def open_platform(tmp_path: Path) -> AsyncIterator[OpenPlatform]:
-    """Opens platforms on one data folder; closes those that are open at the end. Call `.aclose` by leaving the stack."""
+async def open_platform(
+    tmp_path: Path, dialect: Literal["sqlite", "postgresql"], request: pytest.FixtureRequest, anyio_backend: str
+) -> AsyncIterator[OpenPlatform]:
+    """Opens platforms on one data folder and one database; closes those that are open at the end."""
     folder = tmp_path / "agents"
     folder.mkdir()
     (folder / "echo.py").write_text(AGENTS)
     (folder / "tooled.py").write_text(TOOLED)
-    async with AsyncExitStack() as stack:
+    server = cast("PostgresServer", request.getfixturevalue("postgres_server")) if dialect == "postgresql" else None
+    async with fresh_settings(dialect, tmp_path, server=server) as settings, AsyncExitStack() as stack:
 
         async def open_one(**changes: object) -> Platform:
-            settings = Settings.model_validate({"data_dir": tmp_path, "model": "demo", **changes})
-            return await stack.enter_async_context(Platform.open(settings))
+            changed = settings.model_copy(update={"model": "demo", **changes})
+            return await stack.enter_async_context(Platform.open(changed))
 
         yield open_one
 
