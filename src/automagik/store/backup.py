@@ -94,7 +94,7 @@ async def copy(settings: Settings, url: str, *, replace: bool = False) -> Copied
         return await _into_postgres(url, archive, replace=replace)
 
 
-def pour(source: Connection, target: Connection, *, replace: bool) -> Copied:
+def _pour(source: Connection, target: Connection, *, replace: bool) -> Copied:
     """Copy all rows within the transactions that both connections are in."""
     tables = schema.metadata.sorted_tables
     filled = [table.name for table in tables if _count(target, table)]
@@ -181,7 +181,7 @@ def _into_sqlite(data_dir: Path, archive: Path, *, replace: bool) -> Copied:
     own_folder(owned, path.parent, f"restore, process {os.getpid()}")
     try:
         with _sqlite_transaction(archive) as source, _sqlite_transaction(path) as target:
-            return pour(source, target, replace=replace)
+            return _pour(source, target, replace=replace)
     finally:
         owned.release()
 
@@ -189,7 +189,7 @@ def _into_sqlite(data_dir: Path, archive: Path, *, replace: bool) -> Copied:
 async def _into_postgres(url: str, archive: Path, *, replace: bool) -> Copied:
     def work(target: Connection) -> Copied:
         with _sqlite_transaction(archive) as source:
-            return pour(source, target, replace=replace)
+            return _pour(source, target, replace=replace)
 
     return await _on_postgres(url, work, write=True)
 
@@ -199,7 +199,7 @@ async def _from_postgres(url: str, part: Path) -> Copied:
 
     def work(source: Connection) -> Copied:
         with _sqlite_transaction(part) as target:
-            return pour(source, target, replace=False)
+            return _pour(source, target, replace=False)
 
     return await _on_postgres(url, work, write=False)
 

@@ -170,7 +170,7 @@ class PostgresDatabase:
         """A new connection for the hot path; that of the first lane also shows that the owner lives."""
         connection = await connect_postgres(self.url, lane=True)
         if index == 0 and self._owner is not None:
-            await connection.execute(f"SELECT pg_advisory_lock_shared({_OWNER_LOCKS}, {owner_key(self._owner)})")
+            await connection.execute(f"SELECT pg_advisory_lock_shared({_OWNER_LOCKS}, {_owner_key(self._owner)})")
         return connection
 
     async def _write(self, work: Callable[[Connection], T]) -> T:
@@ -192,7 +192,7 @@ def _root_cause(error: BaseException) -> BaseException:
     return error
 
 
-def owner_key(owner: str) -> int:
+def _owner_key(owner: str) -> int:
     """The key of an owner's lock: 32 bits, signed."""
     value = zlib.crc32(owner.encode())
     return value - (1 << 32) if value >= 1 << 31 else value
@@ -202,7 +202,7 @@ def living(connection: Connection, owners: Sequence[str]) -> set[str]:
     """Which of `owners` are processes that live, by the locks that they hold."""
     alive: set[str] = set()
     for owner in owners:
-        free = connection.scalar(text(f"SELECT pg_try_advisory_xact_lock({_OWNER_LOCKS}, {owner_key(owner)})"))
+        free = connection.scalar(text(f"SELECT pg_try_advisory_xact_lock({_OWNER_LOCKS}, {_owner_key(owner)})"))
         if not free:
             alive.add(owner)
     return alive

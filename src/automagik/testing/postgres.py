@@ -10,8 +10,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -197,19 +197,8 @@ class PostgresServer:
     def _make_template(self) -> None:
         self._sql(f"CREATE DATABASE {_TEMPLATE} TEMPLATE template0")
         settings = Settings(database_url=SecretStr(self.url(_TEMPLATE)))
-        failures: list[BaseException] = []
-
-        def migrate() -> None:
-            try:
-                asyncio.run(_migrate(settings))
-            except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
-                failures.append(error)
-
-        thread = threading.Thread(target=migrate)  # the caller's thread may have a running loop
-        thread.start()
-        thread.join()
-        if failures:
-            raise failures[0]
+        with ThreadPoolExecutor(1) as other:  # the caller's thread may have a running loop
+            other.submit(asyncio.run, _migrate(settings)).result()
 
     def _sql(self, statement: str) -> None:
         binaries = _binaries(self.home, reachable_by_others=False)

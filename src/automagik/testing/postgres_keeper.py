@@ -13,6 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+__all__ = ["main"]
+
 _PR_SET_PDEATHSIG = 1
 
 

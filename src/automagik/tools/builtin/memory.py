@@ -7,7 +7,7 @@ from pydantic_ai import ModelRetry, RunContext, Tool
 from automagik.errors import InvalidInput
 from automagik.tools.context import AgentContext
 
-__all__ = ["memory_tools"]
+__all__ = ["delete_memory", "get_memory", "list_memories", "memory_tools", "store_memory"]
 
 
 def memory_tools() -> list[Tool[Any]]:
