@@ -1,6 +1,7 @@
 """Both sides in one process, called without a wire: CPU per run of each layer, far less noisy than requests a second."""
 
 import asyncio
+import gc
 import json
 import time
 import uuid
@@ -171,6 +172,9 @@ async def micro(on: Ground, database: Database, *, wire: bool, clients: int) -> 
     async with layers(on, database, wire=wire, clients=clients) as measured:
         for layer in measured:
             await runs(layer, count, clients)
+        # A full collection walks all libraries' objects, 50 ms, and would fall on whichever layer is just measured.
+        gc.collect()
+        gc.freeze()
         cpu: dict[str, list[float]] = {layer.name: [] for layer in measured}
         wall: dict[str, list[float]] = {layer.name: [] for layer in measured}
         for _ in range(rounds):
