@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -46,6 +47,10 @@ def run(command: list[str], environment: dict[str, str], folder: Path) -> str:
 @pytest.mark.parametrize("page", PAGES)
 def test_the_examples_of_a_page_work(page: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     found = examples(page)
+    if shutil.which("curl") is None and any(
+        example.text.lstrip().startswith("curl ") or "\ncurl " in example.text for example in found
+    ):
+        pytest.skip("curl is not installed: apt-get install curl")
     data = tmp_path / "data"
     for example in found:
         if example.file is not None:
