@@ -5,6 +5,8 @@ import asyncio
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from types import FrameType
 from typing import get_args
 
 import uvloop
@@ -30,29 +32,48 @@ BENCHMARKS: dict[str, Callable[[Ground], list[report.Result]]] = {
     "streams_1000_two_processes": streams.many_streams_two_processes,
 }
 
+_UNPINNED = frozenset({"streams_600", "streams_1000_two_processes"})
+"""They hold one or two cores nearly full, so the system may spread them."""
+
 _LAYERS = ("agent.run", "baseline app", "platform service", "platform api")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 1 with `--strict` when a target is missed, else 0."""
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended, too
+    signal.signal(signal.SIGTERM, _stop)
     names: list[str] = options.names
     if names[:1] == ["table"]:
         print(report.table(report.read_results()))
         return 0
-    with ground(
-        pin=not options.no_pin, repetitions=options.repetitions, seconds=options.seconds, quick=options.quick
-    ) as on:
-        match names:
-            case ["micro", *_]:
+    unknown = [name for name in names if name not in {*BENCHMARKS, "micro", "profile"}]
+    if unknown:
+        sys.stderr.write(f"There is no benchmark {unknown[0]!r}. There are: {', '.join(BENCHMARKS)}.\n")
+        return 2
+    match names:
+        case ["micro", *_]:
+            with _ground(options) as on:
                 _micro(on, options)
-                return 0
-            case ["profile", *rest]:
+        case ["profile", *rest]:
+            with _ground(options) as on:
                 print(_profile(on, rest[0] if rest else "inprocess_run_sqlite", options.layer))
-                return 0
-            case _:
-                return _run(on, names or list(BENCHMARKS), strict=options.strict)
+        case _:
+            return _run(options, names or list(BENCHMARKS))
+    return 0
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """End as at an exception, so that what was started is stopped, too."""
+    sys.exit(128 + number)
+
+
+def _ground(options: argparse.Namespace, *, may_pin: bool = True) -> AbstractContextManager[Ground]:
+    return ground(
+        pin=may_pin and not options.no_pin,
+        repetitions=options.repetitions,
+        seconds=options.seconds,
+        quick=options.quick,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--strict", action="store_true", help="exit 1 when a target is missed")
     parser.add_argument("--repetitions", type=int, default=5, help="pairs of baseline and platform (5)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement of throughput (5)")
-    parser.add_argument("--quick", action="store_true", help="small counts, to try the harness")
+    parser.add_argument("--quick", action="store_true", help="small counts, to try the harness; nothing is saved")
     parser.add_argument("--no-pin", action="store_true", help="leave the cores to the system")
     parser.add_argument("--wire", choices=("yes", "no", "both"), default="both", help="micro: which models")
     parser.add_argument("--database", choices=(*get_args(Database), "both"), default="both", help="micro: which stores")
@@ -72,21 +93,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(on: Ground, names: Sequence[str], *, strict: bool) -> int:
-    unknown = [name for name in names if name not in BENCHMARKS]
-    if unknown:
-        sys.stderr.write(f"There is no benchmark {unknown[0]!r}. There are: {', '.join(BENCHMARKS)}.\n")
-        return 2
+def _run(options: argparse.Namespace, names: Sequence[str]) -> int:
     results: list[report.Result] = []
     for name in names:
-        for result in BENCHMARKS[name](on):
-            report.save(result)
+        with _ground(options, may_pin=name not in _UNPINNED) as on:
+            found = BENCHMARKS[name](on)
+        for result in found:
+            if not options.quick:
+                report.save(result)
             print(report.line(result), flush=True)
-            results.append(result)
+        results += found
     print()
-    wanted = {result.name for result in results}
-    print(report.table(one for one in report.read_results() if one["name"] in wanted))
-    return 1 if strict and not all(result.met for result in results) else 0
+    print(report.table(report.document(result) for result in results))
+    return 1 if options.strict and not all(result.met for result in results) else 0
 
 
 def _micro(on: Ground, options: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ The server is set up as the platform's own: uvicorn, uvloop, httptools, no acces
 
 import argparse
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from types import MappingProxyType
 
@@ -68,7 +68,7 @@ def create_baseline(model: Model, *, turns: int, others: Mapping[str, Model] = _
     history: list[ModelMessage] = []
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         for _turn in range(turns):
             history[:] = (
                 await agent.run(QUESTION, message_history=history, model=others.get(PLAIN_MODEL))

@@ -5,7 +5,7 @@ import gc
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,7 @@ class Layer:
 
 
 @asynccontextmanager
-async def layers(on: Ground, database: Database, *, wire: bool, clients: int) -> AsyncIterator[list[Layer]]:
+async def layers(on: Ground, database: Database, *, wire: bool, clients: int) -> AsyncGenerator[list[Layer]]:
     """From the inside out: `Agent.run`, the baseline app, the platform's RunService, the platform's API."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="automagik-bench-")))
@@ -127,7 +127,7 @@ async def call_app(app: Any, path: str, body: dict[str, Any], *, key: str | None
         "headers": headers,
         "state": {},
     }
-    status = 0
+    statuses: list[int] = []
     parts: list[bytes] = []
     inbox = [{"type": "http.request", "body": content, "more_body": False}]
     forever = asyncio.get_running_loop().create_future()
@@ -138,17 +138,16 @@ async def call_app(app: Any, path: str, body: dict[str, Any], *, key: str | None
         return await forever
 
     async def send(message: Any) -> None:
-        nonlocal status
         if message["type"] == "http.response.start":
-            status = message["status"]
+            statuses.append(message["status"])
         else:
             parts.append(message.get("body", b""))
 
     await app(scope, receive, send)
     forever.cancel()
     answer = b"".join(parts)
-    if status != 200:
-        raise RuntimeError(f"{path} answered {status}: {answer[:500].decode(errors='replace')}")
+    if statuses != [200]:
+        raise RuntimeError(f"{path} answered {statuses}: {answer[:500].decode(errors='replace')}")
     return answer
 
 

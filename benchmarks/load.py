@@ -343,7 +343,8 @@ _MODES = {"closed": _closed, "alternate": _alternate, "ramp": _ramp, "window": _
 
 def _main() -> None:
     read: dict[str, Any] = json.load(sys.stdin)
-    plan = Plan(**{**read, "targets": [Target(**target) for target in read["targets"]]})
+    targets = [Target(**target) for target in read.pop("targets")]
+    plan = Plan(targets=targets, **read)
     gc.freeze()
     gc.disable()
     seen = uvloop.run(_MODES[plan.mode](plan))

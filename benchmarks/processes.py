@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -169,7 +169,7 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def pinned(on: frozenset[int]) -> Iterator[None]:
+def pinned(on: frozenset[int]) -> Generator[None]:
     """This process on `on` meanwhile."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, on)

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-__all__ = ["RESULTS", "Result", "Target", "compare", "line", "machine", "read_results", "save", "table"]
+__all__ = ["RESULTS", "Result", "Target", "compare", "document", "line", "machine", "read_results", "save", "table"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -117,18 +117,25 @@ def machine() -> dict[str, Any]:
     }
 
 
+def document(result: Result) -> dict[str, Any]:
+    """A result as it is saved."""
+    return _rounded(
+        asdict(result)
+        | {
+            "target": str(result.target),
+            "measured": result.measured,
+            "met": result.met,
+            "machine": machine(),
+            "at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        }
+    )
+
+
 def save(result: Result) -> Path:
     """Write a result to `benchmarks/results/NAME.json`."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{result.name}.json"
-    document = asdict(result) | {
-        "target": str(result.target),
-        "measured": result.measured,
-        "met": result.met,
-        "machine": machine(),
-        "at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-    }
-    path.write_text(json.dumps(_rounded(document), indent=2) + "\n")
+    path.write_text(json.dumps(document(result), indent=2) + "\n")
     return path
 
 
@@ -162,7 +169,7 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, dict):
-        return {str(key): _rounded(item) for key, item in value.items()}
+        return {key: _rounded(item) for key, item in cast("dict[str, Any]", value).items()}
     if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
+        return [_rounded(item) for item in cast("list[Any]", value)]
     return value

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +20,6 @@ __all__ = ["Database", "Ground", "finish", "ground", "measure", "quietly", "star
 T = TypeVar("T")
 
 _QUIET_CORES = 0.15
-_ATTEMPTS = 5
 _PATIENCE_SECONDS = 3.0
 
 Database = Literal["sqlite", "postgresql"]
@@ -52,7 +51,7 @@ class Ground:
         return self.folder / f"{name}.log"
 
     @contextmanager
-    def postgresql(self) -> Iterator[str]:
+    def postgresql(self) -> Generator[str]:
         """The URL of a new database on a real PostgreSQL with its usual, durable settings."""
         if self._postgres is None:
             with pinned(self.support):
@@ -65,7 +64,7 @@ class Ground:
 
 
 @contextmanager
-def ground(*, pin: bool, repetitions: int, seconds: float, quick: bool) -> Iterator[Ground]:
+def ground(*, pin: bool, repetitions: int, seconds: float, quick: bool) -> Generator[Ground]:
     """The ground, with the scripted provider running."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="automagik-bench-log-")))
@@ -92,17 +91,17 @@ def measure(on: Ground, plan: Plan) -> list[Seen]:
     return finish(start(on, plan))
 
 
-def quietly(on: Ground, take: Callable[[], T]) -> tuple[T, float]:
+def quietly(on: Ground, take: Callable[[], T], *, attempts: int = 5) -> tuple[T, float]:
     """What `take` measures, while other programs leave the machine alone; and how many cores they used meanwhile.
 
     A measurement that they disturbed is taken again, a few times; the last one counts whatever they did.
     """
-    for attempt in range(_ATTEMPTS):
+    for attempt in range(attempts):
         began, busy, own = time.monotonic(), busy_seconds(), own_seconds()
         taken = take()
         elapsed = time.monotonic() - began
         others = max(0.0, (busy_seconds() - busy) - (own_seconds() - own)) / elapsed
-        if others <= _QUIET_CORES or on.quick or attempt == _ATTEMPTS - 1:
+        if others <= _QUIET_CORES or on.quick or attempt == attempts - 1:
             return taken, others
         time.sleep(_PATIENCE_SECONDS)
     raise AssertionError("the last attempt returns")

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,7 +119,7 @@ class Prepared:
 
 
 @contextmanager
-def baseline(ground: Ground, scenario: Scenario, *, on: frozenset[int] = SERVER_CORES) -> Iterator[Baseline]:
+def baseline(ground: Ground, scenario: Scenario, *, on: frozenset[int] = SERVER_CORES) -> Generator[Baseline]:
     """The baseline app for a scenario."""
     port = free_port()
     turns = HISTORY_MESSAGES // 2 if scenario.history else 0
@@ -144,7 +144,7 @@ def platform(
     *,
     on: frozenset[int] = SERVER_CORES,
     database_url: str | None = None,
-) -> Iterator[Platform]:
+) -> Generator[Platform]:
     """The platform for a scenario: the real command, an administrator's key, an agent with a prompt and a memory.
 
     With `history` each client's session has been filled with as many messages as the baseline has in memory.

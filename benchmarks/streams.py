@@ -7,13 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks.load import Plan, Seen, Target
-from benchmarks.processes import SERVER_CORES, SUPPORT_CORES, rss_mb
+from benchmarks.processes import rss_mb
 from benchmarks.report import Result, compare
 from benchmarks.report import Target as Goal
 from benchmarks.running import Database, Ground, finish, measure, quietly, start
 from benchmarks.servers import Baseline, Platform, Scenario, baseline, platform
 
 __all__ = ["bulk_cpu", "first_token", "many_streams", "many_streams_two_processes", "paced_cpu"]
+
+
+_Pair = tuple[tuple[Seen, float], tuple[Seen, float]]
+"""What was seen of the baseline and of the platform, each with the MiB by which it grew."""
 
 
 def first_token(on: Ground, database: Database = "sqlite") -> list[Result]:
@@ -117,16 +121,15 @@ def many_streams(on: Ground) -> list[Result]:
     tokens = 5 if on.quick else 40
     scenario = Scenario(model=f"paced-{tokens}-1.0", stream=True, history=False, fresh_sessions=count)
     plan = Plan("ramp", [], clients=count, rate=20.0, tokens=tokens)
-    pairs: list[tuple[Seen, Seen]] = []
-    memory: list[tuple[float, float]] = []
-    for _ in range(on.repetitions):
+
+    def take() -> _Pair:
         with baseline(on, scenario) as theirs:
-            first, first_mb = _ramp(on, plan, [theirs])
+            first = _ramp(on, plan, [theirs])
         with platform(on, scenario, "sqlite") as ours:
-            second, second_mb = _ramp(on, plan, [ours])
-        pairs.append((first, second))
-        memory.append((first_mb / count, second_mb / count))
-    return _many("streams_600", pairs, memory, {"streams": count, "tokens_each": tokens, "database": "sqlite"})
+            return first, _ramp(on, plan, [ours])
+
+    taken = [quietly(on, take, attempts=2) for _ in range(on.repetitions)]
+    return _many("streams_600", taken, {"streams": count, "tokens_each": tokens, "database": "sqlite"})
 
 
 def many_streams_two_processes(on: Ground) -> list[Result]:
@@ -135,31 +138,31 @@ def many_streams_two_processes(on: Ground) -> list[Result]:
     tokens = 5 if on.quick else 60
     scenario = Scenario(model=f"paced-{tokens}-1.0", stream=True, history=False, fresh_sessions=count)
     plan = Plan("ramp", [], clients=count, rate=20.0, tokens=tokens)
-    pairs: list[tuple[Seen, Seen]] = []
-    memory: list[tuple[float, float]] = []
-    homes = (SERVER_CORES, SUPPORT_CORES)
-    for _ in range(min(on.repetitions, 3)):
+
+    def take() -> _Pair:
         with ExitStack() as stack:
-            theirs = [stack.enter_context(baseline(on, scenario, on=home)) for home in homes]
-            first, first_mb = _ramp(on, plan, theirs)
+            theirs = [stack.enter_context(baseline(on, scenario)) for _ in range(2)]
+            first = _ramp(on, plan, theirs)
         with ExitStack() as stack:
             url = stack.enter_context(on.postgresql())
-            ours = [
-                stack.enter_context(platform(on, scenario, "postgresql", on=home, database_url=url)) for home in homes
-            ]
-            second, second_mb = _ramp(on, plan, ours)
-        pairs.append((first, second))
-        memory.append((first_mb / count, second_mb / count))
+            ours = [stack.enter_context(platform(on, scenario, "postgresql", database_url=url)) for _ in range(2)]
+            return first, _ramp(on, plan, ours)
+
+    taken = [quietly(on, take, attempts=2) for _ in range(min(on.repetitions, 3))]
     notes = {"streams": count, "tokens_each": tokens, "processes": 2, "database": "postgresql"}
-    return _many("streams_1000_two_processes", pairs, memory, notes)
+    return _many("streams_1000_two_processes", taken, notes)
 
 
-def _many(
-    name: str, pairs: Sequence[tuple[Seen, Seen]], memory: Sequence[tuple[float, float]], notes: dict[str, Any]
-) -> list[Result]:
+def _many(name: str, taken: Sequence[tuple[_Pair, float]], notes: dict[str, Any]) -> list[Result]:
+    pairs = [(first, second) for ((first, _), (second, _)), _ in taken]
+    memory = [(first / notes["streams"], second / notes["streams"]) for ((_, first), (_, second)), _ in taken]
     samples = [
-        {"baseline": _ramp_sample(first, first_mb), "platform": _ramp_sample(second, second_mb)}
-        for (first, second), (first_mb, second_mb) in zip(pairs, memory, strict=True)
+        {
+            "baseline": _ramp_sample(first, first_mb),
+            "platform": _ramp_sample(second, second_mb),
+            "cores_used_by_others": others,
+        }
+        for (first, second), (first_mb, second_mb), (_, others) in zip(pairs, memory, taken, strict=True)
     ]
     firsts = [(first.first_p99_ms, second.first_p99_ms) for first, second in pairs]
     errors = [(float(first.errors), float(second.errors)) for first, second in pairs]
@@ -194,7 +197,7 @@ def _many(
         ),
         compare(
             f"{name}_memory",
-            list(memory),
+            memory,
             unit="MiB a stream",
             target=Goal("figure", "at most", 0.2),
             samples=samples,
