@@ -96,6 +96,7 @@ class EventStream:
         self._clock = clock
         self._sink = sink
         self._seq = last_seq
+        self._before = last_seq
         self._log: list[RunEvent] = []
         self._held: list[RunEvent | tuple[str, str]] = []
         self._unstored: list[RunEvent] = []
@@ -161,6 +162,11 @@ class EventStream:
         """Show all that is held back; the caller has stored what `settle` returned."""
         self._unstored = []
         self._release(self._seq)
+
+    def forget_unstored(self) -> None:
+        """Drop what could not be stored: the next event follows the last one that was shown."""
+        self._unstored, self._held, self._flush = [], [], None
+        self._seq = self._log[-1].seq or 0 if self._log else self._before
 
     def subscribe(self, *, after: int = 0) -> Subscription:
         """Read on after `seq`: logged events first, then the text under way as one `text_snapshot`, then what comes."""

@@ -1,10 +1,10 @@
 """LiveRun: one accepted run that this process carries out, from its turn in the session to its stored end."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Protocol, cast
+from typing import Protocol, TypeVar, cast
 
 import orjson
 import structlog
@@ -28,8 +28,14 @@ __all__ = ["LiveRun", "RunObserver", "new_event"]
 
 _log = structlog.stdlib.get_logger(__name__)
 
-_FINISH_ATTEMPTS = 6
-"""How often the end of a run is offered to a store that is away: 0.2 s, doubled each time, 6.2 s in all."""
+_FIRST_WAIT_SECONDS = 0.2
+_LONGEST_WAIT_SECONDS = 5.0
+"""How long a store that is away is left alone before what must not be lost is offered again: doubled each time."""
+_LAST_ATTEMPTS = 6
+_LAST_WAIT_SECONDS = 1.0
+"""How often, and how far apart, when the server is stopping: then what could not be stored is lost."""
+
+T = TypeVar("T")
 
 
 class RunObserver(Protocol):
@@ -68,7 +74,8 @@ class LiveRun:
     slots: asyncio.Semaphore | None = None
     task: "asyncio.Task[RunRow] | None" = None
     lost: bool = False
-    """Whether the server is stopping: a cancelled run is then `worker_lost`."""
+    """Whether the server is stopping: a cancelled run is then `worker_lost`; one of the background that has not begun stays
+    queued for the next start."""
     _used: RunUsage = field(default_factory=RunUsage)
     _begun_work: bool = False
     _cancelled: bool = False
@@ -91,6 +98,9 @@ class LiveRun:
                 async with self.slots:
                     response = await self._answer()
         except asyncio.CancelledError:
+            if self.lost and self.begun is None and self.slots is not None:
+                self._let_go()
+                return self.row
             failure = self._stopped()
         except TimeoutError:
             failure = Failure(
@@ -105,11 +115,9 @@ class LiveRun:
             _log.warning("run_failed", run_id=self.row.run_id, outcome=failure.outcome.value, exc_info=error)
         self._ending = True
         try:
-            await self._finish(response, failure)
+            await self._end(response, failure)
         finally:
-            if self.turn is not None:
-                self.turn.leave()
-            self.stream.close()
+            self._let_go()
         self.observer.run_finished(self.row)
         return self.row
 
@@ -152,16 +160,15 @@ class LiveRun:
 
     async def _start(self) -> BegunRun:
         event = self.stream.next("run_started", {})
-        begun = await self.store.start_run(
-            StartRun(
-                run_id=self.row.run_id,
-                started_at=event.at,
-                owner=self.owner,
-                message_limit=self.message_limit,
-                variable_names=self.agent.variable_names(self.request.prompt_status_key),
-                events=[new_event(event)],
-            )
+        start = StartRun(
+            run_id=self.row.run_id,
+            started_at=event.at,
+            owner=self.owner,
+            message_limit=self.message_limit,
+            variable_names=self.agent.variable_names(self.request.prompt_status_key),
+            events=[new_event(event)],
         )
+        begun = await self._persist("run_start_not_stored", lambda: self.store.start_run(start))
         self.begun = begun
         self.row = replace(self.row, status=RunStatus.RUNNING.value, started_at=event.at)
         self.stream.show([event])
@@ -172,9 +179,25 @@ class LiveRun:
             return WORKER_LOST
         return Failure(RunOutcome.CANCELLED, "The run was cancelled.")
 
+    def _let_go(self) -> None:
+        if self.turn is not None:
+            self.turn.leave()
+        self.stream.close()
+
+    async def _end(self, response: AgentResponse | None, failure: Failure | None) -> None:
+        """Store how the run ended; where its answer or events can't be stored, that it failed."""
+        try:
+            await self._finish(response, failure)
+        except ServiceUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - the worker's edge: what an agent gives must not leave its run without an end
+            _log.error("run_end_refused", run_id=self.row.run_id, exc_info=error)
+            self.stream.forget_unstored()
+            await self._finish(None, failure_of(error, tool_under_way=None))
+
     async def _finish(self, response: AgentResponse | None, failure: Failure | None) -> None:
         outcome = failure.outcome if failure is not None else RunOutcome.COMPLETED
-        left = await self.stream.settle()
+        left = [*await self.stream.settle()]
         output: JsonObject | None = None
         usage = response.usage if response is not None else usage_of(self._used)
         if response is not None:
@@ -219,17 +242,24 @@ class LiveRun:
             messages=dump_messages(response.new_messages) if response is not None and keeps_messages else [],
             events=[new_event(event) for event in events],
         )
-        delay = 0.2
-        for attempt in range(_FINISH_ATTEMPTS):
+        await self._persist("run_end_not_stored", lambda: self.store.finish_run(end))
+
+    async def _persist(self, warning: str, write: Callable[[], Awaitable[T]]) -> T:
+        """What `write` gives, however long the store is away: an answer that was paid for waits here.
+
+        Raises: ServiceUnavailable where the store stays away while the server stops.
+        """
+        wait, left = _FIRST_WAIT_SECONDS, _LAST_ATTEMPTS
+        while True:
             try:
-                await self.store.finish_run(end)
-                return
+                return await write()
             except ServiceUnavailable:
-                if attempt == _FINISH_ATTEMPTS - 1:
+                left -= self.lost
+                if not left:
                     raise
-                _log.warning("run_end_not_stored", run_id=row.run_id, attempt=attempt + 1)
-                await asyncio.sleep(delay)
-                delay *= 2
+                _log.warning(warning, run_id=self.row.run_id, retry_seconds=wait)
+            await asyncio.sleep(min(wait, _LAST_WAIT_SECONDS) if self.lost else wait)
+            wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
 
 
 def _json(value: JsonObject | None) -> str | None:

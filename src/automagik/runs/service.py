@@ -209,7 +209,10 @@ class RunService:
         )
 
     async def close(self) -> None:
-        """Take no more, let runs finish within the grace time, then end the rest as `worker_lost`."""
+        """Take no more, let runs finish within the grace time, then end the rest as `worker_lost`.
+
+        Runs of the background that have not begun stay queued: the next start takes them up.
+        """
         self._stopping = True
         running = [self._task_of(live) for live in self._live.values() if live.begun is not None]
         if running:

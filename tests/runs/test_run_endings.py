@@ -1,0 +1,101 @@
+"""What was accepted ends visibly and keeps its answer, whatever the database, the server or the agent's author does."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from run_house import AGENTS, OpenPlatform
+
+from automagik.app import Platform
+from automagik.errors import RunFailed
+from automagik.runs import RunRequest
+from automagik.settings import Settings
+from automagik.store.postgres import connect_postgres
+from automagik.testing.postgres import PostgresServer
+from automagik.types import SYSTEM
+
+pytestmark = pytest.mark.anyio
+
+CARELESS = """
+from automagik.agents import AgentInput, AgentResponse, AutomagikAgent, RunOptions
+from automagik.types import Usage
+
+
+class Careless(AutomagikAgent):
+    name = "careless"
+
+    async def run(self, message: AgentInput, options: RunOptions) -> AgentResponse:
+        options.emit("tool_call", {"tool_call_id": "1", "tool_name": "x", "args": {}})
+        if message.text == "event":
+            options.emit("tool_result", {"tool_call_id": "1", "content": object()})
+        data = 10**40 if message.text == "number" else object()
+        return AgentResponse("answer", data, [], Usage(), [], [])
+"""
+
+
+@asynccontextmanager
+async def away(server: PostgresServer, database: str) -> AsyncGenerator[None]:
+    """The database takes no connections meanwhile, as one whose server is restarted."""
+    admin = await connect_postgres(server.url())
+    try:
+        await admin.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
+        await admin.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
+        yield
+        await admin.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
+    finally:
+        await admin.close()
+
+
+async def test_an_answer_waits_for_a_database_that_is_away_for_long(
+    postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    folder = tmp_path / "agents"
+    folder.mkdir()
+    (folder / "echo.py").write_text(AGENTS)
+    url = postgres_server.create_database()
+    settings = Settings.model_validate({"data_dir": tmp_path, "database_url": url, "model": "demo"})
+    async with Platform.open(settings) as platform:
+        asked = asyncio.create_task(platform.runs.run(RunRequest("echo", "sleep 0.5"), SYSTEM))
+        await asyncio.sleep(0.2)
+        async with away(postgres_server, urlsplit(url).path[1:]):
+            await asyncio.sleep(8)
+            assert not asked.done()
+        row = await asyncio.wait_for(asked, 15)
+        assert (await platform.runs.get(row.run_id, SYSTEM)).output == row.output
+        assert row.outcome == "completed"
+    postgres_server.drop_database(url)
+
+
+async def test_a_stop_leaves_background_runs_that_have_not_begun_to_the_next_start(open_platform: OpenPlatform) -> None:
+    first = await open_platform(shutdown_grace_seconds=0, max_concurrent_background_runs=1)
+    running = await first.runs.submit(RunRequest("echo", "sleep 60"), SYSTEM)
+    await asyncio.sleep(0.1)
+    queued = [await first.runs.submit(RunRequest("echo", f"later {number}"), SYSTEM) for number in range(3)]
+    in_line = await first.runs.submit(RunRequest("echo", "in line", session_id=queued[0].session_id), SYSTEM)
+    await first.runs.close()
+    await first.store.close()
+    second = await open_platform()
+    for row in [*queued, in_line]:
+        async with asyncio.timeout(10):
+            while (await second.runs.get(row.run_id, SYSTEM)).finished_at is None:
+                await asyncio.sleep(0.02)
+        assert (await second.runs.get(row.run_id, SYSTEM)).outcome == "completed"
+    assert (await second.runs.get(running.run_id, SYSTEM)).outcome == "worker_lost"
+
+
+@pytest.mark.parametrize("what", ["data", "number", "event"])
+async def test_a_run_whose_answer_cannot_be_stored_ends_as_failed(
+    open_platform: OpenPlatform, tmp_path: Path, what: str
+) -> None:
+    (tmp_path / "agents" / "careless.py").write_text(CARELESS)
+    platform = await open_platform()
+    with pytest.raises(RunFailed):
+        await platform.runs.run(RunRequest("careless", what), SYSTEM)
+    [row] = (await platform.runs.list(SYSTEM)).data
+    assert (row.status, row.outcome) == ("failed", "internal_error")
+    events = await platform.runs.events(row.run_id, SYSTEM)
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    assert events[-1].type == "run_finished"
