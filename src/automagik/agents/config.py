@@ -119,8 +119,9 @@ class AgentConfig(BaseModel):
                 own.setdefault("variables", {})
             else:
                 raise _unknown_key(key, (*cls.model_fields, *AgentSpec.model_fields), field)
-        if "deps_schema" in data:
-            own["variables"] = {**_declared(data["deps_schema"], (*field, "deps_schema")), **own["variables"]}
+        declared = data.get("deps_schema")
+        if declared is not None and isinstance(own["variables"], dict):  # else what it is is refused below
+            own["variables"] = {**_declared(declared, (*field, "deps_schema")), **own["variables"]}
         if isinstance(instructions := own.get("instructions"), list):
             own["instructions"] = _joined(cast("list[Json]", instructions), (*field, "instructions"))
         if spec:

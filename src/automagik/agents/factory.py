@@ -203,7 +203,7 @@ class AgentFactory:
                 )
             if name in self._agents or any(broken.name == name for broken in self._broken):
                 raise _taken(name)
-            await self._check(name, config, None, field)
+            await self._check(name, config, None, caller, field)
 
             def write(tx: Transaction) -> AgentRow:
                 row = tx.agents.create(
@@ -244,7 +244,7 @@ class AgentFactory:
             if data:
                 _check_editable(row)
                 config = AgentConfig.parse({**agent_document(AgentConfig.parse(row.config)), **data}, field=field)
-                await self._check(name, config, row, field)
+                await self._check(name, config, row, caller, field)
 
             def write(tx: Transaction) -> AgentRow:
                 changes = AgentChanges()
@@ -401,7 +401,9 @@ class AgentFactory:
             raise NotFound("agent", name, known=self._agents)
         return row
 
-    async def _check(self, name: str, config: AgentConfig, row: AgentRow | None, field: Sequence[str | int]) -> None:
+    async def _check(
+        self, name: str, config: AgentConfig, row: AgentRow | None, caller: Caller, field: Sequence[str | int]
+    ) -> None:
         """Refuse a config that no agent could be built from; names and texts are what the caller gave."""
         for key, models in (("model", [config.model]), ("fallback_models", config.fallback_models)):
             for model in models:
@@ -415,7 +417,8 @@ class AgentFactory:
         check_text(config.instructions, field=place, max_chars=self._settings.max_text_chars)
         check_text(config.description or "", field=(*field, "description"))
         template = PromptTemplate.parse(config.instructions, field=place)
-        known = await self._store.read(lambda tx: tx.memories.known_names(row.id if row is not None else None))
+        agent_id = row.id if row is not None else None
+        known = await self._store.read(lambda tx: tx.memories.known_names(agent_id, visible_to=caller.user_id))
         trial = SpecAgent(name, config, trusted=False)
         template.check_names({*trial.known_variables, *known}, field=place)
         try:

@@ -127,8 +127,10 @@ def check_spec(spec: Mapping[str, Json], *, trusted: bool, field: Sequence[str |
             )
     retries = spec.get("retries")
     for value in retries.values() if isinstance(retries, dict) else (retries,):
-        if isinstance(value, int) and not 0 <= value <= _MAX_RETRIES:
-            raise InvalidInput(f"retries must be between 0 and {_MAX_RETRIES}.", field=(*field, "retries"))
+        if value is not None and not (isinstance(value, int) and 0 <= value <= _MAX_RETRIES):
+            raise InvalidInput(
+                f"retries must be a whole number between 0 and {_MAX_RETRIES}.", field=(*field, "retries")
+            )
 
 
 def read_spec_file(path: Path) -> tuple[str, AgentConfig]:

@@ -155,7 +155,7 @@ class Prompts:
         _check_words(status_key=status_key, name=name)
 
         def write(tx: Transaction) -> PromptRow:
-            parsed.check_names(_known(tx, agent_id, known), field=field)
+            parsed.check_names(_known(tx, agent_id, known, caller), field=field)
             row = tx.prompts.create(agent_id, template, status_key=status_key, name=name, is_active=is_active)
             _note(tx, "prompt.create", row, caller, request_id)
             return row
@@ -200,7 +200,7 @@ class Prompts:
                     hint="Create a new version with your text and activate it.",
                 )
             if parsed is not None:
-                parsed.check_names(_known(tx, found.agent_id, known), field=field)
+                parsed.check_names(_known(tx, found.agent_id, known, caller), field=field)
             row = tx.prompts.update(prompt_id, if_updated_at=if_updated_at, **changes)
             _note(tx, "prompt.update", row, caller, request_id)
             return row
@@ -282,8 +282,10 @@ class Prompts:
         return template
 
 
-def _known(tx: Transaction, agent_id: int, known: Collection[str]) -> frozenset[str]:
-    return frozenset((*BUILTIN_VARIABLES, *known, *tx.memories.known_names(agent_id)))
+def _known(tx: Transaction, agent_id: int, known: Collection[str], caller: Caller | None = None) -> frozenset[str]:
+    """What a template may use; of memories' names only those that the caller may see."""
+    visible_to = caller.user_id if caller is not None else None
+    return frozenset((*BUILTIN_VARIABLES, *known, *tx.memories.known_names(agent_id, visible_to=visible_to)))
 
 
 def _of_agent(tx: Transaction, prompt_id: UUID, agent_id: int | None) -> PromptRow:

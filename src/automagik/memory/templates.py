@@ -12,6 +12,7 @@ __all__ = ["PromptTemplate", "is_name"]
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*", re.ASCII)
 _MAX_NAME = 128
 _MAX_LISTED = 20
+_MAX_FILLED = 4_000_000
 _FIELD = ("template",)
 
 
@@ -66,12 +67,23 @@ class PromptTemplate:
         return cls(text, tuple(dict.fromkeys(pieces[1::2])), tuple(pieces))
 
     def fill(self, values: Mapping[str, str]) -> str:
-        """The text with each place filled from `values`; a place without a value becomes empty."""
+        """The text with each place filled from `values`; a place without a value becomes empty.
+
+        Raises: InvalidInput where that would be over 4 million characters: a long value in many places.
+        """
         if not self.names:
             return self.pieces[0]
         filled = list(self.pieces)
         for index in range(1, len(filled), 2):
             filled[index] = values.get(filled[index], "")
+        size = sum(map(len, filled))
+        if size > _MAX_FILLED:
+            raise InvalidInput(
+                f"The filled prompt would have {size} characters; the limit is {_MAX_FILLED}.",
+                field=_FIELD,
+                code="prompt_too_long",
+                hint="Shorten the values, or use them in fewer places.",
+            )
         return "".join(filled)
 
     def check_names(self, known: Collection[str], *, field: Sequence[str | int] = _FIELD) -> None:

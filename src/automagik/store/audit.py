@@ -1,5 +1,6 @@
 """AuditLog: who changed what, written in the transaction of the change itself."""
 
+import uuid
 from typing import Any
 
 from sqlalchemy import Row, insert, select
@@ -13,6 +14,7 @@ from automagik.types import Caller, JsonObject
 __all__ = ["AuditLog"]
 
 _audit = schema.audit
+_keys = schema.api_keys
 
 
 class AuditLog(Repository):
@@ -42,10 +44,18 @@ class AuditLog(Repository):
         )
 
     def list(
-        self, *, action: str | None = None, target: str | None = None, limit: int = 50, cursor: str | None = None
+        self,
+        *,
+        action: str | None = None,
+        target: str | None = None,
+        user_id: uuid.UUID | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
     ) -> Page[AuditRow]:
-        """What was done, newest first."""
+        """What was done, newest first; with `user_id` what was done by keys that are bound to that user."""
         statement = select(_audit)
+        if user_id is not None:
+            statement = statement.where(_audit.c.key_id.in_(select(_keys.c.key_id).where(_keys.c.user_id == user_id)))
         if action is not None:
             statement = statement.where(_audit.c.action == action)
         if target is not None:

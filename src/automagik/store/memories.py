@@ -209,11 +209,16 @@ class Memories(Repository):
         found: Sequence[Row[Any]] = self._connection.execute(statement).all()
         return {record.name: record.content for record in sorted(found, key=_nearness)}
 
-    def known_names(self, agent_id: int | None = None) -> list[str]:
-        """Every name that a memory has for this agent (None: for any), to check a template's places with."""
+    def known_names(self, agent_id: int | None = None, *, visible_to: uuid.UUID | None = None) -> list[str]:
+        """Every name that a memory has for this agent (None: for any), to check a template's places with.
+
+        With `visible_to` only names of that user's memories and of those that belong to no user.
+        """
         statement = select(_memories.c.name).distinct()
         if agent_id is not None:
             statement = statement.where(or_(_memories.c.agent_id.is_(None), _memories.c.agent_id == agent_id))
+        if visible_to is not None:
+            statement = statement.where(or_(_memories.c.user_id.is_(None), _memories.c.user_id == visible_to))
         return [*self._connection.scalars(statement.order_by(_memories.c.name))]
 
     def list(

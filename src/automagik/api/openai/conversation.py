@@ -3,7 +3,6 @@
 import mimetypes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 from pydantic_ai import BinaryContent
 from pydantic_ai.messages import (
@@ -28,6 +27,7 @@ Field = tuple[str | int, ...]
 
 _AUDIO = {"wav": "audio/wav", "mp3": "audio/mpeg"}
 _SYSTEM = frozenset({"system", "developer"})
+_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _TEXTS = frozenset({"text", "input_text", "output_text"})
 
 
@@ -95,7 +95,10 @@ class ConversationReader:
         if message.get("content") is not None:
             content = await self._content(message["content"], (*at, "content"))
             parts.append(TextPart(_joined(content)))
-        for index, call in enumerate(cast("list[Json]", message.get("tool_calls") or [])):
+        calls = message.get("tool_calls") or []
+        if not isinstance(calls, list):
+            raise InvalidInput("Tool calls are a list.", field=(*at, "tool_calls"))
+        for index, call in enumerate(calls):
             place = (*at, "tool_calls", index)
             function = _member(call, "function", place)
             parts.append(self._call(_object(call, place).get("id"), function, place))
@@ -123,6 +126,8 @@ class ConversationReader:
 
     async def _part(self, part: JsonObject, at: Field) -> UserContent:
         kind = part.get("type")
+        if not isinstance(kind, str):
+            raise InvalidInput("The part has no type.", field=(*at, "type"), hint="For example 'text' or 'image_url'.")
         if kind in _TEXTS:
             return check_text(_text(part, "text", at), field=(*at, "text"), max_chars=self._max_text_chars)
         if kind == "refusal":
@@ -132,7 +137,7 @@ class ConversationReader:
         self._media.check_sum(self._size, field=at)
         return content
 
-    async def _medium(self, kind: Json, part: JsonObject, at: Field) -> BinaryContent:
+    async def _medium(self, kind: str, part: JsonObject, at: Field) -> BinaryContent:
         if kind == "image_url":
             image, place = _member(part, "image_url", at), (*at, "image_url")
             return await self._fetch(_text(image, "url", place), (*place, "url"))
@@ -170,10 +175,10 @@ class ConversationReader:
 
 def _role(message: JsonObject, at: Field) -> str:
     role = message.get("role")
-    if role is None and message.get("type") in {"function_call", "function_call_output"}:
+    if role is None and message.get("type") in ("function_call", "function_call_output"):
         return str(message["type"])
-    if role in {"system", "developer", "user", "assistant", "tool"}:
-        return str(role)
+    if isinstance(role, str) and role in _ROLES:
+        return role
     raise InvalidInput(
         f"The role '{role}' is not known.",
         field=(*at, "role"),

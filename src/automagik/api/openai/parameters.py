@@ -28,7 +28,7 @@ def refuse_unsupported(body: OpenAiBody) -> None:
     for name in ("tools", "functions"):
         if body.parameter(name):
             raise _refusal(name, "An agent has its own tools; it calls none of the client's.", "Leave it out.")
-    if body.parameter("n") not in {None, 1}:
+    if body.parameter("n") not in (None, 1):
         raise _refusal("n", "An agent gives one answer.", "Leave it out, or ask several times.")
     for name in ("response_format", "text"):
         wanted = body.parameter(name)

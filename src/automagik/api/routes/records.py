@@ -48,6 +48,8 @@ async def list_audit(
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> Response:
-    """Every change made through the platform: by which key, and in which request."""
-    page = await platform.store.read(lambda tx: tx.audit.list(action=action, target=target, limit=limit, cursor=cursor))
+    """Changes made through the platform: by which key, and in which request. All; with a key bound to a user, that user's."""
+    page = await platform.store.read(
+        lambda tx: tx.audit.list(action=action, target=target, user_id=caller.user_id, limit=limit, cursor=cursor)
+    )
     return page_of(page, audit_resource)

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict
+import orjson
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Strict
 
-__all__ = ["Body", "Count", "Flag", "Name", "ObjectMap", "PageOf", "Resource", "Word"]
+__all__ = ["Body", "Count", "Flag", "Metadata", "Name", "ObjectMap", "PageOf", "Resource", "Word"]
 
 T = TypeVar("T")
 
@@ -18,6 +19,18 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 """A name that a person gives."""
 ObjectMap = dict[str, JsonValue]
 """Any JSON object."""
+
+_MAX_METADATA_BYTES = 65_536
+
+
+def _small(metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    if len(orjson.dumps(metadata)) > _MAX_METADATA_BYTES:
+        raise ValueError(f"at most {_MAX_METADATA_BYTES} bytes as JSON")
+    return metadata
+
+
+Metadata = Annotated[ObjectMap, AfterValidator(_small)]
+"""A JSON object that stands in every list of its resources, so it is small: 64 KiB at the most."""
 
 
 class Body(BaseModel):

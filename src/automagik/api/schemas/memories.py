@@ -3,7 +3,7 @@
 import uuid
 from datetime import datetime
 
-from automagik.api.schemas.common import Body, Flag, ObjectMap, Resource, Word
+from automagik.api.schemas.common import Body, Flag, Metadata, ObjectMap, Resource, Word
 from automagik.memory import MemoryInput
 from automagik.store.rows import MemoryRow
 from automagik.types import JsonObject, utc_text
@@ -20,7 +20,7 @@ class MemoryChange(Body):
     memory_type: str | None = None
     read_mode: str | None = None
     access: str | None = None
-    metadata: ObjectMap | None = None
+    metadata: Metadata | None = None
     active: Flag | None = None
 
 
@@ -36,7 +36,7 @@ class MemoryCreate(Body):
     memory_type: str | None = None
     read_mode: str | None = None
     access: str | None = None
-    metadata: ObjectMap | None = None
+    metadata: Metadata | None = None
     active: Flag | None = None
 
     def to_input(self) -> MemoryInput:

@@ -7,7 +7,7 @@ from typing import Annotated, cast
 import orjson
 from pydantic import Field, JsonValue
 
-from automagik.api.schemas.common import Body, ObjectMap, Resource, Word
+from automagik.api.schemas.common import Body, Metadata, ObjectMap, Resource, Word
 from automagik.api.schemas.runs import ToolCall, ToolOutput
 from automagik.store.rows import MessageRow, SessionRow
 from automagik.types import Json, JsonObject, utc_text
@@ -33,14 +33,14 @@ class SessionCreate(Body):
     agent_name: Word | None = None
     user_id: uuid.UUID | None = None
     session_origin: Annotated[str, Field(min_length=1, max_length=64)] | None = None
-    metadata: ObjectMap | None = None
+    metadata: Metadata | None = None
 
 
 class SessionChange(Body):
     """A change of a session."""
 
     session_name: SessionName | None = None
-    metadata: ObjectMap | None = None
+    metadata: Metadata | None = None
 
 
 class SessionResource(Resource):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from automagik.api.schemas.common import Body, ObjectMap, Resource
+from automagik.api.schemas.common import Body, Metadata, ObjectMap, Resource
 from automagik.store.rows import UserRow
 from automagik.types import JsonObject, utc_text
 
@@ -21,7 +21,7 @@ class UserChange(Body):
 
     email: Email | None = None
     phone_number: Phone | None = None
-    user_data: ObjectMap | None = None
+    user_data: Metadata | None = None
 
 
 class UserCreate(UserChange):
