@@ -81,6 +81,7 @@ class LiveRun:
     _cancelled: bool = False
     _ending: bool = False
     _open_tools: dict[str, str] = field(default_factory=dict[str, str])
+    _waiting: "list[asyncio.Future[RunRow]]" = field(default_factory=list["asyncio.Future[RunRow]"])
 
     async def carry_out(self) -> RunRow:
         """Wait for the turn, ask the agent, store the end. Never raises for what goes wrong inside the run."""
@@ -120,6 +121,28 @@ class LiveRun:
             self._let_go()
         self.observer.run_finished(self.row)
         return self.row
+
+    async def ended(self) -> RunRow:
+        """The run when its end is stored. Going away ends nothing.
+
+        Raises: ServiceUnavailable where the store is away for longer than a caller should wait; the end is stored later.
+        """
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        return await waiter
+
+    def tell_ended(self, task: "asyncio.Task[RunRow]") -> None:
+        """Let those go who wait for the end: `task` is done."""
+        for waiter in self._waiting:
+            if waiter.done():
+                continue
+            if task.cancelled():
+                waiter.cancel()
+            elif (error := task.exception()) is not None:
+                waiter.set_exception(error)
+            else:
+                waiter.set_result(task.result())
+        self._waiting.clear()
 
     def cancel(self) -> None:
         """Stop the agent as soon as it yields; does nothing when its answer is there and the end is being stored."""
@@ -258,8 +281,21 @@ class LiveRun:
                 if not left:
                     raise
                 _log.warning(warning, run_id=self.row.run_id, retry_seconds=wait)
+            if wait == _LONGEST_WAIT_SECONDS:
+                self._tell_not_stored()
             await asyncio.sleep(min(wait, _LAST_WAIT_SECONDS) if self.lost else wait)
             wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
+
+    def _tell_not_stored(self) -> None:
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_exception(
+                    ServiceUnavailable(
+                        f"The run '{self.row.run_id}' has ended, but the database is away, so its end is not stored yet.",
+                        hint=f"GET /api/v1/runs/{self.row.run_id} has it when the database is back.",
+                    )
+                )
+        self._waiting.clear()
 
 
 def _json(value: JsonObject | None) -> str | None:

@@ -96,7 +96,7 @@ class RunService:
             RunFailed: the run is stored as failed or cancelled, and this says why.
         """
         live = await self._accept(request, caller, wants_text=False)
-        return self._ended(await asyncio.shield(self._task_of(live)))
+        return self._ended(await live.ended())
 
     async def stream(self, request: RunRequest, caller: Caller) -> RunStream:
         """The events of a run that is accepted when this returns. Leaving the stream ends nothing."""
@@ -168,7 +168,7 @@ class RunService:
         if live is None:
             return row
         live.cancel()
-        return await asyncio.shield(self._task_of(live))
+        return await live.ended()
 
     # -- the process's life
 
@@ -369,10 +369,12 @@ class RunService:
         self._live[run_id] = live
         self._events.add(live.stream)
         live.task = asyncio.get_running_loop().create_task(live.carry_out(), name=run_id)
-        live.task.add_done_callback(lambda task: self._forget(run_id, task))
+        live.task.add_done_callback(lambda task: self._forget(live, task))
 
-    def _forget(self, run_id: str, task: "asyncio.Task[RunRow]") -> None:
+    def _forget(self, live: LiveRun, task: "asyncio.Task[RunRow]") -> None:
+        run_id = live.row.run_id
         self._live.pop(run_id, None)
+        live.tell_ended(task)
         self._events.remove(run_id)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("run_end_lost", run_id=run_id, exc_info=error)
