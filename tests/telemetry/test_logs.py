@@ -150,9 +150,12 @@ def test_what_no_json_can_hold_is_written_all_the_same(logs: _Logs) -> None:
 def test_a_console_line_can_not_be_forged_or_steer_the_terminal() -> None:
     logs = _Logs("console")
     try:
-        structlog.stdlib.get_logger().info("one\n2026-01-01 [info] forged \x1b[2J", name="a\nb\x1b[1m")
+        structlog.stdlib.get_logger().info(
+            "one\n2026-01-01 [info] forged \x1b[2J", name="a\nb\x1b[1m", path="/\x1b[31m\x9b1m"
+        )
         assert len(logs.text.splitlines()) == 1
         assert "\x1b" not in logs.text
+        assert "\x9b" not in logs.text
     finally:
         logs.setup.restore()
 

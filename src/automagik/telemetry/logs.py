@@ -232,11 +232,13 @@ def _console(*, colors: bool) -> _Processor:
     renderer = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
 
     def render(logger: WrappedLogger, method: str, event_dict: EventDict) -> str:
-        # A caller's text must not forge a line or steer the terminal.
-        event_dict["event"] = _CONTROL.sub(lambda found: repr(found.group())[1:-1], cast("str", event_dict["event"]))
-        if "exception" in event_dict:
-            lines = cast("str", event_dict["exception"]).split("\n")
-            event_dict["exception"] = "\n".join(_CONTROL.sub("�", line) for line in lines)
+        # A caller's text must not forge a line or steer the terminal; the renderer escapes only some values.
+        for name, value in event_dict.items():
+            if name == "exception":
+                lines = cast("str", value).split("\n")
+                event_dict[name] = "\n".join(_CONTROL.sub("�", line) for line in lines)
+            elif isinstance(value, str):
+                event_dict[name] = _CONTROL.sub(lambda found: repr(found.group())[1:-1], value)
         return renderer(logger, method, event_dict)
 
     return render
