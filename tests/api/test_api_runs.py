@@ -210,3 +210,13 @@ async def test_a_model_override_needs_the_agents_consent_or_agents_write(house: 
     assert (await ask(house.admin, "hi", model="demo")).status_code == 200
     allowed = await ask(client, "hi", system_prompt="Only this {{style}}.")
     assert allowed.json()["message"] == "1: hi / Only this {{style}}."
+
+
+async def test_a_prompt_is_chosen_by_its_status_key(house: ApiHouse) -> None:
+    prompt = {"agent_name": "echo", "prompt_text": "ALARM {{style}}", "status_key": "alarm", "is_active": True}
+    assert (await house.admin.post("/api/v1/prompts", json=prompt)).status_code == 201
+    asked = {"message_content": "help", "prompt_status_key": "alarm"}
+    answer = await house.admin.post("/api/v1/agent/echo/run", json=asked)
+    assert "ALARM plain" in answer.json()["message"]
+    wrong = await house.admin.post("/api/v1/agent/echo/run", json={**asked, "prompt_status_key": "alarn"})
+    assert (wrong.status_code, wrong.json()["code"]) == (422, "unknown_status_key")

@@ -79,7 +79,6 @@ async def complete_chat(body: ChatRequest, request: Request, platform: PlatformO
 
 
 async def _asked(body: ChatRequest, platform: Platform) -> RunRequest:
-    await platform.agents.refresh()
     limit = platform.settings.max_text_chars
     reader = ConversationReader(MediaReader(platform.settings, platform.outbound), max_text_chars=limit)
     talk = await reader.read(body.messages, at=("body", "messages"))

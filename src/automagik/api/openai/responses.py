@@ -91,7 +91,6 @@ async def get_response(response_id: str, platform: PlatformOf, caller: CallerOf)
 
 
 async def _asked(body: ResponsesRequest, platform: Platform, caller: Caller) -> RunRequest:
-    await platform.agents.refresh()
     talk = await _conversation(body, platform)
     session: tuple[uuid.UUID, uuid.UUID | None] | None = None
     if body.previous_response_id is not None:

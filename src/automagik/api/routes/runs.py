@@ -25,7 +25,7 @@ from automagik.api.schemas.runs import (
 from automagik.api.sse import EVENT_STREAM, STREAM_CONTENT, EventResponse, event_document, run_chunks
 from automagik.app import Platform
 from automagik.errors import InvalidInput
-from automagik.memory import check_text
+from automagik.memory import DEFAULT_STATUS_KEY, check_text
 from automagik.runs import RunRequest, run_document, usage_document
 from automagik.store.rows import RunRow
 from automagik.types import Caller, Json, JsonObject, RunOutcome, RunStatus
@@ -181,7 +181,6 @@ async def _asked(name: str, request: Request, platform: Platform) -> RunRequest:
         asked = AgentRunRequest.model_validate(body)
     except ValidationError as wrong:
         raise invalid_fields(wrong) from None
-    await platform.agents.refresh()
     limit = platform.settings.max_text_chars
     for field in ("message_content", "system_prompt"):
         text = cast("str | None", getattr(asked, field))
@@ -201,6 +200,7 @@ async def _asked(name: str, request: Request, platform: Platform) -> RunRequest:
         context=asked.context or {},
         system_prompt=asked.system_prompt,
         model=asked.model,
+        prompt_status_key=asked.prompt_status_key or DEFAULT_STATUS_KEY,
         prompt_variables=asked.prompt_variables or {},
         labels=asked.labels or {},
         timeout_seconds=asked.timeout_seconds,

@@ -68,6 +68,8 @@ class AgentRunRequest(BaseModel):
     """A prompt instead of the agent's, where its config allows that."""
     model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     """`provider:model` instead of the agent's, where its config allows that."""
+    prompt_status_key: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """Which of the agent's active prompts is used; unset: `default`."""
     prompt_variables: dict[str, str] | None = None
     """Values for variables that the agent's config declares."""
     labels: Annotated[dict[str, str], AfterValidator(_bounded)] | None = None
