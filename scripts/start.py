@@ -1,6 +1,7 @@
 """What `make start` runs: the platform, its first key, one question. Then the server stays up until Ctrl-C."""
 
 import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -130,6 +131,24 @@ def is_automagik(place: Place) -> bool:
     return False
 
 
+def is_embedded() -> bool:
+    """Whether the database is the one in the data folder."""
+    return not os.environ.get("AUTOMAGIK_DATABASE_URL")
+
+
+def is_served(place: Place) -> bool:
+    """Whether a server uses the SQLite database of the data folder: it holds the lock there as long as it lives."""
+    with contextlib.suppress(OSError):
+        lock = os.open(place.data_dir / "server.lock", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+    return False
+
+
 def environment_for(place: Place) -> dict[str, str]:
     """What the command line gets: this server, and the profile's key, whatever the caller's shell has set."""
     kept = {name: value for name, value in os.environ.items() if name != "AUTOMAGIK_KEY"}
@@ -158,11 +177,15 @@ def use_running(place: Place) -> int:
     if not listener.mine or not is_automagik(place):
         say(f"Port {place.port} is taken by {listener.name}.\n{choose}")
         return 1
+    other = f"The server at {place.url} works on another data folder than {place.data_dir}.\n{choose}"
+    # Known before a key is made: it would take the place of the one in the profile, which that server knows.
+    if is_embedded() and not is_served(place):
+        say(other)
+        return 1
     say(f"Automagik is running already at {place.url}; asking it.")
     code = ask(place)
     if code == 4:
-        say(f"The server at {place.url} works on another data folder than {place.data_dir}.\n{choose}")
-        return 1
+        say(other)
     return 1 if code else 0
 
 
@@ -220,6 +243,12 @@ def show_log(place: Place) -> None:
 
 def run(place: Place) -> int:
     """Start, ask, and stay until a signal comes."""
+    if is_embedded() and is_served(place):  # told before its log is moved away
+        say(
+            f"A server uses the data folder {place.data_dir} already, on another port than {place.port}.\n"
+            "Ask that one, stop it, or choose another folder with AUTOMAGIK_DATA_DIR."
+        )
+        return 1
     say(f"Starting Automagik (log: {place.log}) ...")
     server = start(place)
     try:

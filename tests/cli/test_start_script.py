@@ -97,11 +97,15 @@ def test_a_server_that_runs_already_is_asked_and_left_alone(environment: dict[st
         assert again.returncode == 0, again
         assert "running already" in again.stdout
         assert "You said:" in again.stdout
-        other = whole(
-            {**environment, "AUTOMAGIK_DATA_DIR": str(tmp_path / "b"), "AUTOMAGIK_CONFIG_DIR": str(tmp_path / "c")}
-        )
+        key, log = profile_key(tmp_path), (tmp_path / "data" / "server.log").stat().st_ino
+        other = whole({**environment, "AUTOMAGIK_DATA_DIR": str(tmp_path / "b")})
         assert other.returncode == 1
         assert "another data folder" in other.stdout
+        assert profile_key(tmp_path) == key  # the server that runs knows this one
+        second = whole({**environment, "AUTOMAGIK_PORT": "0"})
+        assert second.returncode == 1
+        assert "already, on another port" in second.stdout
+        assert (tmp_path / "data" / "server.log").stat().st_ino == log
 
 
 def test_a_port_that_something_else_holds_is_told_with_the_way_out(environment: dict[str, str]) -> None:
