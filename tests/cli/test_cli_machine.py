@@ -101,6 +101,8 @@ def test_people_get_a_line_a_finding_and_the_fix_below(command: Command) -> None
     assert "ok    python" in out
     assert "-> " in out
     assert "\x1b" not in out
+    assert "\x1b[" in command.on_terminal("doctor").out
+    assert "\x1b[" not in command.on_terminal("doctor", NO_COLOR="1").out
 
 
 # -- db
@@ -144,6 +146,11 @@ def test_what_is_no_archive_and_no_address_is_refused(command: Command, tmp_path
         done = command("db", *arguments)
         assert done.code == 2, done
         assert "Traceback" not in done.err
+
+
+def test_a_database_that_is_away_is_told_by_what_named_it(command: Command) -> None:
+    assert command("db", "upgrade").code == 0
+    assert "of --to can't be used" in command("db", "copy", "--to", "postgresql://a@127.0.0.1:1/x").err
 
 
 def test_a_copy_to_postgresql_keeps_the_keys(command: Command, postgres_server: PostgresServer) -> None:

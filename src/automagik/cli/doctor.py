@@ -1,5 +1,6 @@
 """`automagik doctor`: what is missing on this machine, and how to mend it."""
 
+import os
 import sys
 
 import typer
@@ -25,7 +26,7 @@ def doctor(as_json: AsJson = False, url: Url = None) -> None:
             print_json(finding.to_json())
             continue
         mark, color = _MARKS[finding.status]
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
             mark = f"\x1b[{color}m{mark}\x1b[0m"
             sys.stdout.write(mark)
             mark = ""

@@ -91,7 +91,7 @@ async def copy(settings: Settings, url: str, *, replace: bool = False) -> Copied
         archive = Path(folder) / "archive.db"
         await asyncio.to_thread(_snapshot, database_file(settings.data_dir), archive)
         await asyncio.to_thread(prepare_sqlite, archive)
-        return await _into_postgres(url, archive, replace=replace)
+        return await _into_postgres(url, archive, replace=replace, named="--to")
 
 
 def _pour(source: Connection, target: Connection, *, replace: bool) -> Copied:
@@ -186,12 +186,12 @@ def _into_sqlite(data_dir: Path, archive: Path, *, replace: bool) -> Copied:
         owned.release()
 
 
-async def _into_postgres(url: str, archive: Path, *, replace: bool) -> Copied:
+async def _into_postgres(url: str, archive: Path, *, replace: bool, named: str = "AUTOMAGIK_DATABASE_URL") -> Copied:
     def work(target: Connection) -> Copied:
         with _sqlite_transaction(archive) as source:
             return _pour(source, target, replace=replace)
 
-    return await _on_postgres(url, work, write=True)
+    return await _on_postgres(url, work, write=True, named=named)
 
 
 async def _from_postgres(url: str, part: Path) -> Copied:
@@ -204,11 +204,13 @@ async def _from_postgres(url: str, part: Path) -> Copied:
     return await _on_postgres(url, work, write=False)
 
 
-async def _on_postgres(url: str, work: Callable[[Connection], Copied], *, write: bool) -> Copied:
+async def _on_postgres(
+    url: str, work: Callable[[Connection], Copied], *, write: bool, named: str = "AUTOMAGIK_DATABASE_URL"
+) -> Copied:
     # Imported here: the driver takes 0.1 s, which a start on SQLite need not pay.
     from automagik.store.postgres import PostgresDatabase  # noqa: PLC0415
 
-    database = PostgresDatabase(url, 2)
+    database = PostgresDatabase(url, 2, named=named)
     await database.open(migrates=write)
     try:
         return await (database.write(work) if write else database.read(work))

@@ -98,12 +98,16 @@ def postgres_meaning(error: BaseException) -> BaseException:
 
 
 class PostgresDatabase:
-    """A PostgreSQL database. `pool_size` bounds all its connections, of which the hot path has `lanes`."""
+    """A PostgreSQL database. `pool_size` bounds all its connections, of which the hot path has `lanes`.
 
-    def __init__(self, url: str, pool_size: int) -> None:
+    `named` is what gave the URL, for those who have to correct it.
+    """
+
+    def __init__(self, url: str, pool_size: int, *, named: str = "AUTOMAGIK_DATABASE_URL") -> None:
         self.url = driver_url(url)
         self.lanes = 1 if pool_size < 6 else 2
         self._pool_size = pool_size - self.lanes
+        self._named = named
         self._engine: AsyncEngine | None = None
         self._owner: str | None = None
 
@@ -137,7 +141,7 @@ class PostgresDatabase:
             await engine.dispose()
             if isinstance(error, (*_DATABASE_ERRORS, ValueError)):
                 raise ConfigurationError(
-                    f"The database of AUTOMAGIK_DATABASE_URL can't be used: {_root_cause(error)}.",
+                    f"The database of {self._named} can't be used: {_root_cause(error)}.",
                     hint="Is the PostgreSQL server running, and are host, database, user and password right?",
                 ) from error
             raise
