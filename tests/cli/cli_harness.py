@@ -1,11 +1,13 @@
 """A small real HTTP server that answers as a test tells it, and the real command in a process of its own."""
 
+import fcntl
 import json
 import os
 import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -140,6 +142,11 @@ class Done:
         return [json.loads(line) for line in self.out.splitlines()]
 
 
+def _own_terminal() -> None:
+    """Make standard input the terminal of this session: Ctrl-C typed there becomes a signal."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 class Command:
     """The real `automagik`, with folders of its own and nothing of this process's environment."""
 
@@ -189,12 +196,13 @@ class Command:
             stdout=theirs,
             stderr=theirs,
             start_new_session=True,
+            preexec_fn=_own_terminal,
         )
         os.close(theirs)
         left = list(types)
         shown, seen = bytearray(), 0
         while True:
-            if left and (found := shown.find(left[0][0].encode(), seen)) >= 0:
+            while left and (found := shown.find(left[0][0].encode(), seen)) >= 0:
                 seen = found + len(left[0][0])
                 os.write(ours, left.pop(0)[1].encode())
             try:

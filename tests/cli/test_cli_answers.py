@@ -216,6 +216,18 @@ def test_chat_talks_on_a_terminal_until_ctrl_d(api: StubApi, command: Command) -
     assert len(api.asked) == 1
 
 
+def test_ctrl_c_in_a_chat_stops_the_answer_and_the_talk_goes_on(api: StubApi, command: Command) -> None:
+    slow = Answer(event("run_started", {}, 1) + event("text_delta", {"text": "Hel"}), holds_seconds=20)
+    answers = [slow, Answer(HELLO)]
+    api.on("POST", STREAM, lambda _: answers.pop(0))
+    api.on("POST", "/api/v1/runs/run_1/cancel", run_document(status="cancelled"))
+    typed = [("> ", "hi\n"), ("Hel", "\x03"), ("> ", "again\n"), ("Hello there", ""), ("> ", "\x04")]
+    done = command.on_terminal("chat", "simple", types=typed)
+    assert "Cancelled run_1" in done.out
+    assert "Hello there" in done.out
+    assert done.code == 0
+
+
 def test_events_of_a_run_are_followed_to_its_end(api: StubApi, command: Command) -> None:
     rest = [
         Answer(event("run_started", {}, 3), breaks=True),

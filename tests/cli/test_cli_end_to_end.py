@@ -116,9 +116,9 @@ def test_users_and_memories_come_and_go(server: RunningServer) -> None:
     again = one(server, "memories", "set", "color", "green", "--user", user["user_id"])
     assert (again["memory_id"], again["content"]) == (stored["memory_id"], "green")
     assert "green" in server.command("memories", "list", "--user", user["user_id"], "--name", "color")
-    assert "green" in server.command("memories", "get", stored["memory_id"])
+    assert "green" in server.command("memories", "show", stored["memory_id"])
     server.command("memories", "delete", stored["memory_id"], "--yes")
-    assert ending(server, "memories", "get", stored["memory_id"])[0] == 5
+    assert ending(server, "memories", "show", stored["memory_id"])[0] == 5
 
     server.command("users", "delete", user["user_id"], "--yes")
     assert ending(server, "users", "show", user["user_id"])[0] == 5

@@ -59,6 +59,21 @@ def test_a_problem_is_told_with_its_fields_and_the_way_out(api: StubApi, command
     assert json.loads(as_json.err) == answer.body
 
 
+def test_what_is_wrong_with_one_field_is_told_once(api: StubApi, command: Command) -> None:
+    errors = [{"loc": ["body", "user_id"], "msg": "It is no UUID."}]
+    detail = "body.user_id: It is no UUID."
+    api.on(
+        "POST", "/api/v1/keys", problem(422, "invalid_input", detail, hint="`errors` names each field.", errors=errors)
+    )
+    assert command("keys", "create", "a", "--scope", "x").err == "error: user_id: It is no UUID.\n"
+
+
+def test_a_hint_names_the_command_that_lists(api: StubApi, command: Command) -> None:
+    hint = "GET /api/v1/runs lists the runs that this key may see."
+    api.on("GET", "/api/v1/runs/x", problem(404, "run_not_found", "There is no run 'x'.", hint=hint))
+    assert "hint: `automagik runs list` lists the runs that this key may see." in command("runs", "show", "x").err
+
+
 def test_a_server_that_is_away_is_exit_code_3_with_the_way_out(command: Command) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -84,6 +99,8 @@ def test_a_server_that_is_away_is_exit_code_3_with_the_way_out(command: Command)
         ["agents", "create", "x", "--config", "[1]"],
         ["agents", "create", "x", "--config", "@/nowhere/at/all"],
         ["keys", "create", "x"],
+        ["agents", "update", "x"],
+        ["memories", "set", "city", "Lisbon"],
         ["keys", "create", "--first", "--scope", "admin"],
         ["keys", "create", "x", "--scope", "admin", "--expires", "soon"],
         ["run", "simple", "x", "--file", "/nowhere/at/all.png"],
@@ -150,6 +167,7 @@ def test_every_command_has_help_and_loads_nothing_heavy_for_it(command: Command)
 
 def test_the_version_is_told(command: Command) -> None:
     assert command("version").out.startswith("automagik 0.")
+    assert command("--version").out == command("version").out
     assert set(command("version", "--json").lines[0]) == {"version", "python"}
 
 

@@ -9,6 +9,8 @@ from cli_harness import Answer, Asked, Command, StubApi
 
 ROWS = [{"run_id": f"run_{index}", "name": "simple", "status": "completed"} for index in range(250)]
 
+SESSION = "01a20e6e-d094-748f-b77f-16ff69de89e6"
+
 
 def _name_of(value: object) -> str:
     return " ".join(cast("list[str]", value)[:2]) if isinstance(value, list) else ""
@@ -78,10 +80,10 @@ REQUESTS: list[tuple[list[str], str, str, Any]] = [
     (["agents", "delete", "a", "--yes"], "DELETE", "/api/v1/agents/a", None),
     (["sessions", "show", "holi/days"], "GET", "/api/v1/sessions/holi%2Fdays", None),
     (["sessions", "delete", "s", "-y"], "DELETE", "/api/v1/sessions/s", None),
-    (["memories", "get", "m"], "GET", "/api/v1/memories/m", None),
-    (["memories", "set", "color", "blue", "--agent", "simple", "--user", "u", "--session", "s", "--description", "d"],
+    (["memories", "show", "m"], "GET", "/api/v1/memories/m", None),
+    (["memories", "set", "color", "blue", "--agent", "simple", "--user", "u", "--session", SESSION, "--description", "d"],
      "POST", "/api/v1/memories",
-     {"name": "color", "content": "blue", "agent_name": "simple", "user_id": "u", "session_id": "s", "description": "d"}),
+     {"name": "color", "content": "blue", "agent_name": "simple", "user_id": "u", "session_id": SESSION, "description": "d"}),
     (["memories", "delete", "m", "--yes"], "DELETE", "/api/v1/memories/m", None),
     (["prompts", "show", "p"], "GET", "/api/v1/prompts/p", None),
     (["prompts", "create", "simple", "You are {{name}}.", "--status-key", "vip", "--name", "n", "--activate"],
@@ -122,12 +124,12 @@ def test_a_verb_makes_its_request(
 FILTERS: list[tuple[list[str], str, dict[str, str]]] = [
     (["agents", "list"], "/api/v1/agents", {}),
     (["sessions", "list", "--agent", "a", "--user", "u"], "/api/v1/sessions", {"agent_name": "a", "user_id": "u"}),
-    (["memories", "list", "--name", "n", "--agent", "a", "--user", "u", "--session", "s"], "/api/v1/memories",
-     {"name": "n", "agent_name": "a", "user_id": "u", "session_id": "s"}),
+    (["memories", "list", "--name", "n", "--agent", "a", "--user", "u", "--session", SESSION], "/api/v1/memories",
+     {"name": "n", "agent_name": "a", "user_id": "u", "session_id": SESSION}),
     (["prompts", "list", "--agent", "a", "--status-key", "k"], "/api/v1/prompts", {"agent_name": "a", "status_key": "k"}),
     (["users", "list"], "/api/v1/users", {}),
-    (["runs", "list", "--status", "failed", "--outcome", "model_error", "--name", "a", "--session", "s", "--user", "u"],
-     "/api/v1/runs", {"status": "failed", "outcome": "model_error", "name": "a", "session_id": "s", "user_id": "u"}),
+    (["runs", "list", "--status", "failed", "--outcome", "model_error", "--name", "a", "--session", SESSION, "--user", "u"],
+     "/api/v1/runs", {"status": "failed", "outcome": "model_error", "name": "a", "session_id": SESSION, "user_id": "u"}),
     (["keys", "list"], "/api/v1/keys", {}),
 ]  # fmt: skip
 
@@ -185,3 +187,56 @@ def test_a_new_key_is_printed_once_alone_on_standard_output(api: StubApi, comman
     assert "key_1" in done.err
     assert api.asked[0].body["expires_at"].endswith("Z")
     assert json.loads(command("keys", "create", "a", "--scope", "admin", "--json").out) == made
+
+
+def test_a_table_keeps_what_is_copied_in_one_piece_and_leaves_out_what_has_no_room(
+    api: StubApi, command: Command
+) -> None:
+    run_id = "run_01m876xrs25b80qd6twjvzh4a4"
+    row: dict[str, Any] = {
+        "run_id": run_id,
+        "name": "simple",
+        "status": "completed",
+        "outcome": "completed",
+        "session_id": SESSION,
+        "created_at": "2026-11-24T16:41:17.858611Z",
+    }
+    api.on("GET", "/api/v1/runs", {"data": [row], "next_cursor": None})
+    wide = command.on_terminal("runs", "list", COLUMNS="120").out
+    assert SESSION in wide
+    assert "2026-11-24T16:41:17Z" in wide
+    narrow = command.on_terminal("runs", "list", COLUMNS="80").out
+    assert run_id in narrow
+    assert "SESSION" not in narrow
+    assert SESSION in command("runs", "list").out
+
+
+def test_why_an_agent_is_broken_is_told_whole(api: StubApi, command: Command) -> None:
+    cause = "ModuleNotFoundError: " + "x" * 100
+    api.on("GET", "/api/v1/agents", {"data": [{"name": "a", "error": cause}], "next_cursor": None})
+    assert cause in command.on_terminal("agents", "list").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "method", "path"),
+    [
+        (["memories", "set", "city", "Lisbon"], "POST", "/api/v1/memories"),
+        (["memories", "list"], "GET", "/api/v1/memories"),
+        (["runs", "list"], "GET", "/api/v1/runs"),
+    ],
+    ids=_name_of,
+)
+def test_a_session_may_be_named_wherever_one_is_meant(
+    api: StubApi, command: Command, arguments: list[str], method: str, path: str
+) -> None:
+    api.on("GET", "/api/v1/sessions/my%20trip", {"session_id": SESSION})
+    api.on(method, path, {"data": [], "next_cursor": None})
+    assert command(*arguments, "--session", "my trip").code == 0
+    asked = api.asked[-1]
+    assert (asked.body or asked.query)["session_id"] == SESSION
+
+
+def test_a_prompt_that_is_not_used_yet_says_how_to_use_it(api: StubApi, command: Command) -> None:
+    api.on("POST", "/api/v1/prompts", {"prompt_id": "p1"})
+    assert "prompts activate p1" in command("prompts", "create", "simple", "Be brief.").err
+    assert command("prompts", "create", "simple", "Be brief.", "--activate").err == ""

@@ -77,6 +77,15 @@ def test_without_any_key_the_way_to_one_is_told(keyless: StubApi, command: Comma
     assert "keys create --first" in done.err
 
 
+def test_a_key_that_is_refused_is_told_with_where_it_came_from(keyless: StubApi, command: Command) -> None:
+    keyless.on("GET", "/api/v1/runs", problem(401, "unauthorized", "The API key is unknown.", hint="Send it as ..."))
+    command.write_profile(keyless.url)
+    of_profile = command("runs", "list").err
+    assert "The profile holds that key" in of_profile
+    assert "keys create --first" in of_profile
+    assert "AUTOMAGIK_KEY holds that key" in command("runs", "list", AUTOMAGIK_KEY="amk_" + "e" * 43).err
+
+
 def test_a_profile_that_others_can_read_is_made_private_with_a_warning(keyless: StubApi, command: Command) -> None:
     command.write_profile(keyless.url, mode=0o644)
     done = command("runs", "list")

@@ -5,7 +5,8 @@ from urllib.parse import quote
 
 import typer
 
-from automagik.cli.options import AsJson, Limit, Url, Yes, confirm, connect, given, read_object
+from automagik.cli.failure import CliError, ExitCode
+from automagik.cli.options import AsJson, Url, Yes, confirm, connect, given, read_object
 from automagik.cli.output import note, print_fields, print_json, print_table
 from automagik.types import JsonObject
 
@@ -13,7 +14,7 @@ __all__ = ["app"]
 
 app = typer.Typer(help="See, create, change and delete agents.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="The agent's name.", show_default=False)]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The agent's name.", show_default=False)]
 Config = Annotated[
     str | None,
     typer.Option(
@@ -35,7 +36,11 @@ _COLUMNS = (
 
 
 @app.command("list")
-def list_agents(limit: Limit = 200, as_json: AsJson = False, url: Url = None) -> None:
+def list_agents(
+    limit: Annotated[int, typer.Option("--limit", min=1, help="How many at the most, by name.")] = 200,
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
     """List the agents, broken ones with their cause."""
     with connect(url) as client:
         found = client.pages("/api/v1/agents", limit=limit)
@@ -43,7 +48,7 @@ def list_agents(limit: Limit = 200, as_json: AsJson = False, url: Url = None) ->
             for agent in found:
                 print_json(agent)
         else:
-            print_table(found, _COLUMNS)
+            print_table(found, _COLUMNS, whole={"error"})
 
 
 @app.command()
@@ -91,11 +96,18 @@ def update(
 
     Somebody else's change in between is refused, not overwritten.
     """
+    fields = given(description=description, instructions=instructions, model=model, tools=tool)
+    if config is None and not fields:
+        raise CliError(
+            "Nothing to change was given.",
+            exit_code=ExitCode.USAGE,
+            hint="Add --config, --description, --instructions, --model or --tool.",
+        )
     with connect(url) as client:
         path = f"/api/v1/agents/{quote(name, safe='')}"
         current, etag = client.get_with_etag(path)
         changed = read_object(config, "--config") if config is not None else dict(cast("JsonObject", current["config"]))
-        changed |= given(description=description, instructions=instructions, model=model, tools=tool)
+        changed |= fields
         agent = client.patch(path, {"config": changed}, headers={"if-match": etag} if etag else None)
     if as_json:
         print_json(agent)

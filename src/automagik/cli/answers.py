@@ -4,7 +4,6 @@ import base64
 import mimetypes
 import re
 import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from automagik.cli.failure import CliError, ExitCode
-from automagik.cli.options import AsJson, Url, connect, given
+from automagik.cli.options import AsJson, Url, connect, given, is_uuid
 from automagik.cli.output import note, print_json, print_text
 from automagik.types import Json, JsonObject, new_uuid
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["chat", "run"]
 
-Agent = Annotated[str, typer.Argument(help="The agent's name.", show_default=False)]
+Agent = Annotated[str, typer.Argument(metavar="AGENT", help="The agent's name.", show_default=False)]
 Session = Annotated[
     str | None, typer.Option("--session", help="A session to go on with: its name or UUID; an unknown one is made.")
 ]
@@ -37,7 +36,9 @@ _TYPED = re.compile(r"([a-z]+/[A-Za-z0-9.+-]+)=(.+)", re.DOTALL)
 
 def run(
     agent: Agent,
-    text: Annotated[str, typer.Argument(help="What you say to it; '-' reads standard input.", show_default=False)],
+    text: Annotated[
+        str, typer.Argument(metavar="TEXT", help="What you say to it; '-' reads standard input.", show_default=False)
+    ],
     session: Session = None,
     model: Model = None,
     user: User = None,
@@ -62,13 +63,18 @@ def chat(
     as_json: AsJson = False,
     url: Url = None,
 ) -> None:
-    """Talk with an agent: a line a message, until Ctrl-D. Where there is no terminal, the lines of standard input."""
+    """Talk with an agent: a line a message, until Ctrl-D; Ctrl-C stops an answer. Without a terminal: the lines of standard input."""
     name = session or str(new_uuid())
     failed = False
     with connect(url) as client:
         for line in _lines(agent, name):
             body = _body(line, name, model, user, [])
-            document = _Answer(client, as_json=as_json).follow(client.run(agent, body))
+            try:
+                document = _Answer(client, as_json=as_json).follow(client.run(agent, body))
+            except KeyboardInterrupt:  # on a terminal it stops the answer, and the talk goes on
+                if not sys.stdin.isatty():
+                    raise
+                continue
             try:
                 _end(document, as_json=as_json)
             except CliError as failure:  # a run that failed is told, and the talk goes on
@@ -192,7 +198,7 @@ def _end(document: JsonObject, *, as_json: bool) -> None:
 def _body(text: str, session: str | None, model: str | None, user: str | None, media: list[JsonObject]) -> JsonObject:
     body = given(message_content=text, model=model, user_id=user, session_origin="cli")
     if session is not None:
-        body["session_id" if _is_uuid(session) else "session_name"] = session
+        body["session_id" if is_uuid(session) else "session_name"] = session
     if media:
         body["media_contents"] = cast("list[Json]", media)
     return body
@@ -216,16 +222,11 @@ def _lines(agent: str, session: str) -> Iterator[str]:
         except EOFError:
             print_text("")
             return
+        except KeyboardInterrupt:
+            print_text("")
+            raise
         if line.strip():
             yield line
-
-
-def _is_uuid(text: str) -> bool:
-    try:
-        uuid.UUID(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _media(item: str) -> JsonObject:

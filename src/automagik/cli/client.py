@@ -24,6 +24,7 @@ _ANSWER_SECONDS = 60.0
 """Longest silence of the server; an event stream has pings in shorter intervals."""
 _RESUME_DELAYS = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0)
 """Seconds before each attempt to go on with a stream that broke off."""
+_MAKE_ONE = "run `automagik keys create --first` on the server's machine"
 _MAX_EVENT_BYTES = 256 * 1024 * 1024
 
 
@@ -34,6 +35,8 @@ class Server:
     url: str
     key: str | None
     withheld_for: str | None = None
+    key_is_given: bool = False
+    """Whether the key is AUTOMAGIK_KEY, not the profile's."""
 
     def __repr__(self) -> str:
         return f"Server(url={self.url!r})"
@@ -61,11 +64,11 @@ def find_server(url: str | None, settings: ClientSettings) -> Server:
     """
     named = url or settings.url
     if settings.key is not None and named is not None:  # a profile of no use must not stand in the way
-        return Server(_checked(named), settings.key.get_secret_value())
+        return Server(_checked(named), settings.key.get_secret_value(), key_is_given=True)
     profile = load_profile(settings.config_dir)
     chosen = _checked(named or (profile.url if profile else _DEFAULT_URL))
     if settings.key is not None:
-        return Server(chosen, settings.key.get_secret_value())
+        return Server(chosen, settings.key.get_secret_value(), key_is_given=True)
     if profile is None:
         return Server(chosen, None)
     if origin(chosen) == origin(profile.url):
@@ -232,15 +235,17 @@ class ApiClient:
             )
         failure = failure_of_problem(self._json(response), response.status_code)
         if response.status_code == 401:
-            failure.hint = self._way_to_a_key(failure.hint)
+            failure.hint = self._way_to_a_key()
         return failure
 
-    def _way_to_a_key(self, hint: str | None) -> str | None:
+    def _way_to_a_key(self) -> str:
         if self._server.withheld_for is not None:
             return f"The profile's key is for {self._server.withheld_for} and was not sent. Set AUTOMAGIK_KEY for {self.url}."
         if self._server.key is None:
-            return "Set AUTOMAGIK_KEY, or run `automagik keys create --first` on the server's machine."
-        return hint
+            return f"Set AUTOMAGIK_KEY, or {_MAKE_ONE}."
+        if self._server.key_is_given:
+            return "AUTOMAGIK_KEY holds that key: set it to a valid one, or unset it to use the profile's."
+        return f"The profile holds that key: set AUTOMAGIK_KEY, or {_MAKE_ONE}."
 
     def _json(self, response: httpx2.Response) -> JsonObject:
         try:

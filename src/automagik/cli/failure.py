@@ -1,5 +1,6 @@
 """CliError: why a command ends without success, with its exit code."""
 
+import re
 from collections.abc import Mapping
 from enum import IntEnum
 
@@ -7,6 +8,10 @@ from automagik.errors import AutomagikError
 from automagik.types import Json, JsonObject
 
 __all__ = ["CliError", "ExitCode", "failure_of_error", "failure_of_problem"]
+
+
+_NAMES_FIELDS = "`errors` names each field."
+_LISTS = re.compile(r"GET /api/v1/([a-z]+) lists")
 
 
 class ExitCode(IntEnum):
@@ -55,9 +60,16 @@ _BY_STATUS = {
 def failure_of_problem(problem: JsonObject, status: int) -> CliError:
     """The error that a Problem of the API spells."""
     detail = _text(problem, "detail") or _text(problem, "title") or f"The server answered {status}."
+    hint = _text(problem, "hint")
     errors = problem.get("errors")
     if isinstance(errors, list):
-        detail = "\n".join([detail, *(line for item in errors if (line := _field_error(item)) is not None)])
+        fields = [field for item in errors if (field := _field_error(item)) is not None]
+        if len(fields) == 1 and detail.endswith(fields[0][1]):  # the same once more, but with its field
+            detail = ": ".join(fields[0])
+        else:
+            detail = "\n".join([detail, *(f"  {place}: {message}" for place, message in fields)])
+        if hint == _NAMES_FIELDS:  # which was just done
+            hint = None
     run_id = _text(problem, "run_id")
     if run_id is not None:
         detail = f"{detail} ({run_id})"
@@ -66,7 +78,7 @@ def failure_of_problem(problem: JsonObject, status: int) -> CliError:
         code = ExitCode.UNREACHABLE
     elif run_id is not None:
         code = ExitCode.FAILED
-    return CliError(detail, exit_code=code, hint=_text(problem, "hint"), problem=problem)
+    return CliError(detail, exit_code=code, hint=_in_commands(hint), problem=problem)
 
 
 def failure_of_error(error: AutomagikError) -> CliError:
@@ -82,10 +94,16 @@ def _text(problem: Mapping[str, Json], name: str) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _field_error(item: Json) -> str | None:
+def _in_commands(hint: str | None) -> str | None:
+    """The hint with the lists of the API named by the command that shows them."""
+    return None if hint is None else _LISTS.sub(r"`automagik \1 list` lists", hint)
+
+
+def _field_error(item: Json) -> tuple[str, str] | None:
+    """Which field, and what is wrong with it."""
     if not isinstance(item, dict):
         return None
     loc = item.get("loc")
     place = ".".join(str(part) for part in loc if part != "body") if isinstance(loc, list) else ""
     message = item.get("msg")
-    return f"  {place or 'body'}: {message}" if isinstance(message, str) else None
+    return (place or "body", message) if isinstance(message, str) else None

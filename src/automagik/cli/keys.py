@@ -47,9 +47,13 @@ _DURATION = re.compile(r"([1-9][0-9]{0,5})([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
-@app.command()
+@app.command(
+    help="Create a key. It is shown now and never again.\n\n"
+    "With --first no server and no key are needed, but access to the data folder (or database): the admin key goes to the "
+    "profile of mode 600, and is shown on a terminal only. A profile whose key works is kept."
+)
 def create(
-    name: Annotated[str | None, typer.Argument(help="What the key is for.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="What the key is for.", show_default=False)] = None,
     scope: Annotated[
         list[str] | None, typer.Option("--scope", help="What it may do, as agents:simple:run; may be repeated.")
     ] = None,
@@ -67,11 +71,7 @@ def create(
     as_json: AsJson = False,
     url: Url = None,
 ) -> None:
-    """Create a key. It is shown now and never again.
-
-    With --first no server and no key are needed, but access to the data folder (or database): the admin key goes to the
-    profile of mode 600, and is shown on a terminal only. A profile whose key works is kept.
-    """
+    """Create a key."""
     if first:
         if scope or user or expires or rate_limit:
             raise CliError("--first makes an admin key; it takes only a name.", exit_code=ExitCode.USAGE)

@@ -5,7 +5,8 @@ from urllib.parse import quote
 
 import typer
 
-from automagik.cli.options import AsJson, Limit, Url, Yes, confirm, connect, given
+from automagik.cli.failure import CliError, ExitCode
+from automagik.cli.options import AsJson, Limit, Url, Yes, confirm, connect, given, session_id
 from automagik.cli.output import note, print_fields, print_json, print_table
 
 __all__ = ["app"]
@@ -15,7 +16,7 @@ app = typer.Typer(help="See, set and delete memory variables.", no_args_is_help=
 MemoryId = Annotated[str, typer.Argument(metavar="MEMORY", help="The memory's UUID.", show_default=False)]
 Agent = Annotated[str | None, typer.Option("--agent", help="The agent that it belongs to.")]
 User = Annotated[str | None, typer.Option("--user", metavar="UUID", help="The user whom it belongs to.")]
-Session = Annotated[str | None, typer.Option("--session", metavar="UUID", help="The session that it belongs to.")]
+Session = Annotated[str | None, typer.Option("--session", metavar="UUID/NAME", help="The session that it belongs to.")]
 
 _COLUMNS = (
     ("MEMORY", "memory_id"),
@@ -39,9 +40,8 @@ def list_memories(
 ) -> None:
     """List memories, newest first."""
     with connect(url) as client:
-        found = client.pages(
-            "/api/v1/memories", limit=limit, name=name, agent_name=agent, user_id=user, session_id=session
-        )
+        of = session_id(client, session)
+        found = client.pages("/api/v1/memories", limit=limit, name=name, agent_name=agent, user_id=user, session_id=of)
         if as_json:
             for memory in found:
                 print_json(memory)
@@ -49,7 +49,7 @@ def list_memories(
             print_table(found, _COLUMNS)
 
 
-@app.command("get")
+@app.command()
 def show(memory: MemoryId, as_json: AsJson = False, url: Url = None) -> None:
     """Show one memory."""
     with connect(url) as client:
@@ -59,8 +59,10 @@ def show(memory: MemoryId, as_json: AsJson = False, url: Url = None) -> None:
 
 @app.command("set")
 def store(
-    name: Annotated[str, typer.Argument(help="The name, as in the template's {{name}}.", show_default=False)],
-    content: Annotated[str, typer.Argument(help="What is remembered.", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The name, as in the template's {{name}}.", show_default=False)
+    ],
+    content: Annotated[str, typer.Argument(metavar="CONTENT", help="What is remembered.", show_default=False)],
     agent: Agent = None,
     user: User = None,
     session: Session = None,
@@ -69,10 +71,15 @@ def store(
     url: Url = None,
 ) -> None:
     """Set the memory of this name in the scope that --agent, --user and --session give; it is made where there is none."""
-    body = given(
-        name=name, content=content, agent_name=agent, user_id=user, session_id=session, description=description
-    )
+    if agent is None and user is None and session is None:
+        raise CliError(
+            "A memory belongs to an agent, a user or a session.",
+            exit_code=ExitCode.USAGE,
+            hint="Add --agent, --user or --session.",
+        )
+    body = given(name=name, content=content, agent_name=agent, user_id=user, description=description)
     with connect(url) as client:
+        body |= given(session_id=session_id(client, session))
         memory = client.post("/api/v1/memories", body)
     (print_json if as_json else print_fields)(memory)
 

@@ -2,9 +2,11 @@
 
 import json
 import sys
+import uuid
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from urllib.parse import quote
 
 import typer
 
@@ -27,8 +29,10 @@ __all__ = [
     "confirm",
     "connect",
     "given",
+    "is_uuid",
     "read_object",
     "server_settings",
+    "session_id",
 ]
 
 T = TypeVar("T")
@@ -94,6 +98,22 @@ def confirm(question: str, *, yes: bool) -> None:
 def given(**fields: object) -> JsonObject:
     """The fields that are not None, as a body."""
     return cast("JsonObject", {name: value for name, value in fields.items() if value is not None})
+
+
+def session_id(client: "ApiClient", session: str | None) -> str | None:
+    """The UUID of the session that a person names by its UUID or its name. Raises CliError for an unknown name."""
+    if session is None or is_uuid(session):
+        return session
+    return cast("str", client.get(f"/api/v1/sessions/{quote(session, safe='')}")["session_id"])
+
+
+def is_uuid(text: str) -> bool:
+    """Whether the text spells a UUID."""
+    try:
+        uuid.UUID(text)
+    except ValueError:
+        return False
+    return True
 
 
 def read_object(text: str, option: str) -> JsonObject:

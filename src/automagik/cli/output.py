@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from automagik.types import Json, JsonObject
 
@@ -12,7 +12,9 @@ __all__ = ["note", "print_fields", "print_json", "print_table", "print_text", "p
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """Control characters but tab and newline, and those that turn the direction of writing."""
 
+_FRACTION = re.compile(r"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.\d+Z$")
 _CELL_CHARS = 80
+_ROOMY_CHARS = 80
 
 
 def printable(text: str) -> str:
@@ -40,27 +42,43 @@ def warn(text: str) -> None:
     note(f"warning: {text}")
 
 
-def print_table(rows: Iterable[JsonObject], columns: Sequence[tuple[str, str]]) -> None:
-    """Rows in columns of (title, field). A terminal gets a table; a pipe gets tabs, whole values and no titles."""
+def print_table(
+    rows: Iterable[JsonObject],
+    columns: Sequence[tuple[str, str]],
+    *,
+    optional: Sequence[str] = (),
+    whole: Container[str] = (),
+) -> None:
+    """Rows in columns of (title, field). A terminal gets a table; a pipe gets tabs, whole values and no titles.
+
+    In the table long values are cut, save those of the `whole` fields; on a terminal that is too narrow for it the
+    `optional` columns are left out, as many as needed in their order.
+    """
     if not sys.stdout.isatty():
         for row in rows:
             _write("\t".join(re.sub(r"[\t\n]", " ", _cell(row.get(field))) for _, field in columns) + "\n")
         return
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title, _ in columns:
-        table.add_column(title, overflow="fold")
-    count = 0
-    for row in rows:
-        table.add_row(*(Text(_short(_cell(row.get(field)))) for _, field in columns))
-        count += 1
-    if count:
-        Console().print(table)
-    else:
+    console = Console()
+    cells = [{field: _shown(row.get(field), whole=field in whole) for _, field in columns} for row in rows]
+    if not cells:
         note("(none)")
+        return
+    kept = list(columns)
+    for name in optional:
+        widths = [max(len(title), *(cell_len(row[field]) for row in cells)) for title, field in kept]
+        if sum(widths) + 2 * (len(kept) - 1) > console.width:
+            kept = [column for column in kept if column[1] != name]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title, field in kept:  # what names the thing is meant to be copied: it is kept in one piece where there is room
+        table.add_column(title, overflow="fold", no_wrap=field == columns[0][1] and console.width >= _ROOMY_CHARS)
+    for row in cells:
+        table.add_row(*(Text(row[field]) for _, field in kept))
+    console.print(table)
 
 
 def print_fields(document: JsonObject) -> None:
@@ -90,9 +108,10 @@ def _cell(value: Json) -> str:
             return json.dumps(value, ensure_ascii=False)
 
 
-def _short(text: str) -> str:
-    line = printable(text).replace("\n", " ")
-    return line if len(line) <= _CELL_CHARS else f"{line[: _CELL_CHARS - 1]}…"
+def _shown(value: Json, *, whole: bool) -> str:
+    """The value in one line of a table: times to the second, long texts cut."""
+    line = _FRACTION.sub(r"\1Z", printable(_cell(value)).replace("\n", " "))
+    return line if whole or len(line) <= _CELL_CHARS else f"{line[: _CELL_CHARS - 1]}…"
 
 
 def _write(text: str) -> None:

@@ -55,7 +55,7 @@ def show(prompt: PromptId, as_json: AsJson = False, url: Url = None) -> None:
 
 @app.command()
 def create(
-    agent: Annotated[str, typer.Argument(help="The agent's name.", show_default=False)],
+    agent: Annotated[str, typer.Argument(metavar="AGENT", help="The agent's name.", show_default=False)],
     text: Annotated[
         str,
         typer.Argument(metavar="TEXT/@FILE", help="The template, @FILE, or @- for standard input.", show_default=False),
@@ -77,6 +77,8 @@ def create(
     with connect(url) as client:
         prompt = client.post("/api/v1/prompts", body)
     (print_json if as_json else print_fields)(prompt)
+    if not as_json and not activate_it:
+        note(f"It is not used yet: automagik prompts activate {prompt['prompt_id']}")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from typing import Annotated
 
 import typer
 
@@ -46,6 +47,22 @@ app.add_typer(users.app, name="users")
 app.add_typer(runs.app, name="runs")
 app.add_typer(keys.app, name="keys")
 app.add_typer(database.app, name="db")
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        serving.version()
+        raise typer.Exit
+
+
+@app.callback()
+def _whole(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_tell_version, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """What stands before the command's name."""
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import typer
 
-from automagik.cli.options import AsJson, Limit, Url, connect
+from automagik.cli.options import AsJson, Limit, Url, connect, session_id
 from automagik.cli.output import note, print_fields, print_json, print_table, print_text
 from automagik.types import JsonObject
 
@@ -32,7 +32,7 @@ def list_runs(
     outcome: Annotated[str | None, typer.Option("--outcome", help="completed, model_error, ...")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Only those of this agent.")] = None,
     session: Annotated[
-        str | None, typer.Option("--session", metavar="UUID", help="Only those in this session.")
+        str | None, typer.Option("--session", metavar="UUID/NAME", help="Only those in this session.")
     ] = None,
     user: Annotated[str | None, typer.Option("--user", metavar="UUID", help="Only this user's.")] = None,
     as_json: AsJson = False,
@@ -40,14 +40,15 @@ def list_runs(
 ) -> None:
     """List runs, newest first."""
     with connect(url) as client:
+        of = session_id(client, session)
         found = client.pages(
-            "/api/v1/runs", limit=limit, status=status, outcome=outcome, name=name, session_id=session, user_id=user
+            "/api/v1/runs", limit=limit, status=status, outcome=outcome, name=name, session_id=of, user_id=user
         )
         if as_json:
             for run in found:
                 print_json(run)
         else:
-            print_table(found, _COLUMNS)
+            print_table(found, _COLUMNS, optional=("session_id", "outcome"))
 
 
 @app.command()
