@@ -106,6 +106,7 @@ function show(api) {
 }
 
 function filter(words) {
+  let any = false;
   for (const section of document.querySelectorAll("section")) {
     let seen = false;
     for (const box of section.querySelectorAll("details")) {
@@ -113,7 +114,9 @@ function filter(words) {
       seen = seen || !box.hidden;
     }
     section.hidden = !seen;
+    any = any || seen;
   }
+  document.getElementById("none").hidden = any;
 }
 
 document.getElementById("filter").addEventListener("input", (event) => filter(event.target.value.trim().toLowerCase()));
