@@ -104,7 +104,7 @@ def list_keys(limit: Limit = 50, as_json: AsJson = False, url: Url = None) -> No
             for key in found:
                 print_json(key)
         else:
-            print_table(found, _COLUMNS)
+            print_table(found, _COLUMNS, optional=("prefix", "last_used_at"))
 
 
 @app.command()
