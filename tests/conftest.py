@@ -1,6 +1,7 @@
 """What every test has: asyncio as the one loop, logs as a server writes them; and in CI no test may be skipped."""
 
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -9,6 +10,10 @@ from automagik.settings import Settings
 from automagik.telemetry import configure_logging
 
 __all__: list[str] = []
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that runs the suite in the background ignores Ctrl-C, and every child would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """`automagik doctor`: what is missing on this machine, and how to mend it."""
 
-import os
 import sys
 
 import typer
@@ -17,8 +16,11 @@ _MARKS = {"ok": ("ok  ", "32"), "warn": ("warn", "33"), "fail": ("FAIL", "31")}
 def doctor(as_json: AsJson = False, url: Url = None) -> None:
     """Say what is missing on this machine and how to mend it. Exit code 1 when something that is needed is not there."""
     settings, client = server_settings(), client_settings()
+    from rich.console import Console  # what only this command draws with
+
     from automagik.cli.examination import examine  # store, models and agents take over a second to load
 
+    console = Console()
     failed = False
     for finding in complete(examine(settings, client, url)):
         failed = failed or finding.status == "fail"
@@ -26,7 +28,7 @@ def doctor(as_json: AsJson = False, url: Url = None) -> None:
             print_json(finding.to_json())
             continue
         mark, color = _MARKS[finding.status]
-        if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+        if console.is_terminal and not console.no_color:
             mark = f"\x1b[{color}m{mark}\x1b[0m"
             sys.stdout.write(mark)
             mark = ""
