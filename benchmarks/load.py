@@ -83,7 +83,7 @@ class Seen:
     """CPU seconds that the server's processes used meanwhile."""
     most_at_once: int = 0
     firsts_ms: list[float] = field(default_factory=list[float])
-    """Times to the first text, one for each stream; only in `alternate`."""
+    """Times to the first text, one for each stream, in the order in which they came."""
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -132,6 +132,7 @@ class _Record:
             tokens=self.tokens,
             cpu=cpu,
             most_at_once=self.most_at_once,
+            firsts_ms=[first * 1000 for first in self.firsts],
         )
 
 
@@ -283,10 +284,7 @@ async def _alternate(plan: Plan) -> list[Seen]:
                 clients[index] = await _connect(records[index])
             cpu[index] += _cpu(records[index].target) - before
     elapsed = time.perf_counter() - started
-    seen = [record.seen(elapsed=elapsed, cpu=used) for record, used in zip(records, cpu, strict=True)]
-    for one, record in zip(seen, records, strict=True):
-        one.firsts_ms = [first * 1000 for first in record.firsts]
-    return seen
+    return [record.seen(elapsed=elapsed, cpu=used) for record, used in zip(records, cpu, strict=True)]
 
 
 async def _ramp(plan: Plan) -> list[Seen]:

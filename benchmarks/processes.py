@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 __all__ = [
+    "PYTHON_PATH",
     "SERVER_CORES",
     "SUPPORT_CORES",
     "Process",
@@ -32,6 +33,9 @@ __all__ = [
 _TICK = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _ROOT = Path(__file__).resolve().parents[1]
+
+PYTHON_PATH = f"{_ROOT / 'src'}:{_ROOT}"
+"""The tree that this file belongs to is what is measured, wherever the package is installed from."""
 
 SERVER_CORES = frozenset({0})
 SUPPORT_CORES = frozenset({1})
@@ -165,7 +169,7 @@ class Process:
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
     """What a measured process sees of the environment: no keys of providers, no settings of yours."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
-    return {**kept, "PYTHONDONTWRITEBYTECODE": "", **extra}
+    return {**kept, "PYTHONPATH": PYTHON_PATH, **extra}
 
 
 @contextlib.contextmanager

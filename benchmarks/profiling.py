@@ -2,6 +2,7 @@
 
 import asyncio
 import cProfile
+import gc
 import io
 import pstats
 import re
@@ -22,6 +23,24 @@ __all__ = ["profile", "run"]
 _SOURCE = str(Path(__file__).resolve().parents[1] / "src" / "automagik")
 _AGENT = re.compile(r"/site-packages/pydantic_(ai|graph)/")
 _INTERVAL = 0.001
+
+
+class _Collections:
+    """Time that the garbage collector took, by generation."""
+
+    def __init__(self) -> None:
+        self.spent = [0.0, 0.0, 0.0]
+        self.times = [0, 0, 0]
+        self._began = 0.0
+
+    def note(self, phase: str, info: dict[str, int]) -> None:
+        """Take what the collector tells as it starts and stops."""
+        now = time.thread_time()
+        if phase == "start":
+            self._began = now
+        else:
+            self.spent[info["generation"]] += now - self._began
+            self.times[info["generation"]] += 1
 
 
 class _Samples:
@@ -92,7 +111,8 @@ async def _cpu_ms(layer: Layer, count: int, clients: int) -> float:
 
 
 async def _sampled(layer: Layer, count: int, clients: int) -> str:
-    samples = _Samples()
+    samples, collections = _Samples(), _Collections()
+    gc.callbacks.append(collections.note)
     threads = _thread_clocks()
     before = signal.signal(signal.SIGPROF, samples.take)
     signal.setitimer(signal.ITIMER_PROF, _INTERVAL, _INTERVAL)
@@ -101,9 +121,13 @@ async def _sampled(layer: Layer, count: int, clients: int) -> str:
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)
+        gc.callbacks.remove(collections.note)
     after = _thread_clocks()
     lines = [f"{layer.name}: {cpu:.3f} CPU ms a run ({samples.count} samples)", "by thread (CPU ms a run):"]
     lines += [f"  {(after[name] - threads.get(name, 0.0)) / count * 1000:7.3f}  {name}" for name in sorted(after)]
+    lines.append("garbage collection, charged below to whoever was allocating:")
+    for generation, (spent, times) in enumerate(zip(collections.spent, collections.times, strict=True)):
+        lines.append(f"  {spent / count * 1000:7.3f}  generation {generation}, {times} times")
     for title, charged, most in (
         ("main thread, by who asked for the work (CPU ms a run)", samples.rooms, 25),
         ("main thread, by line of ours, without what Pydantic AI does", samples.lines, 60),

@@ -200,7 +200,6 @@ def prepare(ground: Ground, data_dir: Path, model: str | None, database_url: str
         "AUTOMAGIK_MODEL_BASE_URL": ground.provider_url,
         "AUTOMAGIK_MODEL_API_KEY": "none",
         "AUTOMAGIK_DISCOVER_LOCAL_MODELS": "false",
-        "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
     }
     if database_url is not None:
         env["AUTOMAGIK_DATABASE_URL"] = database_url

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.processes import SERVER_CORES, Process, cores, environment, pinned, python
+from benchmarks.processes import PYTHON_PATH, SERVER_CORES, Process, cores, environment, pinned, python
 from benchmarks.report import Result, compare
 from benchmarks.report import Target as Goal
 from benchmarks.running import Ground, quietly
@@ -69,7 +69,7 @@ def _modules(on: Ground, folder: Path, env: dict[str, str]) -> Path:
     written, listed = folder / "modules.json", folder / "site"
     listed.mkdir()
     (listed / "sitecustomize.py").write_text(_LIST_MODULES)
-    watched = {**env, "BENCH_MODULES": str(written), "PYTHONPATH": f"{listed}:{env['PYTHONPATH']}"}
+    watched = {**env, "BENCH_MODULES": str(written), "PYTHONPATH": f"{listed}:{PYTHON_PATH}"}
     with Process(
         python("-m", "automagik", "serve"), on=cores(SERVER_CORES, pin=on.pin), log=on.log("start"), env=watched
     ) as process:
