@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     """End as at an exception, so that what was started is stopped, too."""
-    sys.exit(128 + number)
+    sys.exit(f"Stopped by signal {number}; what was measured until then is saved.")
 
 
 def _ground(options: argparse.Namespace, *, may_pin: bool = True) -> AbstractContextManager[Ground]:
