@@ -1,5 +1,6 @@
 """The ASGI application and the process that serves it."""
 
+import gc
 import resource
 import socket
 from contextlib import AsyncExitStack
@@ -54,6 +55,7 @@ class Application:
             self._api = create_api(platform)
             model = await platform.models.default_model_name()
             _log.info("server_ready", database=platform.store.dialect, model=model)
+            _freeze_heap()
             await send({"type": "lifespan.startup.complete"})
             await receive()
         await send({"type": "lifespan.shutdown.complete"})
@@ -106,6 +108,12 @@ def serve(settings: Settings, *, reload: bool = False) -> None:
                 raise
     if application.failure is not None:
         raise application.failure
+
+
+def _freeze_heap() -> None:
+    """Keep what the start has built out of full garbage collections, which took 135 ms in the midst of requests."""
+    gc.collect()
+    gc.freeze()
 
 
 def _listen(host: str, port: int) -> socket.socket:
