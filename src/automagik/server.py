@@ -54,8 +54,8 @@ class Application:
                 return
             self._api = create_api(platform)
             model = await platform.models.default_model_name()
-            _log.info("server_ready", database=platform.store.dialect, model=model)
             _freeze_heap()
+            _log.info("server_ready", database=platform.store.dialect, model=model)
             await send({"type": "lifespan.startup.complete"})
             await receive()
         await send({"type": "lifespan.shutdown.complete"})
@@ -122,6 +122,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen(_BACKLOG)  # who comes while the server starts waits, instead of being refused
     except OSError as error:
         listening.close()
         raise ConfigurationError(
