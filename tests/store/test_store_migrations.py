@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import sqlite3
 import subprocess
 import sys
@@ -107,7 +108,9 @@ def test_sqlites_indexes_and_tables_are_written_as_the_code_would_write_them(tmp
 def _definitions(connection: sqlite3.Connection) -> dict[str, list[str]]:
     """Each table's and index's definition, as its parts in any order of columns and constraints."""
     rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'")
-    return {name: [part.strip(" ,") for part in sql.replace("\t", "").splitlines()] for name, sql in rows}
+    return {
+        name: [part.strip(" ()\t") for part in re.split(r"[,\n]", sql) if part.strip(" ()\t")] for name, sql in rows
+    }
 
 
 RACER = """

@@ -1,4 +1,4 @@
-"""The tables: those of the user's document with its columns, and users, runs, run_events, api_keys and audit besides."""
+"""The tables: those of the user's document with its columns, and what runs, keys, queue, webhooks and artefacts need besides."""
 
 from sqlalchemy import (
     BigInteger,
@@ -34,18 +34,29 @@ __all__ = [
     "HEAD",
     "agents",
     "api_keys",
+    "artifact_uses",
+    "artifacts",
     "audit",
+    "deliveries",
+    "delivery_attempts",
+    "executors",
+    "idempotency_keys",
     "memories",
     "messages",
     "metadata",
+    "platform",
     "prompts",
+    "rate_counters",
     "run_events",
     "runs",
+    "schedules",
+    "secrets",
     "sessions",
     "users",
+    "webhooks",
 ]
 
-HEAD = "0001"
+HEAD = "0002"
 """The migration that these tables are. A test compares it with the migrations and the tables with what they make."""
 
 metadata = MetaData(
@@ -113,6 +124,9 @@ sessions = Table(
     Column("session_origin", SafeText, nullable=False),
     Column("metadata", JsonValue, nullable=False),
     Column("message_count", Integer, nullable=False),
+    # How many runs it has accepted, and how many of them have not ended: whoever changes them holds the row.
+    Column("turns", Integer, nullable=False, server_default=text("0")),
+    Column("open_runs", Integer, nullable=False, server_default=text("0")),
     _created(),
     _updated(),
     # A name is unique among one user's sessions, and among those of no user.
@@ -203,6 +217,12 @@ prompts = Table(
 ACTIVE_RUNS = "status <> 'completed'"
 """What an index over the statuses covers: those that are few. Completed runs are found newest first without one."""
 
+OPEN_RUNS = "status IN ('queued', 'running', 'waiting')"
+"""What an index over the runs that have not ended covers."""
+
+WAITING_RUNS = "status = 'queued' AND background AND ready"
+"""What an index over the runs that a worker may take covers."""
+
 runs = Table(
     "runs",
     metadata,
@@ -234,7 +254,16 @@ runs = Table(
     Column("cost_usd", Money),
     Column("instructions", CleanText),
     Column("model", SafeText),
-    Column("owner", SafeText),
+    Column("owner", Identifier),
+    # Whether it waits in the queue for a worker, instead of for the process that accepted it.
+    Column("background", Boolean, nullable=False, server_default=text("false")),
+    # Whether no earlier run of its session is open; always so where it has no session. `turn` is its place there.
+    Column("ready", Boolean, nullable=False, server_default=text("true")),
+    Column("turn", Integer),
+    Column("available_at", UtcTime),
+    Column("queue_until", UtcTime),
+    Column("host", SafeText),
+    Column("cancel_requested", Boolean, nullable=False, server_default=text("false")),
     _created(),
     Column("started_at", UtcTime),
     Column("finished_at", UtcTime),
@@ -257,6 +286,9 @@ runs = Table(
         postgresql_where=text("parent_id IS NOT NULL"),
     ),
     Index(None, "status", "run_id", sqlite_where=text(ACTIVE_RUNS), postgresql_where=text(ACTIVE_RUNS)),
+    Index("ix_runs_queue", "priority", "run_id", sqlite_where=text(WAITING_RUNS), postgresql_where=text(WAITING_RUNS)),
+    Index("ix_runs_turn", "session_id", "turn", sqlite_where=text(OPEN_RUNS), postgresql_where=text(OPEN_RUNS)),
+    Index("ix_runs_owner", "owner", sqlite_where=text(OPEN_RUNS), postgresql_where=text(OPEN_RUNS)),
 )
 
 run_events = Table(
@@ -281,6 +313,7 @@ api_keys = Table(
     # Not a foreign key: a key whose user is gone stays, revoked; it must never become one that is bound to nobody.
     Column("user_id", Uid),
     Column("rate_limit", SafeText),
+    Column("max_concurrent_runs", Integer),
     Column("expires_at", UtcTime),
     Column("last_used_at", UtcTime),
     Column("revoked_at", UtcTime),
@@ -301,4 +334,166 @@ audit = Table(
     Index(None, "action", "id"),
     Index(None, "target", "id"),
     sqlite_autoincrement=True,
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    # The API key that sent it, empty for the platform itself.
+    Column("key_id", Identifier, primary_key=True),
+    Column("idempotency_key", SafeText, primary_key=True),
+    Column("body_hash", Bytes, nullable=False),
+    Column("run_id", Identifier, nullable=False),
+    _created(),
+    Index(None, "created_at"),
+)
+
+executors = Table(
+    "executors",
+    metadata,
+    Column("executor_id", Identifier, primary_key=True),
+    Column("host", SafeText, nullable=False),
+    Column("role", SafeText, nullable=False),
+    Column("version", SafeText, nullable=False),
+    Column("started_at", UtcTime, nullable=False),
+    # The database's clock, moved on by the process itself as long as it lives.
+    Column("beat_at", UtcTime, nullable=False),
+    # When it was declared dead or had ended, and by whom (itself: it ended in peace). Then it never writes again.
+    Column("lost_at", UtcTime),
+    Column("lost_to", Identifier),
+    Index(None, "host", "beat_at"),
+    Index(
+        "ix_executors_living",
+        "executor_id",
+        sqlite_where=text("lost_at IS NULL"),
+        postgresql_where=text("lost_at IS NULL"),
+    ),
+)
+
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("schedule_id", Identifier, primary_key=True),
+    Column("name", SafeText, nullable=False, unique=True),
+    Column("agent_name", SafeText, nullable=False),
+    Column("cron", SafeText, nullable=False),
+    Column("time_zone", SafeText, nullable=False),
+    # The body of the run that each firing submits.
+    Column("request", JsonValue, nullable=False),
+    Column("missed", SafeText, nullable=False),
+    Column("active", Boolean, nullable=False),
+    # In whose name it fires; not a foreign key, for a schedule whose key is gone must stop visibly.
+    Column("key_id", Identifier),
+    Column("user_id", Uid),
+    Column("next_at", UtcTime),
+    Column("last_at", UtcTime),
+    Column("last_run_id", Identifier),
+    Column("last_error", CleanText),
+    Column("revision", Integer, nullable=False),
+    _created(),
+    _updated(),
+    Index("ix_schedules_due", "next_at", sqlite_where=text("active"), postgresql_where=text("active")),
+    Index(None, "user_id"),
+)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("webhook_id", Identifier, primary_key=True),
+    Column("url", SafeText, nullable=False),
+    Column("description", SafeText),
+    # Types of events (`run.completed`, `run.failed`, `run.cancelled`, `run.waiting`); and names of agents, empty: all.
+    Column("events", JsonValue, nullable=False),
+    Column("names", JsonValue, nullable=False),
+    Column("active", Boolean, nullable=False),
+    Column("key_id", Identifier),
+    Column("user_id", Uid),
+    Column("revision", Integer, nullable=False),
+    _created(),
+    _updated(),
+    Index(None, "user_id"),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("delivery_id", Identifier, primary_key=True),
+    Column("webhook_id", Identifier, ForeignKey("webhooks.webhook_id", ondelete="CASCADE"), nullable=False),
+    Column("run_id", Identifier, nullable=False),
+    Column("event", SafeText, nullable=False),
+    Column("status", SafeText, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    # When it is tried next; moved on before each attempt, so that it is a lease too.
+    Column("next_at", UtcTime),
+    Column("delivered_at", UtcTime),
+    _created(),
+    UniqueConstraint("webhook_id", "run_id", "event"),
+    Index(
+        "ix_deliveries_due",
+        "next_at",
+        sqlite_where=text("status = 'pending'"),
+        postgresql_where=text("status = 'pending'"),
+    ),
+    Index(None, "webhook_id", "delivery_id"),
+)
+
+delivery_attempts = Table(
+    "delivery_attempts",
+    metadata,
+    Column("delivery_id", Identifier, ForeignKey("deliveries.delivery_id", ondelete="CASCADE"), primary_key=True),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("at", UtcTime, nullable=False),
+    Column("milliseconds", Integer, nullable=False),
+    Column("status_code", Integer),
+    Column("error", CleanText),
+)
+
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("name", SafeText, primary_key=True),
+    Column("token", Bytes, nullable=False),
+    _created(),
+    _updated(),
+)
+
+platform = Table(
+    "platform",
+    metadata,
+    Column("name", SafeText, primary_key=True),
+    Column("value", JsonValue, nullable=False),
+    _updated(),
+)
+
+artifacts = Table(
+    "artifacts",
+    metadata,
+    # SHA-256 of the bytes, in hexadecimal: equal bytes are kept once.
+    Column("digest", Identifier, primary_key=True),
+    Column("size", BigInteger, nullable=False),
+    Column("media_type", SafeText, nullable=False),
+    _created(),
+    # When bytes and row were last known to be wanted: retention begins here.
+    Column("wanted_at", UtcTime, nullable=False),
+    Index(None, "wanted_at"),
+)
+
+artifact_uses = Table(
+    "artifact_uses",
+    metadata,
+    Column("digest", Identifier, ForeignKey("artifacts.digest", ondelete="CASCADE"), primary_key=True),
+    # What holds it: `session:UUID`, `run:run_…`.
+    Column("used_by", Identifier, primary_key=True),
+    _created(),
+    Index(None, "used_by"),
+)
+
+rate_counters = Table(
+    "rate_counters",
+    metadata,
+    Column("name", Identifier, primary_key=True),
+    Column("window_start", BigInteger, primary_key=True, autoincrement=False),
+    Column("hits", Integer, nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
+    Index(None, "expires_at"),
 )
