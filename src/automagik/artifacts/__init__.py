@@ -1,0 +1,1 @@
+"""Bytes that outlive a host: media, bundles, transcripts; content-addressed, in the data folder or an object store."""

@@ -1,0 +1,1 @@
+"""Who is told over HTTP that a run ended: signed, retried, visible deliveries."""
