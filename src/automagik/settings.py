@@ -33,6 +33,9 @@ class Settings(BaseSettings):
     """`postgresql://USER:PASSWORD@HOST/NAME`; unset: SQLite in the data folder."""
     database_pool_size: int = Field(default=10, ge=2, le=200)
     """Connections to PostgreSQL at the most for each process."""
+    secret_key: SecretStr | None = None
+    """The key that encrypts stored secrets: 32 random bytes in base64, the same on every host; unset: `secret.key` in the
+    data folder. `NEW,OLD` while it is changed."""
     agents_dir: Path | None = None
     """Where agent files (Python or YAML) are found; unset: `agents` in the data folder."""
 

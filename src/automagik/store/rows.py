@@ -9,7 +9,9 @@ from automagik.types import JsonObject, Usage
 
 __all__ = [
     "AgentRow",
+    "AttemptRow",
     "AuditRow",
+    "DeliveryRow",
     "EventRow",
     "KeyRow",
     "MemoryRow",
@@ -19,6 +21,7 @@ __all__ = [
     "RunRow",
     "SessionRow",
     "UserRow",
+    "WebhookRow",
 ]
 
 T = TypeVar("T")
@@ -204,3 +207,50 @@ class AuditRow:
     target: str
     details: JsonObject
     request_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookRow:
+    """An address that is told of runs that ended: of these `events`, of these agents' (`names`, empty: all), of this user's."""
+
+    webhook_id: str
+    url: str
+    description: str | None
+    events: list[str]
+    names: list[str]
+    active: bool
+    key_id: str | None
+    user_id: uuid.UUID | None
+    revision: int
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryRow:
+    """One event for one webhook. `status` is pending, delivered or failed; `attempts` counts those that were begun.
+
+    `next_at` is when it is tried next (None: not again, or when its webhook is active again). `run_id` is None for a ping.
+    """
+
+    delivery_id: str
+    webhook_id: str
+    run_id: str | None
+    event: str
+    status: str
+    attempts: int
+    next_at: datetime | None
+    delivered_at: datetime | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRow:
+    """One try to deliver: the status that the receiver answered, or why there was none."""
+
+    delivery_id: str
+    attempt: int
+    at: datetime
+    milliseconds: int
+    status_code: int | None
+    error: str | None

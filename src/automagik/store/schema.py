@@ -419,7 +419,8 @@ deliveries = Table(
     metadata,
     Column("delivery_id", Identifier, primary_key=True),
     Column("webhook_id", Identifier, ForeignKey("webhooks.webhook_id", ondelete="CASCADE"), nullable=False),
-    Column("run_id", Identifier, nullable=False),
+    # NULL: a ping, which tells of no run.
+    Column("run_id", Identifier),
     Column("event", SafeText, nullable=False),
     Column("status", SafeText, nullable=False),
     Column("attempts", Integer, nullable=False),

@@ -132,7 +132,7 @@ def _create_deliveries() -> None:
         "deliveries",
         sa.Column("delivery_id", columns.Identifier(), nullable=False),
         sa.Column("webhook_id", columns.Identifier(), nullable=False),
-        sa.Column("run_id", columns.Identifier(), nullable=False),
+        sa.Column("run_id", columns.Identifier()),
         sa.Column("event", columns.SafeText(), nullable=False),
         sa.Column("status", columns.SafeText(), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
