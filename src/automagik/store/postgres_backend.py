@@ -8,6 +8,8 @@ from sqlalchemy import Connection
 from automagik.store.hot import CommitObserver, HotPath
 from automagik.store.postgres import PostgresDatabase, living
 from automagik.store.postgres_hot import PostgresHot
+from automagik.store.postgres_signals import PostgresSignals
+from automagik.store.signals import Signals
 from automagik.types import Clock
 
 __all__ = ["PostgresBackend"]
@@ -24,12 +26,14 @@ class PostgresBackend:
         self._database = PostgresDatabase(url, pool_size)
         self._lanes = PostgresHot(self._database, clock, wrote)
         self.hot: HotPath = self._lanes
+        self.signals: Signals = PostgresSignals(self._database)
 
     async def open(self) -> None:
         await self._database.open()
         await self._lanes.open()
 
     async def close(self) -> None:
+        await self.signals.close()
         await self._lanes.close()
         await self._database.close()
 

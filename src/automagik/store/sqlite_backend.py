@@ -7,6 +7,7 @@ from typing import Literal, TypeVar
 from sqlalchemy import Connection
 
 from automagik.store.hot import CommitObserver, HotPath
+from automagik.store.signals import LocalSignals, Signals
 from automagik.store.sqlite import SqliteDatabase
 from automagik.store.sqlite_hot import SqliteHot
 
@@ -23,6 +24,7 @@ class SqliteBackend:
     def __init__(self, path: Path, wrote: CommitObserver) -> None:
         self._database = SqliteDatabase(path, wrote)
         self.hot: HotPath = SqliteHot(self._database)
+        self.signals: Signals = LocalSignals()
 
     async def open(self) -> None:
         await self._database.open()

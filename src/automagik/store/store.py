@@ -19,6 +19,7 @@ from automagik.store.hot import (
     StartRun,
     observe_nothing,
 )
+from automagik.store.signals import Signals
 from automagik.store.sqlite import database_file
 from automagik.store.sqlite_backend import SqliteBackend
 from automagik.store.transaction import Transaction
@@ -34,6 +35,7 @@ class Backend(Protocol):
 
     dialect: Literal["sqlite", "postgresql"]
     hot: HotPath
+    signals: Signals
 
     async def open(self) -> None: ...
 
@@ -74,6 +76,11 @@ class Store:
     def dialect(self) -> Literal["sqlite", "postgresql"]:
         """Which database it is."""
         return self._backend.dialect
+
+    @property
+    def signals(self) -> Signals:
+        """Messages between the processes that use this database. `signals.open()` begins to hear those of others."""
+        return self._backend.signals
 
     async def open(self) -> None:
         """Connect, and bring the schema to this code's under a lock.
