@@ -15,6 +15,7 @@ AutomagikError
 ├── ServiceUnavailable 503
 ├── RunFailed 502 | 504 | ...       a run that ended without an answer; carries its run id and outcome
 └── Internal 500
+    ├── ArtifactDamaged             the bytes of an artefact are gone, or not those that were stored
     ├── ConfigurationError          a setting or the machine is not as it must be
     └── PluginError                 an agent, tool or spec that could not be loaded
 """
@@ -24,6 +25,7 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 __all__ = [
+    "ArtifactDamaged",
     "AutomagikError",
     "BadRequest",
     "ConfigurationError",
@@ -225,6 +227,13 @@ _RUN_FAILED_STATUS = {
 
 class Internal(AutomagikError):
     """The platform's own fault."""
+
+
+class ArtifactDamaged(Internal):
+    """The bytes of an artefact are gone from the artefact store, or are not those that were stored."""
+
+    code = "artifact_damaged"
+    title = "Artefact damaged"
 
 
 class ConfigurationError(Internal):

@@ -82,6 +82,26 @@ class Settings(BaseSettings):
     fetch_timeout_seconds: float = Field(default=20, gt=0)
     """How long fetching one URL may take in all."""
 
+    artifacts_url: str | None = None
+    """Where artefacts (media, bundles) are kept: `s3://BUCKET/PREFIX`, `gs://…`, `az://ACCOUNT/CONTAINER/PREFIX` or `file:///FOLDER`;
+    unset: `artifacts` in the data folder. Every host needs the same."""
+    artifacts_endpoint: str | None = None
+    """The address of an S3-compatible server, as `https://minio.example.org:9000`; unset: the provider's own."""
+    artifacts_region: str | None = None
+    """The region of the S3 bucket."""
+    artifacts_access_key: SecretStr | None = None
+    """S3's access key id, or the name of the Azure account; unset: as the provider's own tools find it (`AWS_…`, `GOOGLE_…`, `AZURE_…`)."""
+    artifacts_secret_key: SecretStr | None = None
+    """The secret that goes with `artifacts_access_key`."""
+    artifact_retention_days: int = Field(default=7, ge=1)
+    """How long an artefact is kept that no session or run uses any more."""
+    artifact_cache_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
+    """How many bytes of artefacts that were read last each process keeps in memory."""
+    max_artifact_bytes: int = Field(default=1024 * 1024 * 1024, ge=1)
+    """The largest artefact."""
+    retention_days: int | None = Field(default=None, ge=1)
+    """How long finished runs and their events are kept; unset: until `automagik db prune`."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least level that is logged."""
     log_format: Literal["auto", "json", "console"] = "auto"
