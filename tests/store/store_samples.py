@@ -35,7 +35,7 @@ def begin(**changes: Any) -> BeginRun:
         "name": "simple",
         "created_at": _now(),
         "input_json": '{"message_content":"hello"}',
-        "events": [event(1, "run_started")],
+        "owner": "me",
     }
     return BeginRun(**{**values, **changes})
 
@@ -50,6 +50,7 @@ def finish(
 ) -> FinishRun:
     values: dict[str, Any] = {
         "run_id": run_id,
+        "owner": "me",
         "status": "completed",
         "outcome": "completed",
         "finished_at": _now(),

@@ -7,24 +7,27 @@ from datetime import datetime
 from typing import Protocol
 
 from automagik.errors import Conflict, NotFound
-from automagik.store.rows import RunRow
 from automagik.types import Usage
 
 __all__ = [
     "DEFAULT_ORIGIN",
+    "KEY_TAKEN",
     "AcceptedRun",
     "BeginRun",
     "BegunRun",
     "CommitObserver",
     "FinishRun",
+    "FinishedRun",
     "FoundSession",
     "HotPath",
+    "Idempotency",
     "NewEvent",
     "NewMessage",
-    "RecoveredRuns",
+    "NextTurn",
     "StartRun",
     "check_session",
     "cut_at_turn",
+    "key_taken",
     "not_queued",
     "observe_nothing",
 ]
@@ -32,6 +35,9 @@ __all__ = [
 DEFAULT_ORIGIN = "automagik-agent"
 """The `session_origin` of a session whose maker says none, as in the earlier API."""
 
+
+KEY_TAKEN = "idempotency_key_used"
+"""The code of the error for an idempotency key that belongs to another run."""
 
 CommitObserver = Callable[[int, float], None]
 """Who is told of each commit: how many transactions shared it, and how many seconds it took. Called from any thread."""
@@ -62,6 +68,15 @@ class NewMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class Idempotency:
+    """What makes a repeated request the same run: the caller's API key (empty: the platform), their word, the body's hash."""
+
+    key_id: str
+    key: str
+    body_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class BeginRun:
     """A run to store, with the session it belongs to.
 
@@ -69,6 +84,9 @@ class BeginRun:
     with neither, the run belongs to no session. `visible_to` is the user whom the caller's key is bound to: a session of
     anybody else is not found. An unknown `user_id` becomes a user unless `create_user` is false.
     `variable_names`: the memory variables wanted (None: all, empty: none).
+
+    A `background` run waits for a worker; another one belongs to the process `owner` and starts at once where its turn has
+    come. The store writes its first event (seq 1): `run_started`, or `run_queued` with whether it is of the background.
     """
 
     run_id: str
@@ -91,10 +109,13 @@ class BeginRun:
     attempt: int = 1
     priority: int = 0
     deadline_at: datetime | None = None
+    queue_until: datetime | None = None
+    host: str | None = None
+    background: bool = False
     owner: str | None = None
+    idempotency: Idempotency | None = None
     message_limit: int | None = None
     variable_names: Sequence[str] | None = ()
-    events: Sequence[NewEvent] = ()
 
     @property
     def has_session(self) -> bool:
@@ -104,33 +125,39 @@ class BeginRun:
 
 @dataclass(frozen=True, slots=True)
 class AcceptedRun:
-    """A stored run. `session_key` is the store's own id of the session; `user_id` the session's where the run gave none."""
+    """A stored run of the background. `session_key` is the store's own id of the session; `user_id` the session's where the
+    run gave none. `is_ready`: no earlier run of the session is open."""
 
     run_id: str
     session_id: uuid.UUID | None
     session_key: int | None
     user_id: uuid.UUID | None
+    is_ready: bool
 
 
 @dataclass(frozen=True, slots=True)
 class BegunRun:
-    """A running run with what its agent needs: the payloads of earlier messages (oldest first) and memory variables."""
+    """A run with what its agent needs: the payloads of earlier messages (oldest first) and memory variables.
+
+    `is_ready` false: it is stored, but waits for an earlier run of its session, and has neither yet.
+    """
 
     run_id: str
     session_id: uuid.UUID | None
     session_key: int | None
     user_id: uuid.UUID | None
+    is_ready: bool = True
     history: list[str] = field(default_factory=list[str])
     variables: dict[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
 class StartRun:
-    """A queued run to start."""
+    """A queued run to start, whose turn has come and which belongs to `owner`."""
 
     run_id: str
     started_at: datetime
-    owner: str | None = None
+    owner: str
     message_limit: int | None = None
     variable_names: Sequence[str] | None = ()
     events: Sequence[NewEvent] = ()
@@ -138,9 +165,14 @@ class StartRun:
 
 @dataclass(frozen=True, slots=True)
 class FinishRun:
-    """The end of a run: its terminal row, the messages it adds to the session `session_key`, its last events."""
+    """The end of a run: its terminal row, the messages it adds to the session `session_key`, its last events.
+
+    Only what belongs to `owner` is ended. `claims_next`: where the next run of the session waits in the background and is
+    like this one (agent and key), it belongs to `owner` at once.
+    """
 
     run_id: str
+    owner: str
     status: str
     outcome: str
     finished_at: datetime
@@ -150,16 +182,26 @@ class FinishRun:
     instructions: str | None = None
     model: str | None = None
     session_key: int | None = None
+    claims_next: bool = False
     messages: Sequence[NewMessage] = ()
     events: Sequence[NewEvent] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class RecoveredRuns:
-    """What dead owners left: `lost` runs, now failed as `worker_lost`, and `queued` ones (oldest first) to be started."""
+class NextTurn:
+    """The run whose turn has come because the one before it ended."""
 
-    lost: list[RunRow]
-    queued: list[RunRow]
+    run_id: str
+    background: bool
+    owner: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRun:
+    """A run that ended now, and whose turn has come by that."""
+
+    run_id: str
+    next_turn: NextTurn | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +222,9 @@ class HotPath(Protocol):
 
     async def start_run(self, start: StartRun) -> BegunRun: ...
 
-    async def finish_run(self, finish: FinishRun) -> bool: ...
+    async def finish_run(self, finish: FinishRun) -> FinishedRun | None: ...
 
-    async def append_events(self, run_id: str, events: Sequence[NewEvent]) -> bool: ...
+    async def append_events(self, run_id: str, owner: str, events: Sequence[NewEvent]) -> bool: ...
 
 
 def check_session(begin: BeginRun, found: FoundSession) -> None:
@@ -208,6 +250,13 @@ def cut_at_turn(roles: Sequence[str], payloads: list[str]) -> list[str] | None:
         if role == "user":
             return payloads[index:] if index else payloads
     return None
+
+
+def key_taken() -> Conflict:
+    """The error for a run whose idempotency key belongs to another run already."""
+    return Conflict(
+        "The Idempotency-Key has been used for another run.", code=KEY_TAKEN, hint="Use a new key for a new request."
+    )
 
 
 def not_queued(run_id: str) -> Conflict:

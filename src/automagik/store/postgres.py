@@ -1,8 +1,7 @@
 """PostgresDatabase: SQLAlchemy over asyncpg for general work, and connections of the driver itself for the hot path."""
 
 import asyncio
-import zlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeVar, cast
 
 import asyncpg
@@ -21,7 +20,6 @@ __all__ = [
     "PreparedStatement",
     "connect_postgres",
     "driver_url",
-    "living",
     "postgres_meaning",
 ]
 
@@ -29,9 +27,6 @@ T = TypeVar("T")
 
 _MIGRATION_LOCK = 0x6175746F
 """The key of the advisory lock under which one process at a time migrates."""
-_OWNER_LOCKS = 0x6F776E72
-"""The class of the advisory locks by which processes show that they live."""
-
 _CONNECT_SECONDS = 10.0
 _STATEMENT_SECONDS = 60.0
 _POOL_WAIT_SECONDS = 30.0
@@ -115,7 +110,6 @@ class PostgresDatabase:
         self._pool_size = pool_size - self.lanes
         self._named = named
         self._engine: AsyncEngine | None = None
-        self._owner: str | None = None
 
     async def open(self, *, migrates: bool = True) -> None:
         """Connect, and where the schema is not at head migrate under a lock, or refuse.
@@ -172,16 +166,9 @@ class PostgresDatabase:
         except _DATABASE_ERRORS as error:
             raise postgres_meaning(error) from error
 
-    def set_owner(self, owner: str) -> None:
-        """Name the lock that this process's first lane holds as long as it lives."""
-        self._owner = owner
-
-    async def connect_lane(self, index: int) -> DriverConnection:
-        """A new connection for the hot path; that of the first lane also shows that the owner lives."""
-        connection = await connect_postgres(self.url, lane=True)
-        if index == 0 and self._owner is not None:
-            await connection.execute(f"SELECT pg_advisory_lock_shared({_OWNER_LOCKS}, {_owner_key(self._owner)})")
-        return connection
+    async def connect_lane(self) -> DriverConnection:
+        """A new connection for the hot path."""
+        return await connect_postgres(self.url, lane=True)
 
     async def _write(self, work: Callable[[Connection], T]) -> T:
         try:
@@ -200,19 +187,3 @@ def _root_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
-
-
-def _owner_key(owner: str) -> int:
-    """The key of an owner's lock: 32 bits, signed."""
-    value = zlib.crc32(owner.encode())
-    return value - (1 << 32) if value >= 1 << 31 else value
-
-
-def living(connection: Connection, owners: Sequence[str]) -> set[str]:
-    """Which of `owners` are processes that live, by the locks that they hold."""
-    alive: set[str] = set()
-    for owner in owners:
-        free = connection.scalar(text(f"SELECT pg_try_advisory_xact_lock({_OWNER_LOCKS}, {_owner_key(owner)})"))
-        if not free:
-            alive.add(owner)
-    return alive

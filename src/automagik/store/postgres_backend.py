@@ -1,12 +1,12 @@
 """PostgresBackend: PostgreSQL as the Store uses it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, TypeVar
 
 from sqlalchemy import Connection
 
 from automagik.store.hot import CommitObserver, HotPath
-from automagik.store.postgres import PostgresDatabase, living
+from automagik.store.postgres import PostgresDatabase
 from automagik.store.postgres_hot import PostgresHot
 from automagik.store.postgres_signals import PostgresSignals
 from automagik.store.signals import Signals
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class PostgresBackend:
-    """PostgreSQL. Several processes may use it; each shows that it lives by a lock, which goes with its connection."""
+    """PostgreSQL. Several processes may use it."""
 
     dialect: Literal["sqlite", "postgresql"] = "postgresql"
 
@@ -44,7 +44,4 @@ class PostgresBackend:
         return await self._database.write(work)
 
     async def acquire_ownership(self, owner: str) -> None:
-        await self._lanes.acquire_ownership(owner)
-
-    def living(self, connection: Connection, owners: Sequence[str]) -> set[str]:
-        return living(connection, owners)
+        del owner  # any number of processes share it; each shows that it lives by its heartbeat

@@ -19,7 +19,7 @@ def may_make(begin: BeginRun) -> bool:
 
 
 def session_keys(begin: BeginRun) -> tuple[Hashable, ...]:
-    """By what two runs of one batch would make one session twice."""
+    """By what two runs of one batch would make one session twice, or take its turns together."""
     if begin.session_id is None:
         return () if begin.session_name is None else ((begin.user_id, begin.session_name),)
     if begin.session_name is None:
@@ -29,17 +29,12 @@ def session_keys(begin: BeginRun) -> tuple[Hashable, ...]:
 
 def of_begin(batch: Sequence[BeginRun]) -> Columns:
     """The parameters of BEGIN."""
-    return [
-        *_begin(batch),
-        [b.message_limit for b in batch],
-        [_joined(b.variable_names) for b in batch],
-        *_of_runs(batch),
-    ]
+    return [*_begin(batch), [b.message_limit for b in batch], [_joined(b.variable_names) for b in batch]]
 
 
 def of_begin_without_context(batch: Sequence[BeginRun]) -> Columns:
     """The parameters of ACCEPT, which reads neither messages nor variables."""
-    return [*_begin(batch), [0 for _ in batch], ["" for _ in batch], *_of_runs(batch)]
+    return [*_begin(batch), [0 for _ in batch], ["" for _ in batch]]
 
 
 def of_start(batch: Sequence[StartRun]) -> Columns:
@@ -59,6 +54,8 @@ def of_finish(batch: Sequence[FinishRun]) -> Columns:
     messages = [(f.run_id, message) for f in batch for message in f.messages]
     return [
         [f.run_id for f in batch],
+        [f.owner for f in batch],
+        [f.claims_next for f in batch],
         [f.status for f in batch],
         [f.outcome for f in batch],
         [f.output_json for f in batch],
@@ -84,11 +81,12 @@ def of_finish(batch: Sequence[FinishRun]) -> Columns:
     ]
 
 
-def of_append(batch: Sequence[tuple[str, Sequence[NewEvent]]]) -> Columns:
-    """The parameters of APPEND."""
+def of_append(batch: Sequence[tuple[str, str, Sequence[NewEvent]]]) -> Columns:
+    """The parameters of APPEND: run, owner and events."""
     return [
-        [run_id for run_id, _ in batch],
-        *_events((run_id, event) for run_id, events in batch for event in events),
+        [run_id for run_id, _, _ in batch],
+        [owner for _, owner, _ in batch],
+        *_events((run_id, event) for run_id, _, events in batch for event in events),
     ]
 
 
@@ -109,15 +107,20 @@ def _begin(batch: Sequence[BeginRun]) -> Columns:
         [b.requeue_of for b in batch],
         [b.labels_json for b in batch],
         [b.input_json for b in batch],
-        [b.attempt for b in batch],
         [b.priority for b in batch],
         [b.deadline_at for b in batch],
+        [b.queue_until for b in batch],
+        [b.host for b in batch],
+        [b.background for b in batch],
         [b.owner for b in batch],
         [b.created_at for b in batch],
+        [b.idempotency.key_id if b.idempotency is not None else None for b in batch],
+        [b.idempotency.key if b.idempotency is not None else None for b in batch],
+        [b.idempotency.body_hash if b.idempotency is not None else None for b in batch],
     ]
 
 
-def _of_runs(batch: Sequence[BeginRun] | Sequence[StartRun] | Sequence[FinishRun]) -> Columns:
+def _of_runs(batch: Sequence[StartRun] | Sequence[FinishRun]) -> Columns:
     return _events((run.run_id, event) for run in batch for event in run.events)
 
 

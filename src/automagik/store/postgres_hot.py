@@ -21,16 +21,20 @@ from automagik.store.hot import (
     BeginRun,
     BegunRun,
     CommitObserver,
+    FinishedRun,
     FinishRun,
     FoundSession,
     NewEvent,
+    NextTurn,
     StartRun,
     check_session,
     cut_at_turn,
+    key_taken,
     not_queued,
 )
 from automagik.store.messages import Messages
 from automagik.store.postgres import DriverConnection, PostgresDatabase, PreparedStatement, postgres_meaning
+from automagik.store.turns import next_turn
 from automagik.types import Clock
 
 __all__ = ["PostgresHot"]
@@ -70,9 +74,8 @@ class _Job:
 class _Lane:
     """One connection of the driver's with its prepared statements, made when it is needed and anew when it was lost."""
 
-    def __init__(self, database: PostgresDatabase, index: int) -> None:
+    def __init__(self, database: PostgresDatabase) -> None:
         self._database = database
-        self._index = index
         self._connection: DriverConnection | None = None
         self._prepared: dict[str, PreparedStatement] = {}
 
@@ -87,7 +90,7 @@ class _Lane:
 
     async def connect(self) -> DriverConnection:
         await self.close()
-        self._connection = connection = await self._database.connect_lane(self._index)
+        self._connection = connection = await self._database.connect_lane()
         return connection
 
     async def close(self) -> None:
@@ -106,7 +109,7 @@ class PostgresHot:
         self._database = database
         self._clock = clock
         self._pending: deque[_Job] = deque()
-        self._lanes = [_Lane(database, index) for index in range(database.lanes)]
+        self._lanes = [_Lane(database) for _ in range(database.lanes)]
         self._idle = self._lanes[::-1]
         self._tasks: set[asyncio.Task[None]] = set()
         self._open = False
@@ -124,18 +127,6 @@ class PostgresHot:
         for lane in self._lanes:
             await lane.close()
 
-    async def acquire_ownership(self, owner: str) -> None:
-        """Show, by a lock that the first lane holds, that `owner` lives."""
-        self._database.set_owner(owner)
-        first = self._lanes[0]
-        while first not in self._idle:  # a statement that is under way keeps its connection
-            await asyncio.wait(self._tasks)
-        self._idle.remove(first)
-        try:
-            await self._connect_first()
-        finally:
-            self._idle.append(first)
-
     async def begin_run(self, begin: BeginRun) -> BegunRun:
         record = await self._store(_BEGIN, begin)
         return BegunRun(
@@ -143,6 +134,7 @@ class PostgresHot:
             record["session_id"],
             record["session_key"],
             begin.user_id if begin.user_id is not None else record["session_user"],
+            record["is_ready"],
             await self._history(record, begin.message_limit),
             _variables(record),
         )
@@ -150,7 +142,7 @@ class PostgresHot:
     async def accept_run(self, begin: BeginRun) -> AcceptedRun:
         record = await self._store(_ACCEPT, begin)
         user_id = begin.user_id if begin.user_id is not None else record["session_user"]
-        return AcceptedRun(begin.run_id, record["session_id"], record["session_key"], user_id)
+        return AcceptedRun(begin.run_id, record["session_id"], record["session_key"], user_id, record["is_ready"])
 
     async def start_run(self, start: StartRun) -> BegunRun:
         record = await self._do(_START, start)
@@ -161,15 +153,27 @@ class PostgresHot:
             record["session_id"],
             record["session_key"],
             record["user_id"],
+            True,
             await self._history(record, start.message_limit),
             _variables(record),
         )
 
-    async def finish_run(self, finish: FinishRun) -> bool:
-        return await self._do(_FINISH, finish) is not None
+    async def finish_run(self, finish: FinishRun) -> FinishedRun | None:
+        record = await self._do(_FINISH, finish)
+        if record is None:
+            return None
+        if record["next_missed"]:
+            session_id: uuid.UUID = record["session_id"]
+            return FinishedRun(
+                finish.run_id, await self._database.write(lambda connection: next_turn(connection, session_id))
+            )
+        next_run: str | None = record["next_run"]
+        if next_run is None:
+            return FinishedRun(finish.run_id, None)
+        return FinishedRun(finish.run_id, NextTurn(next_run, record["next_background"], record["next_owner"]))
 
-    async def append_events(self, run_id: str, events: Sequence[NewEvent]) -> bool:
-        return await self._do(_APPEND, (run_id, events)) is not None
+    async def append_events(self, run_id: str, owner: str, events: Sequence[NewEvent]) -> bool:
+        return await self._do(_APPEND, (run_id, owner, events)) is not None
 
     async def _store(self, statement: _Statement, begin: BeginRun) -> Record:
         if begin.user_id is not None and not begin.create_user:
@@ -255,6 +259,8 @@ class PostgresHot:
                     await self._run(lane, [job])
             elif attempt < _ATTEMPTS and isinstance(error, _PASSING):
                 await self._run(lane, batch, attempt + 1)
+            elif isinstance(error, asyncpg.UniqueViolationError) and _KEYS in str(error):
+                _fail(batch, key_taken())
             else:
                 _fail(batch, error)
         except BaseException as error:
@@ -273,6 +279,8 @@ class PostgresHot:
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise postgres_meaning(error) from error
 
+
+_KEYS = "pk_idempotency_keys"
 
 _PASSING = (
     asyncpg.DeadlockDetectedError,

@@ -5,16 +5,20 @@ __all__ = ["ACCEPT", "APPEND", "BEGIN", "FINISH", "START"]
 # Which sessions are there, which runs may use them, what is made. A run whose session was made by somebody else at the
 # same moment gets no row here (ON CONFLICT waits for them and then does nothing): the caller asks again and finds it.
 # Rows go in by an order of their keys, so that two statements that make the same ones can't wait for each other.
+# `held` takes the sessions' rows, always before any row of a run and in the order of their keys; `entered` then counts on
+# what the row is now, not on what this statement's snapshot saw of it.
 _ACCEPT_WITH = """
 WITH asked AS (
   SELECT * FROM unnest(
     $1::text[], $2::text[], $3::text[], $4::bigint[], $5::uuid[], $6::text[], $7::text[], $8::boolean[], $9::uuid[],
-    $10::uuid[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[], $16::smallint[], $17::smallint[],
-    $18::timestamptz[], $19::text[], $20::timestamptz[], $21::integer[], $22::text[]
+    $10::uuid[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[], $16::smallint[],
+    $17::timestamptz[], $18::timestamptz[], $19::text[], $20::boolean[], $21::text[], $22::timestamptz[],
+    $23::text[], $24::text[], $25::bytea[], $26::integer[], $27::text[]
   ) AS a(
     run_id, kind, name, agent_id, session_id, session_name, session_origin, may_make, user_id,
-    visible_to, key_id, parent_id, requeue_of, labels, input, attempt, priority,
-    deadline_at, owner, created_at, message_limit, names
+    visible_to, key_id, parent_id, requeue_of, labels, input, priority,
+    deadline_at, queue_until, host, background, owner, created_at,
+    key_owner, idempotency_key, body_hash, message_limit, names
   )
 ), found AS (
   SELECT a.run_id, s.*
@@ -44,31 +48,47 @@ WITH asked AS (
   ON CONFLICT (id) DO NOTHING
 ), made AS (
   INSERT INTO sessions (session_id, agent_id, user_id, session_name, status, session_origin, metadata, message_count,
-    created_at, updated_at)
-  SELECT session_id, agent_id, user_id, session_name, 'active', session_origin, '{}', 0, created_at, created_at
+    turns, open_runs, created_at, updated_at)
+  SELECT session_id, agent_id, user_id, session_name, 'active', session_origin, '{}', 0, 1, 1, created_at, created_at
   FROM allowed WHERE found_key IS NULL AND session_id IS NOT NULL
   ORDER BY session_id
   ON CONFLICT DO NOTHING
   RETURNING id, session_id
+), held AS MATERIALIZED (
+  SELECT s.id FROM sessions s WHERE s.id IN (SELECT found_key FROM allowed WHERE found_key IS NOT NULL)
+  ORDER BY s.id FOR NO KEY UPDATE
+), entered AS (
+  UPDATE sessions s SET turns = s.turns + 1, open_runs = s.open_runs + 1 FROM held WHERE s.id = held.id
+  RETURNING s.id, s.turns AS turn, s.open_runs
+), placed AS (
+  SELECT a.*, coalesce(e.turn, CASE WHEN a.settled_id IS NOT NULL THEN 1 END) AS turn,
+    coalesce(e.open_runs, 1) = 1 AS ready, coalesce(e.open_runs, 1) = 1 AND NOT a.background AS starts
+  FROM allowed a LEFT JOIN made m ON m.session_id = a.settled_id LEFT JOIN entered e ON e.id = a.found_key
+  WHERE a.settled_id IS NULL OR e.id IS NOT NULL OR m.id IS NOT NULL
 ), stored AS (
   INSERT INTO runs (run_id, kind, name, agent_id, session_id, user_id, key_id, parent_id, requeue_of, labels, status,
-    attempt, priority, input, owner, created_at, started_at, deadline_at, requests, tool_calls, input_tokens,
-    output_tokens, cache_read_tokens, cache_write_tokens)
-  SELECT a.run_id, a.kind, a.name, a.agent_id, a.settled_id, a.settled_user, a.key_id, a.parent_id, a.requeue_of,
-    a.labels::json, %(status)s, a.attempt, a.priority, a.input::json, a.owner, a.created_at, %(started)s,
-    a.deadline_at, 0, 0, 0, 0, 0, 0
-  FROM allowed a LEFT JOIN made m ON m.session_id = a.settled_id
-  WHERE a.settled_id IS NULL OR a.found_key IS NOT NULL OR m.id IS NOT NULL
-  RETURNING run_id, session_id, user_id
+    attempt, priority, input, owner, background, ready, turn, queue_until, host, created_at, started_at, deadline_at,
+    requests, tool_calls, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens)
+  SELECT run_id, kind, name, agent_id, settled_id, settled_user, key_id, parent_id, requeue_of, labels::json,
+    CASE WHEN starts THEN 'running' ELSE 'queued' END, 1, priority, input::json, owner, background, ready, turn,
+    queue_until, host, created_at, CASE WHEN starts THEN created_at END, deadline_at, 0, 0, 0, 0, 0, 0
+  FROM placed
+  RETURNING run_id, session_id, user_id, status, background, ready, created_at
+), new_keys AS (
+  INSERT INTO idempotency_keys (key_id, idempotency_key, body_hash, run_id, created_at)
+  SELECT a.key_owner, a.idempotency_key, a.body_hash, a.run_id, a.created_at
+  FROM asked a JOIN stored ON stored.run_id = a.run_id WHERE a.idempotency_key IS NOT NULL
 ), new_events AS (
   INSERT INTO run_events (run_id, seq, type, at, data)
-  SELECT e.run_id, e.seq, e.type, e.at, e.data::json
-  FROM unnest($23::text[], $24::integer[], $25::text[], $26::timestamptz[], $27::text[]) AS e(run_id, seq, type, at, data)
-    JOIN stored ON stored.run_id = e.run_id
-  ON CONFLICT (run_id, seq) DO NOTHING
+  SELECT run_id, 1, CASE WHEN status = 'running' THEN 'run_started' ELSE 'run_queued' END, created_at,
+    CASE WHEN status = 'running' THEN '{}' WHEN background THEN '{"background":true}' ELSE '{"background":false}' END::json
+  FROM stored
+), told AS (
+  SELECT pg_notify('automagik', 'work') FROM stored WHERE background AND ready LIMIT 1
 )
 SELECT a.run_id, stored.run_id IS NOT NULL AS is_stored, coalesce(f.id, m.id) AS session_key,
-  coalesce(f.session_id, m.session_id) AS session_id, f.id IS NOT NULL AS is_found, f.user_id AS session_user"""
+  coalesce(f.session_id, m.session_id) AS session_id, f.id IS NOT NULL AS is_found, f.user_id AS session_user,
+  stored.ready AS is_ready"""
 
 _ACCEPT_FROM = """
 FROM asked a LEFT JOIN found f ON f.run_id = a.run_id LEFT JOIN stored ON stored.run_id = a.run_id
@@ -101,31 +121,31 @@ LEFT JOIN LATERAL (
 ) v ON %(names)s IS DISTINCT FROM ''"""
 
 BEGIN = (
-    _ACCEPT_WITH % {"status": "'running'", "started": "a.created_at"}
+    _ACCEPT_WITH
     + _CONTEXT_COLUMNS
     + _ACCEPT_FROM
     + _CONTEXT
     % {
         "session_key": "f.id",
         "limit": "a.message_limit",
-        "has_messages": "f.message_count > 0",
+        "has_messages": "f.message_count > 0 AND stored.ready",
         "agent_id": "a.agent_id",
         "user_id": "coalesce(a.user_id, f.user_id)",
         "names": "a.names",
     }
 )
-"""Store runs that start at once, with what their agents need."""
+"""Store runs of this process; those whose turn has come start at once, with what their agents need."""
 
-ACCEPT = _ACCEPT_WITH % {"status": "'queued'", "started": "NULL"} + _ACCEPT_FROM
-"""Store queued runs."""
+ACCEPT = "".join((_ACCEPT_WITH, ", (SELECT count(*) FROM told) AS told", _ACCEPT_FROM))
+"""Store runs of the background, and wake a worker for those whose turn has come."""
 
 START = (
     """
 WITH started AS (
-  UPDATE runs r SET status = 'running', started_at = s.started_at, owner = s.owner
+  UPDATE runs r SET status = 'running', started_at = s.started_at
   FROM unnest($1::text[], $2::timestamptz[], $3::text[], $4::integer[], $5::text[])
     AS s(run_id, started_at, owner, message_limit, names)
-  WHERE r.run_id = s.run_id AND r.status = 'queued'
+  WHERE r.run_id = s.run_id AND r.status = 'queued' AND r.ready AND r.owner = s.owner
   RETURNING r.run_id, r.agent_id, r.session_id, r.user_id, s.message_limit, s.names
 ), new_events AS (
   INSERT INTO run_events (run_id, seq, type, at, data)
@@ -146,60 +166,90 @@ FROM started a LEFT JOIN sessions z ON z.session_id = a.session_id"""
         "names": "a.names",
     }
 )
-"""Start queued runs; those that are not queued any more are left out of the answer."""
+"""Start queued runs whose turn has come; those that are not queued any more, or not their owner's, are left out."""
 
 FINISH = """
-WITH ended AS (
+WITH held AS MATERIALIZED (
+  SELECT s.id FROM sessions s
+  WHERE s.session_id IN (SELECT r.session_id FROM runs r WHERE r.run_id = ANY ($1::text[]))
+  ORDER BY s.id FOR NO KEY UPDATE
+), ended AS (
   UPDATE runs r SET status = f.status, outcome = f.outcome, output = f.output::json, error = f.error::json,
     requests = f.requests, tool_calls = f.tool_calls, input_tokens = f.input_tokens, output_tokens = f.output_tokens,
     cache_read_tokens = f.cache_read_tokens, cache_write_tokens = f.cache_write_tokens, cost_usd = f.cost_usd,
     instructions = f.instructions, model = f.model, finished_at = f.finished_at, waiting_for = NULL
   FROM unnest(
-    $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::integer[], $7::integer[], $8::bigint[],
-    $9::bigint[], $10::bigint[], $11::bigint[], $12::numeric[], $13::text[], $14::text[], $15::timestamptz[],
-    $16::bigint[], $17::integer[]
+    $1::text[], $2::text[], $3::boolean[], $4::text[], $5::text[], $6::text[], $7::text[], $8::integer[],
+    $9::integer[], $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[], $14::numeric[], $15::text[],
+    $16::text[], $17::timestamptz[], $18::bigint[], $19::integer[]
   ) AS f(
-    run_id, status, outcome, output, error, requests, tool_calls, input_tokens,
-    output_tokens, cache_read_tokens, cache_write_tokens, cost_usd, instructions, model, finished_at,
-    session_key, new_messages
-  )
-  WHERE r.run_id = f.run_id AND r.status NOT IN ('completed', 'failed', 'cancelled')
-  RETURNING r.run_id, f.session_key, f.new_messages, f.finished_at
+    run_id, owner, claims_next, status, outcome, output, error, requests,
+    tool_calls, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, cost_usd, instructions,
+    model, finished_at, session_key, new_messages
+  ), (SELECT count(*) AS sessions FROM held) h
+  WHERE r.run_id = f.run_id AND r.status IN ('queued', 'running', 'waiting') AND r.owner = f.owner AND h.sessions >= 0
+  RETURNING r.run_id, r.session_id, r.ready, r.name, r.key_id, r.owner, r.status, r.user_id, f.claims_next, f.session_key,
+    f.new_messages, f.finished_at
 ), bumped AS (
-  UPDATE sessions s SET message_count = s.message_count + e.new_messages, updated_at = e.finished_at
+  UPDATE sessions s SET message_count = s.message_count + e.new_messages, open_runs = s.open_runs - e.runs,
+    updated_at = CASE WHEN e.new_messages > 0 THEN e.finished_at ELSE s.updated_at END
   FROM (
-    SELECT session_key, sum(new_messages) AS new_messages, max(finished_at) AS finished_at
-    FROM ended WHERE new_messages > 0 GROUP BY session_key
+    SELECT session_id, count(*) AS runs, sum(new_messages) AS new_messages, max(finished_at) AS finished_at,
+      max(run_id) FILTER (WHERE ready) AS run_id
+    FROM ended WHERE session_id IS NOT NULL GROUP BY session_id
   ) e
-  WHERE s.id = e.session_key
-  RETURNING s.id
+  WHERE s.session_id = e.session_id
+  RETURNING s.id, s.session_id, s.open_runs, e.run_id
+), following AS (
+  UPDATE runs r SET ready = true,
+    owner = CASE WHEN r.background AND c.claims_next AND r.name = c.name AND r.key_id IS NOT DISTINCT FROM c.key_id
+        AND r.host IS NULL AND r.available_at IS NULL
+      THEN c.owner ELSE r.owner END
+  FROM (
+    SELECT e.run_id AS after, e.claims_next, e.name, e.key_id, e.owner, (
+        SELECT n.run_id FROM runs n
+        WHERE n.session_id = b.session_id AND n.status IN ('queued', 'running', 'waiting') AND NOT n.ready
+          AND n.run_id <> ALL ($1::text[])
+        ORDER BY n.turn LIMIT 1
+      ) AS run_id
+    FROM bumped b JOIN ended e ON e.run_id = b.run_id WHERE b.open_runs > 0
+  ) c
+  WHERE r.run_id = c.run_id AND r.status = 'queued'
+  RETURNING c.after, r.run_id, r.background, r.owner
 ), new_messages AS (
   INSERT INTO messages (message_id, session_id, run_id, role, content, raw_payload, created_at)
   SELECT m.message_id, e.session_key, m.run_id, m.role, m.content, m.raw_payload::json, e.finished_at
-  FROM unnest($18::uuid[], $19::text[], $20::text[], $21::text[], $22::text[])
+  FROM unnest($20::uuid[], $21::text[], $22::text[], $23::text[], $24::text[])
       WITH ORDINALITY AS m(message_id, run_id, role, content, raw_payload, place)
     JOIN ended e ON e.run_id = m.run_id JOIN bumped ON bumped.id = e.session_key
   ORDER BY m.place
 ), new_events AS (
   INSERT INTO run_events (run_id, seq, type, at, data)
   SELECT e.run_id, e.seq, e.type, e.at, e.data::json
-  FROM unnest($23::text[], $24::integer[], $25::text[], $26::timestamptz[], $27::text[]) AS e(run_id, seq, type, at, data)
+  FROM unnest($25::text[], $26::integer[], $27::text[], $28::timestamptz[], $29::text[]) AS e(run_id, seq, type, at, data)
     JOIN ended ON ended.run_id = e.run_id
   ON CONFLICT (run_id, seq) DO NOTHING
 )
-SELECT run_id FROM ended"""
-"""End runs; those that had ended are left out of the answer, and nothing of theirs is written."""
+SELECT e.run_id, b.id AS session_key, b.session_id, n.run_id AS next_run, n.background AS next_background, n.owner AS next_owner,
+  e.ready AND coalesce(b.open_runs, 0) > 0 AND n.run_id IS NULL AS next_missed,
+  CASE WHEN n.run_id IS NOT NULL AND (NOT n.background OR n.owner IS NULL)
+    THEN pg_notify('automagik', CASE WHEN n.background THEN 'work' ELSE 'ready ' || n.run_id END)::text END AS told
+FROM ended e LEFT JOIN bumped b ON b.run_id = e.run_id LEFT JOIN following n ON n.after = e.run_id"""
+"""End runs, and give the turn to the next of their sessions; those that had ended, or are another's, are left out."""
 
 APPEND = """
 WITH open AS (
-  SELECT r.run_id FROM (SELECT DISTINCT run_id FROM unnest($1::text[]) AS a(run_id)) a JOIN runs r ON r.run_id = a.run_id
-  WHERE r.status NOT IN ('completed', 'failed', 'cancelled')
+  SELECT r.run_id FROM (
+    SELECT run_id, owner FROM unnest($1::text[], $2::text[]) AS a(run_id, owner) GROUP BY run_id, owner
+  ) a JOIN runs r ON r.run_id = a.run_id
+  WHERE r.status IN ('queued', 'running', 'waiting') AND r.owner = a.owner
+  FOR SHARE OF r
 ), new_events AS (
   INSERT INTO run_events (run_id, seq, type, at, data)
   SELECT e.run_id, e.seq, e.type, e.at, e.data::json
-  FROM unnest($2::text[], $3::integer[], $4::text[], $5::timestamptz[], $6::text[]) AS e(run_id, seq, type, at, data)
+  FROM unnest($3::text[], $4::integer[], $5::text[], $6::timestamptz[], $7::text[]) AS e(run_id, seq, type, at, data)
     JOIN open ON open.run_id = e.run_id
   ON CONFLICT (run_id, seq) DO NOTHING
 )
 SELECT run_id FROM open"""
-"""Add events to runs that have not ended."""
+"""Add events to runs that have not ended and are their owner's."""

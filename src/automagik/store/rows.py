@@ -155,7 +155,11 @@ class KeyRow:
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """A run. `session_id` is public and stays when the session goes; `input`, `output` and `instructions` are None in lists."""
+    """A run. `session_id` is public and stays when the session goes; `input`, `output` and `instructions` are None in lists.
+
+    `background`: it waits for a worker, from `available_at` and until `queue_until` where those are given, for one of `host`
+    where that is given; `ready`: no earlier run of its session is open.
+    """
 
     run_id: str
     kind: str
@@ -183,6 +187,11 @@ class RunRow:
     started_at: datetime | None
     finished_at: datetime | None
     deadline_at: datetime | None
+    background: bool = False
+    ready: bool = True
+    available_at: datetime | None = None
+    queue_until: datetime | None = None
+    host: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,31 +3,23 @@
 import uuid
 from typing import Any
 
-from sqlalchemy import Row, Select, func, insert, null, select, text, update
+from sqlalchemy import Row, Select, null, select, text
 
 from automagik.errors import NotFound
 from automagik.store import schema
 from automagik.store.pages import fetch_page
 from automagik.store.repository import Repository
 from automagik.store.rows import Page, RunRow
-from automagik.types import OUTCOME_STATUS, RunOutcome, RunStatus, Usage
+from automagik.types import OUTCOME_STATUS, RunStatus, Usage
 
-__all__ = ["Runs"]
+__all__ = ["Runs", "run_of"]
 
 _runs = schema.runs
-_events = schema.run_events
 
 _BIG = frozenset({"input", "output", "instructions"})
 _listed = [null().label(column.name) if column.name in _BIG else column for column in _runs.c]
 
 _STATUS_OF = {outcome.value: status.value for outcome, status in OUTCOME_STATUS.items()}
-
-_LOST = {
-    "code": RunOutcome.WORKER_LOST.value,
-    "detail": "The server stopped before the run ended.",
-    "hint": "Send the request again.",
-    "retryable": True,
-}
 
 
 class Runs(Repository):
@@ -38,7 +30,7 @@ class Runs(Repository):
     def find(self, run_id: str) -> RunRow | None:
         """The run, whole, or None."""
         record = self._connection.execute(select(_runs).where(_runs.c.run_id == run_id)).one_or_none()
-        return None if record is None else _row(record)
+        return None if record is None else run_of(record)
 
     def get(self, run_id: str) -> RunRow:
         """The run, whole. Raises NotFound."""
@@ -46,29 +38,6 @@ class Runs(Repository):
         if found is None:
             raise NotFound("run", run_id)
         return found
-
-    def owners(self, status: RunStatus) -> list[str]:
-        """Who owns runs of this status."""
-        statement = select(_runs.c.owner).where(_runs.c.status == status.value, text(schema.ACTIVE_RUNS)).distinct()
-        return [owner for owner in self._connection.scalars(statement) if owner is not None]
-
-    def fail_lost(self, alive: set[str]) -> list[RunRow]:
-        """Running runs whose owner is not among `alive`, now failed as `worker_lost`, each with its last event."""
-        statement = select(_runs).where(_runs.c.status == RunStatus.RUNNING.value, text(schema.ACTIVE_RUNS))
-        lost = [record for record in self._connection.execute(statement) if record.owner not in alive]
-        return [self._fail_lost(record.run_id) for record in lost]
-
-    def take_queued(self, owner: str | None, alive: set[str]) -> list[RunRow]:
-        """Queued runs whose owner is not among `alive`, oldest first, now owned by `owner`."""
-        statement = select(_runs).where(_runs.c.status == RunStatus.QUEUED.value, text(schema.ACTIVE_RUNS))
-        records = [
-            record
-            for record in self._connection.execute(statement.order_by(_runs.c.run_id))
-            if record.owner is None or record.owner not in alive
-        ]
-        for record in records:
-            self._connection.execute(update(_runs).where(_runs.c.run_id == record.run_id).values(owner=owner))
-        return [self.get(record.run_id) for record in records]
 
     def list(
         self,
@@ -103,29 +72,11 @@ class Runs(Repository):
                 statement = statement.where(_runs.c[column] == value)
         if status is not None and status != RunStatus.COMPLETED.value:
             statement = statement.where(text(schema.ACTIVE_RUNS))
-        return fetch_page(self._connection, statement, (_runs.c.run_id,), _row, limit=limit, cursor=cursor)
-
-    def _fail_lost(self, run_id: str) -> RunRow:
-        self._connection.execute(
-            update(_runs)
-            .where(_runs.c.run_id == run_id)
-            .values(
-                status=RunStatus.FAILED.value,
-                outcome=RunOutcome.WORKER_LOST.value,
-                error=_LOST,
-                finished_at=self._now,
-            )
-        )
-        following = select(func.coalesce(func.max(_events.c.seq), 0) + 1).where(_events.c.run_id == run_id)
-        self._connection.execute(
-            insert(_events).values(
-                run_id=run_id, seq=following.scalar_subquery(), type="run_finished", at=self._now, data={}
-            )
-        )
-        return self.get(run_id)
+        return fetch_page(self._connection, statement, (_runs.c.run_id,), run_of, limit=limit, cursor=cursor)
 
 
-def _row(record: Row[Any]) -> RunRow:
+def run_of(record: Row[Any]) -> RunRow:
+    """A record of the runs table as a row."""
     return RunRow(
         run_id=record.run_id,
         kind=record.kind,
@@ -157,6 +108,11 @@ def _row(record: Row[Any]) -> RunRow:
         instructions=record.instructions,
         model=record.model,
         owner=record.owner,
+        background=record.background,
+        ready=record.ready,
+        available_at=record.available_at,
+        queue_until=record.queue_until,
+        host=record.host,
         created_at=record.created_at,
         started_at=record.started_at,
         finished_at=record.finished_at,

@@ -1,6 +1,6 @@
 """SqliteBackend: the data folder's database as the Store uses it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -40,7 +40,3 @@ class SqliteBackend:
 
     async def acquire_ownership(self, owner: str) -> None:
         self._database.acquire_ownership(owner)
-
-    def living(self, connection: Connection, owners: Sequence[str]) -> set[str]:
-        del connection, owners
-        return set()

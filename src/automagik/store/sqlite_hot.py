@@ -13,12 +13,15 @@ from automagik.store.hot import (
     AcceptedRun,
     BeginRun,
     BegunRun,
+    FinishedRun,
     FinishRun,
     FoundSession,
     NewEvent,
+    NextTurn,
     StartRun,
     check_session,
     cut_at_turn,
+    key_taken,
     not_queued,
 )
 from automagik.store.sqlite import SqliteDatabase, SqliteHandle
@@ -35,24 +38,38 @@ _MAKE_USER = (
 )
 _MAKE_SESSION = (
     "INSERT INTO sessions (session_id, agent_id, user_id, session_name, status, session_origin, metadata,"
-    " message_count, created_at, updated_at) VALUES (?1, ?2, ?3, ?4, 'active', ?5, '{}', 0, ?6, ?6)"
+    " message_count, turns, open_runs, created_at, updated_at)"
+    " VALUES (?1, ?2, ?3, ?4, 'active', ?5, '{}', 0, 0, 0, ?6, ?6)"
 )
+_TAKE_TURN = "UPDATE sessions SET turns = turns + 1, open_runs = open_runs + 1 WHERE id = ? RETURNING turns, open_runs"
 _MAKE_RUN = (
     "INSERT INTO runs (run_id, kind, name, agent_id, session_id, user_id, key_id, parent_id, requeue_of, labels,"
-    " status, attempt, priority, input, owner, created_at, started_at, deadline_at, requests, tool_calls, input_tokens,"
-    " output_tokens, cache_read_tokens, cache_write_tokens)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, 0, 0, 0)"
+    " status, attempt, priority, input, owner, background, ready, turn, queue_until, host, created_at, started_at,"
+    " deadline_at, requests, tool_calls, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, 0, 0, 0)"
+)
+_KEEP_KEY = (
+    "INSERT INTO idempotency_keys (key_id, idempotency_key, body_hash, run_id, created_at) VALUES (?, ?, ?, ?, ?)"
+    " ON CONFLICT DO NOTHING"
 )
 _START_RUN = (
-    "UPDATE runs SET status = 'running', started_at = ?, owner = ? WHERE run_id = ? AND status = 'queued'"
+    "UPDATE runs SET status = 'running', started_at = ? WHERE run_id = ? AND status = 'queued' AND ready AND owner = ?"
     " RETURNING agent_id, session_id, user_id"
 )
 _END_RUN = (
     "UPDATE runs SET status = ?, outcome = ?, output = ?, error = ?, requests = ?, tool_calls = ?, input_tokens = ?,"
     " output_tokens = ?, cache_read_tokens = ?, cache_write_tokens = ?, cost_usd = ?, instructions = ?, model = ?,"
-    " finished_at = ?, waiting_for = NULL WHERE run_id = ? AND status NOT IN ('completed', 'failed', 'cancelled')"
+    " finished_at = ?, waiting_for = NULL WHERE run_id = ? AND status IN ('queued', 'running', 'waiting') AND owner = ?"
+    " RETURNING session_id, ready, name, key_id"
 )
-_IS_OPEN = "SELECT 1 FROM runs WHERE run_id = ? AND status NOT IN ('completed', 'failed', 'cancelled')"
+_LEAVE_SESSION = "UPDATE sessions SET open_runs = open_runs - 1 WHERE session_id = ? RETURNING open_runs"
+_NEXT_TURN = (
+    "UPDATE runs SET ready = 1, owner = CASE WHEN background AND ?2 AND name = ?3 AND key_id IS ?4 AND host IS NULL"
+    " AND available_at IS NULL THEN ?5 ELSE owner END"
+    " WHERE run_id = (SELECT run_id FROM runs WHERE session_id = ?1 AND status IN ('queued', 'running', 'waiting')"
+    " AND NOT ready ORDER BY turn LIMIT 1) RETURNING run_id, background, owner"
+)
+_IS_OPEN = "SELECT 1 FROM runs WHERE run_id = ? AND status IN ('queued', 'running', 'waiting') AND owner = ?"
 _BUMP_SESSION = "UPDATE sessions SET message_count = message_count + ?, updated_at = ? WHERE id = ?"
 _ADD_MESSAGE = (
     "INSERT INTO messages (message_id, session_id, run_id, role, content, raw_payload, created_at)"
@@ -61,6 +78,7 @@ _ADD_MESSAGE = (
 _ADD_EVENT = (
     "INSERT INTO run_events (run_id, seq, type, at, data) VALUES (?, ?, ?, ?, ?) ON CONFLICT (run_id, seq) DO NOTHING"
 )
+_QUEUED = {True: '{"background":true}', False: '{"background":false}'}
 _HISTORY = "SELECT role, raw_payload FROM messages WHERE session_id = ? ORDER BY id DESC LIMIT ?"
 _LAST_TURN = (
     "SELECT raw_payload FROM messages WHERE session_id = ?1 AND id >= (SELECT id FROM messages"
@@ -99,23 +117,26 @@ class SqliteHot:
     async def start_run(self, start: StartRun) -> BegunRun:
         return await self._database.write(partial(_start, start))
 
-    async def finish_run(self, finish: FinishRun) -> bool:
+    async def finish_run(self, finish: FinishRun) -> FinishedRun | None:
         return await self._database.write(partial(_finish, finish))
 
-    async def append_events(self, run_id: str, events: Sequence[NewEvent]) -> bool:
-        return await self._database.write(partial(_append, run_id, events))
+    async def append_events(self, run_id: str, owner: str, events: Sequence[NewEvent]) -> bool:
+        return await self._database.write(partial(_append, run_id, owner, events))
 
 
 def begin_in(begin: BeginRun, handle: SqliteHandle) -> BegunRun:
     """Begin a run in the transaction that `handle` is in."""
     raw = handle.raw
     session, count = _settle_session(raw, begin)
-    accepted = _store_run(raw, begin, session, RunStatus.RUNNING)
+    accepted = _store_run(raw, begin, session)
+    if not accepted.is_ready:
+        return BegunRun(begin.run_id, accepted.session_id, accepted.session_key, accepted.user_id, is_ready=False)
     return BegunRun(
         begin.run_id,
         accepted.session_id,
         accepted.session_key,
         accepted.user_id,
+        True,
         _history(raw, accepted.session_key, begin.message_limit) if count else [],
         _variables(raw, begin.variable_names, accepted.session_key, accepted.user_id, begin.agent_id),
     )
@@ -123,7 +144,7 @@ def begin_in(begin: BeginRun, handle: SqliteHandle) -> BegunRun:
 
 def _accept(begin: BeginRun, handle: SqliteHandle) -> AcceptedRun:
     session, _ = _settle_session(handle.raw, begin)
-    return _store_run(handle.raw, begin, session, RunStatus.QUEUED)
+    return _store_run(handle.raw, begin, session)
 
 
 def _settle_session(raw: sqlite3.Connection, begin: BeginRun) -> tuple[FoundSession | None, int]:
@@ -167,11 +188,14 @@ def _settle_user(raw: sqlite3.Connection, begin: BeginRun, user_id: uuid.UUID) -
         raise NotFound("user", str(user_id))
 
 
-def _store_run(
-    raw: sqlite3.Connection, begin: BeginRun, session: FoundSession | None, status: RunStatus
-) -> AcceptedRun:
+def _store_run(raw: sqlite3.Connection, begin: BeginRun, session: FoundSession | None) -> AcceptedRun:
     user_id = begin.user_id if session is None or begin.user_id is not None else session.user_id
     created = utc_text(begin.created_at)
+    turn, ready = None, True
+    if session is not None:
+        turn, opened = raw.execute(_TAKE_TURN, (session.key,)).fetchone()
+        ready = opened == 1
+    starts = ready and not begin.background
     values = (
         begin.run_id,
         begin.kind,
@@ -183,28 +207,38 @@ def _store_run(
         begin.parent_id,
         begin.requeue_of,
         begin.labels_json,
-        status.value,
-        begin.attempt,
+        RunStatus.RUNNING.value if starts else RunStatus.QUEUED.value,
         begin.priority,
         begin.input_json,
         begin.owner,
+        begin.background,
+        ready,
+        turn,
+        utc_text(begin.queue_until) if begin.queue_until is not None else None,
+        begin.host,
         created,
-        created if status is RunStatus.RUNNING else None,
+        created if starts else None,
         utc_text(begin.deadline_at) if begin.deadline_at is not None else None,
     )
     raw.execute(_MAKE_RUN, values)
-    _add_events(raw, begin.run_id, begin.events)
+    if begin.idempotency is not None:
+        key = begin.idempotency
+        if not raw.execute(_KEEP_KEY, (key.key_id, key.key, key.body_hash, begin.run_id, created)).rowcount:
+            raise key_taken()
+    kind, data = ("run_started", "{}") if starts else ("run_queued", _QUEUED[begin.background])
+    raw.execute(_ADD_EVENT, (begin.run_id, 1, kind, created, data))
     return AcceptedRun(
         begin.run_id,
         session.session_id if session is not None else None,
         session.key if session is not None else None,
         user_id,
+        ready,
     )
 
 
 def _start(start: StartRun, handle: SqliteHandle) -> BegunRun:
     raw = handle.raw
-    row = raw.execute(_START_RUN, (utc_text(start.started_at), start.owner, start.run_id)).fetchone()
+    row = raw.execute(_START_RUN, (utc_text(start.started_at), start.run_id, start.owner)).fetchone()
     if row is None:
         raise not_queued(start.run_id)
     _add_events(raw, start.run_id, start.events)
@@ -217,12 +251,13 @@ def _start(start: StartRun, handle: SqliteHandle) -> BegunRun:
         uuid.UUID(session_text) if session_text is not None else None,
         key,
         user_id,
+        True,
         _history(raw, key, start.message_limit),
         _variables(raw, start.variable_names, key, user_id, agent_id),
     )
 
 
-def _finish(finish: FinishRun, handle: SqliteHandle) -> bool:
+def _finish(finish: FinishRun, handle: SqliteHandle) -> FinishedRun | None:
     raw = handle.raw
     usage = finish.usage
     finished = utc_text(finish.finished_at)
@@ -242,9 +277,11 @@ def _finish(finish: FinishRun, handle: SqliteHandle) -> bool:
         finish.model,
         finished,
         finish.run_id,
+        finish.owner,
     )
-    if not raw.execute(_END_RUN, values).rowcount:
-        return False
+    ended = raw.execute(_END_RUN, values).fetchone()
+    if ended is None:
+        return None
     key = finish.session_key
     if finish.messages and key is not None:
         bumped = raw.execute(_BUMP_SESSION, (len(finish.messages), finished, key)).rowcount
@@ -255,11 +292,24 @@ def _finish(finish: FinishRun, handle: SqliteHandle) -> bool:
             ]
             raw.executemany(_ADD_MESSAGE, rows)
     _add_events(raw, finish.run_id, finish.events)
-    return True
+    return FinishedRun(finish.run_id, _leave_turn(raw, finish, *ended))
 
 
-def _append(run_id: str, events: Sequence[NewEvent], handle: SqliteHandle) -> bool:
-    if handle.raw.execute(_IS_OPEN, (run_id,)).fetchone() is None:
+def _leave_turn(
+    raw: sqlite3.Connection, finish: FinishRun, session_id: str | None, ready: int, name: str, key_id: str | None
+) -> NextTurn | None:
+    """Take the run out of its session's line; the run whose turn has come by that."""
+    if session_id is None:
+        return None
+    left = raw.execute(_LEAVE_SESSION, (session_id,)).fetchone()
+    if left is None or not left[0] or not ready:
+        return None
+    following = raw.execute(_NEXT_TURN, (session_id, finish.claims_next, name, key_id, finish.owner)).fetchone()
+    return None if following is None else NextTurn(following[0], bool(following[1]), following[2])
+
+
+def _append(run_id: str, owner: str, events: Sequence[NewEvent], handle: SqliteHandle) -> bool:
+    if handle.raw.execute(_IS_OPEN, (run_id, owner)).fetchone() is None:
         return False
     _add_events(handle.raw, run_id, events)
     return True

@@ -12,10 +12,10 @@ from automagik.store.hot import (
     BeginRun,
     BegunRun,
     CommitObserver,
+    FinishedRun,
     FinishRun,
     HotPath,
     NewEvent,
-    RecoveredRuns,
     StartRun,
     observe_nothing,
 )
@@ -23,7 +23,7 @@ from automagik.store.signals import Signals
 from automagik.store.sqlite import database_file
 from automagik.store.sqlite_backend import SqliteBackend
 from automagik.store.transaction import Transaction
-from automagik.types import Clock, RunStatus
+from automagik.types import Clock
 
 __all__ = ["Backend", "Store"]
 
@@ -47,8 +47,6 @@ class Backend(Protocol):
 
     async def acquire_ownership(self, owner: str) -> None: ...
 
-    def living(self, connection: Connection, owners: Sequence[str]) -> set[str]: ...
-
 
 class Store:
     """Transactions over all tables, and the statements of every run. Open it before use, close it after.
@@ -59,7 +57,6 @@ class Store:
     def __init__(self, backend: Backend, clock: Clock) -> None:
         self._backend = backend
         self._clock = clock
-        self._owner: str | None = None
 
     @classmethod
     def from_settings(cls, settings: Settings, clock: Clock, *, wrote: CommitObserver = observe_nothing) -> "Store":
@@ -98,12 +95,11 @@ class Store:
         await self._backend.read(lambda connection: connection.scalar(text("SELECT version_num FROM alembic_version")))
 
     async def acquire_ownership(self, owner: str) -> None:
-        """Make `owner` (a name of this process) known as alive, so that nobody takes its runs for lost.
+        """Make this process (`owner` names it) the one server of the data folder; PostgreSQL takes any number.
 
-        Raises: ConfigurationError when another server uses the data folder (SQLite).
+        Raises: ConfigurationError when another server uses the data folder.
         """
         await self._backend.acquire_ownership(owner)
-        self._owner = owner
 
     async def read(self, work: Callable[[Transaction], T]) -> T:
         """What `work` returns. It runs in one transaction that sees one moment and writes nothing."""
@@ -117,44 +113,32 @@ class Store:
         return await self._backend.write(lambda connection: work(Transaction(connection, self._clock.now())))
 
     async def begin_run(self, begin: BeginRun) -> BegunRun:
-        """Store a run that starts at once, and its session where that is not there.
+        """Store a run of this process, and its session where that is not there. It starts at once where its turn has come.
 
         Raises:
             InvalidInput: the session's name has a character that can't be stored.
             NotFound: the session or user is not there and may not be made, or the caller may not see it.
-            Conflict: the session belongs to another user than the run, or there is such a run.
+            Conflict: the session belongs to another user than the run, there is such a run, or the idempotency key is taken.
         """
         _check_name(begin)
         return await self._backend.hot.begin_run(begin)
 
     async def accept_run(self, begin: BeginRun) -> AcceptedRun:
-        """Store a queued run, and its session where that is not there. Raises as `begin_run`."""
+        """Store a run of the background, and its session where that is not there. Raises as `begin_run`."""
         _check_name(begin)
         return await self._backend.hot.accept_run(begin)
 
     async def start_run(self, start: StartRun) -> BegunRun:
-        """Start a queued run. Raises Conflict where it is not queued."""
+        """Start a queued run whose turn has come. Raises Conflict where it is not queued, or not its owner's any more."""
         return await self._backend.hot.start_run(start)
 
-    async def finish_run(self, finish: FinishRun) -> bool:
-        """Whether the run ended now; where it had ended before, nothing is written."""
+    async def finish_run(self, finish: FinishRun) -> FinishedRun | None:
+        """The run that ended now; None where it had ended before or is another's: then nothing is written."""
         return await self._backend.hot.finish_run(finish)
 
-    async def append_events(self, run_id: str, events: Sequence[NewEvent]) -> bool:
-        """Whether the events were added; to a run that has ended none are. Adding one twice does no harm."""
-        return await self._backend.hot.append_events(run_id, events)
-
-    async def recover(self, owner: str | None = None) -> RecoveredRuns:
-        """What dead processes left: their running runs fail as `worker_lost`, their queued ones belong to `owner` now."""
-
-        def work(tx: Transaction) -> RecoveredRuns:
-            owners = {*tx.runs.owners(RunStatus.RUNNING), *tx.runs.owners(RunStatus.QUEUED)} - {owner}
-            alive = self._backend.living(tx.connection, sorted(owners))
-            if owner is not None:
-                alive.add(owner)
-            return RecoveredRuns(lost=tx.runs.fail_lost(alive), queued=tx.runs.take_queued(owner, alive))
-
-        return await self.write(work)
+    async def append_events(self, run_id: str, owner: str, events: Sequence[NewEvent]) -> bool:
+        """Whether the events were added; to a run that has ended, or is another's, none are. Adding one twice does no harm."""
+        return await self._backend.hot.append_events(run_id, owner, events)
 
 
 def _check_name(begin: BeginRun) -> None:

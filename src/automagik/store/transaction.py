@@ -11,6 +11,7 @@ from automagik.store.keys import Keys
 from automagik.store.memories import Memories
 from automagik.store.messages import Messages
 from automagik.store.prompts import Prompts
+from automagik.store.queue import Queue
 from automagik.store.runs import Runs
 from automagik.store.sessions import Sessions
 from automagik.store.users import Users
@@ -31,6 +32,7 @@ class Transaction:
         "messages",
         "now",
         "prompts",
+        "queue",
         "runs",
         "sessions",
         "users",
@@ -47,5 +49,6 @@ class Transaction:
         self.prompts = Prompts(connection, now)
         self.keys = Keys(connection, now)
         self.runs = Runs(connection, now)
+        self.queue = Queue(connection, now)
         self.events = Events(connection, now)
         self.audit = AuditLog(connection, now)

@@ -30,6 +30,7 @@ def upgrade() -> None:
     _create_secrets()
     _create_artifacts()
     _create_rate_counters()
+    _place_open_runs()
 
 
 def _add_turns() -> None:
@@ -216,3 +217,23 @@ def _create_rate_counters() -> None:
 
 def _index(name: str, table: str, on: list[str], where: sa.TextClause) -> None:
     op.create_index(name, table, on, sqlite_where=where, postgresql_where=where)
+
+
+def _place_open_runs() -> None:
+    """Give the runs that the earlier version left their place: in the queue, and in the line of their session."""
+    op.execute(
+        "UPDATE runs SET background = true, owner = NULL WHERE status = 'queued' AND EXISTS (SELECT 1 FROM run_events e"
+        " WHERE e.run_id = runs.run_id AND e.seq = 1 AND e.type = 'run_queued'"
+        " AND replace(CAST(e.data AS TEXT), ' ', '') = '{\"background\"\\:true}')"
+    )
+    op.execute(
+        "UPDATE runs SET turn = line.place, ready = (line.place = 1) FROM (SELECT run_id,"
+        " row_number() OVER (PARTITION BY session_id ORDER BY status DESC, run_id) AS place"
+        " FROM runs WHERE session_id IS NOT NULL AND status IN ('queued', 'running', 'waiting')) line"
+        " WHERE runs.run_id = line.run_id"
+    )
+    op.execute(
+        "UPDATE sessions SET turns = line.places, open_runs = line.places FROM (SELECT session_id, count(*) AS places"
+        " FROM runs WHERE session_id IS NOT NULL AND status IN ('queued', 'running', 'waiting') GROUP BY session_id) line"
+        " WHERE sessions.session_id = line.session_id"
+    )

@@ -1,0 +1,349 @@
+"""Queue: the runs that wait for a worker, and what becomes of those whose worker is gone. All of it outside the hot path."""
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from sqlalchemy import Select, case, delete, exists, func, insert, or_, select, text, update
+
+from automagik.store import schema
+from automagik.store.hot import NextTurn
+from automagik.store.repository import Repository
+from automagik.store.rows import RunRow
+from automagik.store.runs import run_of
+from automagik.store.turns import hold_session, leave_turn, next_turn, notify
+from automagik.types import OUTCOME_STATUS, JsonObject, RunOutcome, RunStatus
+
+__all__ = ["ClaimLimits", "ClaimedRun", "EndedRun", "Queue", "Rescued"]
+
+_runs = schema.runs
+_events = schema.run_events
+_executors = schema.executors
+_keys = schema.api_keys
+_idempotency = schema.idempotency_keys
+
+_OPEN = text(schema.OPEN_RUNS)
+_WAITING = text(schema.WAITING_RUNS)
+_ACTIVE = text(schema.ACTIVE_RUNS)
+
+_CLAIM_LOCK = 0x71756575
+"""The key of the advisory lock under which claims that limits bind are made one after the other."""
+_LOOKED_AT = 500
+"""How many waiting runs a claim with limits looks at."""
+_SWEPT = 200
+"""How many rows one sweep changes at the most."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimLimits:
+    """How many background runs may be under way at once on all hosts: in all, and of each agent. Keys carry their own."""
+
+    total: int | None = None
+    by_agent: Mapping[str, int] = field(default_factory=dict[str, int])
+    has_key_limits: bool = False
+
+    @property
+    def bind(self) -> bool:
+        """Whether there is any limit."""
+        return self.total is not None or bool(self.by_agent) or self.has_key_limits
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedRun:
+    """A queued run that belongs to a worker now. `last_seq` is its last event's."""
+
+    row: RunRow
+    last_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndedRun:
+    """A run that was ended from outside, as it is now, and whose turn has come by that."""
+
+    row: RunRow
+    next_turn: NextTurn | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rescued:
+    """What became of the open runs of an executor that is gone."""
+
+    failed: list[EndedRun] = field(default_factory=list[EndedRun])
+    """Those that a caller waited for: `worker_lost`."""
+    queued: list[str] = field(default_factory=list[str])
+    """Those that any worker may take now."""
+
+
+class Queue(Repository):
+    """The runs that have not ended, as the queue sees them."""
+
+    __slots__ = ()
+
+    # -- claims
+
+    def claim(
+        self, owner: str, host: str, count: int, *, limits: ClaimLimits, host_lease_seconds: float
+    ) -> list[ClaimedRun]:
+        """At most `count` waiting runs, which belong to `owner` now: by priority (smaller first), then by age.
+
+        A run that is bound to a host is left to that host's workers, until none of them has shown life for the lease.
+        """
+        if limits.bind:
+            self._serialize_claims()
+        wanted = self._claimable(host, host_lease_seconds)
+        chosen = self._within(limits, wanted, count) if limits.bind else wanted.limit(count)
+        found = [record.run_id for record in self._connection.execute(chosen.with_for_update(skip_locked=True))]
+        return self._take(found, owner)
+
+    def claimed(self, run_id: str, owner: str) -> ClaimedRun | None:
+        """A run that belongs to `owner` by the end of the one before it, or None."""
+        found = self._with_last_seq([run_id])
+        return found[0] if found and found[0].row.owner == owner else None
+
+    def depth(self, most: int) -> int:
+        """How many background runs wait, counted up to `most`."""
+        waiting = select(_runs.c.run_id).where(_runs.c.status == RunStatus.QUEUED.value, _runs.c.background, _ACTIVE)
+        return self._connection.scalar(select(func.count()).select_from(waiting.limit(most).subquery())) or 0
+
+    def has_key_limits(self) -> bool:
+        """Whether any key limits its concurrent runs."""
+        limited = select(_keys.c.key_id).where(_keys.c.max_concurrent_runs.is_not(None), _keys.c.revoked_at.is_(None))
+        return self._connection.scalar(select(exists(limited))) or False
+
+    def idempotent(self, key_id: str, key: str) -> tuple[str, bytes] | None:
+        """The run that a key was used for and its body's hash, or None."""
+        known = select(_idempotency.c.run_id, _idempotency.c.body_hash).where(
+            _idempotency.c.key_id == key_id, _idempotency.c.idempotency_key == key
+        )
+        record = self._connection.execute(known).one_or_none()
+        return None if record is None else (record.run_id, bytes(record.body_hash))
+
+    # -- ends and returns from outside
+
+    def end(
+        self, run_id: str, outcome: RunOutcome, error: JsonObject | None, *, statuses: Iterable[RunStatus]
+    ) -> EndedRun | None:
+        """End a run whose status is among `statuses`, whoever owns it, with its last event; None where it has another one."""
+        session_id = self._connection.scalar(select(_runs.c.session_id).where(_runs.c.run_id == run_id))
+        if session_id is not None:
+            hold_session(self._connection, session_id)
+        ended = self._connection.execute(
+            update(_runs)
+            .where(_runs.c.run_id == run_id, _runs.c.status.in_([status.value for status in statuses]))
+            .values(
+                status=OUTCOME_STATUS[outcome].value,
+                outcome=outcome.value,
+                error=error,
+                finished_at=self._now,
+                waiting_for=None,
+            )
+        )
+        if not ended.rowcount:
+            return None
+        self._add_event(run_id, "run_finished", {})
+        following = leave_turn(self._connection, session_id) if session_id is not None else None
+        notify(self._connection, f"ended {run_id}")
+        return EndedRun(self._get(run_id), following)
+
+    def put_back(self, run_id: str, owner: str, *, available_at: datetime | None, data: JsonObject) -> bool:
+        """Whether the running run went back to the queue, for another attempt from `available_at` on; only its owner may."""
+        changed = self._connection.execute(
+            update(_runs)
+            .where(_runs.c.run_id == run_id, _runs.c.status == RunStatus.RUNNING.value, _runs.c.owner == owner)
+            .values(**self._waiting_again(available_at))
+        )
+        if not changed.rowcount:
+            return False
+        self._add_event(run_id, "run_queued", data)
+        notify(self._connection, "work")
+        return True
+
+    def let_go(self, run_id: str, owner: str) -> bool:
+        """Whether a claimed run that has not begun went back to the queue."""
+        changed = self._connection.execute(
+            update(_runs)
+            .where(
+                _runs.c.run_id == run_id,
+                _runs.c.status == RunStatus.QUEUED.value,
+                _runs.c.owner == owner,
+                _runs.c.background,
+            )
+            .values(owner=None)
+        )
+        if changed.rowcount:
+            notify(self._connection, "work")
+        return bool(changed.rowcount)
+
+    def request_cancel(self, run_id: str) -> bool:
+        """Ask the owner of a run that is under way to stop it; whether it was under way."""
+        asked = self._connection.execute(
+            update(_runs).where(_runs.c.run_id == run_id, _OPEN).values(cancel_requested=True)
+        )
+        notify(self._connection, f"cancel {run_id}")
+        return bool(asked.rowcount)
+
+    def cancels(self, owner: str) -> list[str]:
+        """Which of the owner's runs are to be stopped: those whose signal may have been lost."""
+        asked = select(_runs.c.run_id).where(_runs.c.owner == owner, _OPEN, _runs.c.cancel_requested)
+        return list(self._connection.scalars(asked))
+
+    def ready(self, run_ids: Sequence[str]) -> list[str]:
+        """Which of the runs have their turn, or have ended: those whose signal may have been lost."""
+        come = select(_runs.c.run_id).where(
+            _runs.c.run_id.in_(run_ids), or_(_runs.c.ready, _runs.c.outcome.is_not(None))
+        )
+        return list(self._connection.scalars(come))
+
+    # -- what the dead left
+
+    def owners(self) -> list[str]:
+        """Who owns runs that have not ended."""
+        owning = select(_runs.c.owner).where(_OPEN, _runs.c.owner.is_not(None)).distinct()
+        return [owner for owner in self._connection.scalars(owning) if owner is not None]
+
+    def rescue(self, owner: str, *, lost: JsonObject) -> Rescued:
+        """Take all open runs from an executor that will never write again: those that a caller waited for fail as
+        `worker_lost` with the error `lost`, the others wait for another worker, those under way with their next attempt."""
+        left = select(_runs).where(_runs.c.owner == owner, _OPEN).order_by(_runs.c.run_id)
+        records = self._connection.execute(left).all()
+        for session_id in sorted({record.session_id for record in records if record.session_id is not None}):
+            hold_session(self._connection, session_id)
+        rescued = Rescued()
+        for record in self._connection.execute(left.with_for_update()).all():
+            if not record.background:
+                ended = self.end(
+                    record.run_id, RunOutcome.WORKER_LOST, lost, statuses=(RunStatus.QUEUED, RunStatus.RUNNING)
+                )
+                if ended is not None:
+                    rescued.failed.append(ended)
+                continue
+            if record.status == RunStatus.RUNNING.value:
+                self.put_back(
+                    record.run_id,
+                    owner,
+                    available_at=None,
+                    data={"background": True, "attempt": record.attempt + 1, "reason": RunOutcome.WORKER_LOST.value},
+                )
+            else:
+                self.let_go(record.run_id, owner)
+            rescued.queued.append(record.run_id)
+        return rescued
+
+    def expired(self) -> list[str]:
+        """Queued runs that waited longer than they may."""
+        late = select(_runs.c.run_id).where(
+            _runs.c.status == RunStatus.QUEUED.value, _ACTIVE, _runs.c.queue_until <= self._now
+        )
+        return list(self._connection.scalars(late.limit(_SWEPT)))
+
+    def stuck_sessions(self) -> list[uuid.UUID]:
+        """Sessions with open runs of which none has the turn: what a process left that died between an end and the next turn."""
+        waiting = select(_runs.c.session_id, func.max(case((_runs.c.ready, 1), else_=0)).label("has_turn"))
+        grouped = waiting.where(_OPEN, _runs.c.session_id.is_not(None)).group_by(_runs.c.session_id).subquery()
+        stuck = select(grouped.c.session_id).where(grouped.c.has_turn == 0).limit(_SWEPT)
+        return list(self._connection.scalars(stuck))
+
+    def give_turn(self, session_id: uuid.UUID) -> NextTurn | None:
+        """Give the turn to the session's first open run where none has it."""
+        return next_turn(self._connection, session_id)
+
+    def forget_keys(self, before: datetime) -> int:
+        """Delete idempotency keys that are older; how many there were."""
+        return self._connection.execute(delete(_idempotency).where(_idempotency.c.created_at < before)).rowcount
+
+    # -- inside
+
+    def _serialize_claims(self) -> None:
+        if self._connection.dialect.name == "postgresql":
+            self._connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CLAIM_LOCK})
+
+    def _claimable(self, host: str, host_lease_seconds: float) -> Select[tuple[str]]:
+        others = _executors.alias()
+        since = self._now - timedelta(seconds=host_lease_seconds)
+        host_lives = exists(select(others.c.executor_id).where(others.c.host == _runs.c.host, others.c.beat_at > since))
+        return (
+            select(_runs.c.run_id)
+            .where(
+                _WAITING,
+                _runs.c.owner.is_(None),
+                or_(_runs.c.available_at.is_(None), _runs.c.available_at <= self._now),
+                or_(_runs.c.queue_until.is_(None), _runs.c.queue_until > self._now),
+                or_(_runs.c.host.is_(None), _runs.c.host == host, ~host_lives),
+            )
+            .order_by(_runs.c.priority, _runs.c.run_id)
+        )
+
+    def _within(self, limits: ClaimLimits, wanted: Select[tuple[str]], count: int) -> Select[tuple[str]]:
+        """The first of `wanted` that break no limit, together with what is under way."""
+        busy_agents, busy_keys, busy = self._under_way()
+        if limits.total is not None:
+            count = min(count, max(0, limits.total - busy))
+        full_agents = {name for name, most in limits.by_agent.items() if busy_agents.get(name, 0) >= most}
+        key_limits = self._key_limits() if limits.has_key_limits else {}
+        full_keys = {key for key, most in key_limits.items() if busy_keys.get(key, 0) >= most}
+        if full_agents:
+            wanted = wanted.where(_runs.c.name.not_in(full_agents))
+        if full_keys:
+            wanted = wanted.where(or_(_runs.c.key_id.is_(None), _runs.c.key_id.not_in(full_keys)))
+        looked_at = wanted.with_only_columns(_runs.c.run_id, _runs.c.name, _runs.c.key_id).limit(_LOOKED_AT)
+        chosen: list[str] = []
+        for record in self._connection.execute(looked_at):
+            if len(chosen) >= count:
+                break
+            name, key = record.name, record.key_id or ""
+            if name in limits.by_agent and busy_agents.get(name, 0) >= limits.by_agent[name]:
+                continue
+            if key in key_limits and busy_keys.get(key, 0) >= key_limits[key]:
+                continue
+            busy_agents[name] = busy_agents.get(name, 0) + 1
+            busy_keys[key] = busy_keys.get(key, 0) + 1
+            chosen.append(record.run_id)
+        return wanted.where(_runs.c.run_id.in_(chosen))
+
+    def _under_way(self) -> tuple[dict[str, int], dict[str, int], int]:
+        under_way = select(_runs.c.name, _runs.c.key_id, func.count().label("runs")).where(
+            _OPEN, _runs.c.background, _runs.c.owner.is_not(None)
+        )
+        agents: dict[str, int] = {}
+        keys: dict[str, int] = {}
+        for record in self._connection.execute(under_way.group_by(_runs.c.name, _runs.c.key_id)):
+            agents[record.name] = agents.get(record.name, 0) + record.runs
+            key = record.key_id or ""
+            keys[key] = keys.get(key, 0) + record.runs
+        return agents, keys, sum(agents.values())
+
+    def _key_limits(self) -> dict[str, int]:
+        limited = select(_keys.c.key_id, _keys.c.max_concurrent_runs).where(_keys.c.max_concurrent_runs.is_not(None))
+        return {record.key_id: record.max_concurrent_runs for record in self._connection.execute(limited)}
+
+    def _take(self, run_ids: Sequence[str], owner: str) -> list[ClaimedRun]:
+        if not run_ids:
+            return []
+        self._connection.execute(update(_runs).where(_runs.c.run_id.in_(run_ids)).values(owner=owner))
+        return self._with_last_seq(run_ids)
+
+    def _with_last_seq(self, run_ids: Sequence[str]) -> list[ClaimedRun]:
+        last = select(func.max(_events.c.seq)).where(_events.c.run_id == _runs.c.run_id).scalar_subquery()
+        rows = select(_runs, last.label("last_seq")).where(_runs.c.run_id.in_(run_ids))
+        found = self._connection.execute(rows.order_by(_runs.c.priority, _runs.c.run_id))
+        return [ClaimedRun(run_of(record), record.last_seq or 0) for record in found]
+
+    def _waiting_again(self, available_at: datetime | None) -> dict[str, object]:
+        return {
+            "status": RunStatus.QUEUED.value,
+            "owner": None,
+            "attempt": _runs.c.attempt + 1,
+            "available_at": available_at,
+            "queue_until": None,
+            "started_at": None,
+        }
+
+    def _add_event(self, run_id: str, kind: str, data: JsonObject) -> None:
+        following = select(func.coalesce(func.max(_events.c.seq), 0) + 1).where(_events.c.run_id == run_id)
+        self._connection.execute(
+            insert(_events).values(run_id=run_id, seq=following.scalar_subquery(), type=kind, at=self._now, data=data)
+        )
+
+    def _get(self, run_id: str) -> RunRow:
+        return run_of(self._connection.execute(select(_runs).where(_runs.c.run_id == run_id)).one())
