@@ -19,6 +19,7 @@ __all__ = [
     "Page",
     "PromptRow",
     "RunRow",
+    "ScheduleRow",
     "SessionRow",
     "UserRow",
     "WebhookRow",
@@ -203,6 +204,33 @@ class EventRow:
     type: str
     at: datetime
     data: JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleRow:
+    """A schedule: when (`cron` in `time_zone`), what (`request`, for `agent_name`) and in whose name (`key_id`) it runs.
+
+    `next_at` is the time that it waits for, None where it waits for none; `last_at` the time that gave its last run,
+    `last_error` why the latest time gave none.
+    """
+
+    schedule_id: str
+    name: str
+    agent_name: str
+    cron: str
+    time_zone: str
+    request: JsonObject
+    missed: str
+    active: bool
+    key_id: str | None
+    user_id: uuid.UUID | None
+    next_at: datetime | None
+    last_at: datetime | None
+    last_run_id: str | None
+    last_error: str | None
+    revision: int
+    created_at: datetime
+    updated_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

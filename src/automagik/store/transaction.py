@@ -13,6 +13,7 @@ from automagik.store.messages import Messages
 from automagik.store.prompts import Prompts
 from automagik.store.queue import Queue
 from automagik.store.runs import Runs
+from automagik.store.schedules import Schedules
 from automagik.store.sessions import Sessions
 from automagik.store.users import Users
 
@@ -34,6 +35,7 @@ class Transaction:
         "prompts",
         "queue",
         "runs",
+        "schedules",
         "sessions",
         "users",
     )
@@ -49,6 +51,7 @@ class Transaction:
         self.prompts = Prompts(connection, now)
         self.keys = Keys(connection, now)
         self.runs = Runs(connection, now)
+        self.schedules = Schedules(connection, now)
         self.queue = Queue(connection, now)
         self.events = Events(connection, now)
         self.audit = AuditLog(connection, now)
