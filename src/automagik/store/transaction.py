@@ -7,6 +7,7 @@ from sqlalchemy import Connection
 from automagik.store.agents import Agents
 from automagik.store.audit import AuditLog
 from automagik.store.events import Events
+from automagik.store.executors import Executors
 from automagik.store.keys import Keys
 from automagik.store.memories import Memories
 from automagik.store.messages import Messages
@@ -28,6 +29,7 @@ class Transaction:
         "audit",
         "connection",
         "events",
+        "executors",
         "keys",
         "memories",
         "messages",
@@ -55,3 +57,4 @@ class Transaction:
         self.queue = Queue(connection, now)
         self.events = Events(connection, now)
         self.audit = AuditLog(connection, now)
+        self.executors = Executors(connection, now)
