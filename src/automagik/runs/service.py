@@ -108,6 +108,14 @@ class RunService:
         live = await self._accept(request, caller, wants_text=True, background=True)
         return live.row
 
+    async def check(self, request: RunRequest, caller: Caller) -> RunRequest:
+        """The request as it would be accepted, with its user; nothing is stored. Raises what `submit` would for it."""
+        await self._agents.refresh()
+        agent = self._agent_for(request, caller)
+        request = self._owned(request, caller)
+        await self._check_overrides(agent, request, caller)
+        return request
+
     # -- telling about runs
 
     async def get(self, run_id: str, caller: Caller) -> RunRow:

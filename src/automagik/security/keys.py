@@ -112,6 +112,16 @@ class KeyRing:
             self._remember(row, caller, now)
         return caller
 
+    async def caller_of(self, key_id: str) -> Caller:
+        """In whose name work is done that the key left for later. Raises Forbidden where the key can't be used any more."""
+        row = await self._store.read(lambda tx: tx.keys.find(key_id))
+        if row is not None and _usable(row, self._clock.now()):
+            return _caller(row)
+        wrong = "is gone" if row is None else "was revoked" if row.revoked_at is not None else "has expired"
+        raise Forbidden(
+            f"The key {key_id} in whose name this is done {wrong}.", hint="Let somebody with a valid key take it over."
+        )
+
     def forget(self) -> None:
         """Look every key up anew: something changed what keys may do (a user was deleted)."""
         self._forgotten += 1
