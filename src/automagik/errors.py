@@ -12,6 +12,7 @@ AutomagikError
 ├── PreconditionFailed 412
 ├── TooLarge 413
 ├── RateLimited 429
+│   └── QueueFull                   too many runs wait already
 ├── ServiceUnavailable 503
 ├── RunFailed 502 | 504 | ...       a run that ended without an answer; carries its run id and outcome
 └── Internal 500
@@ -38,6 +39,7 @@ __all__ = [
     "OverrideNotAllowed",
     "PluginError",
     "PreconditionFailed",
+    "QueueFull",
     "RateLimited",
     "RunFailed",
     "ServiceUnavailable",
@@ -178,6 +180,12 @@ class RateLimited(AutomagikError):
     def __init__(self, detail: str, *, retry_after_seconds: int, hint: str | None = None) -> None:
         super().__init__(detail, hint=hint)
         self.retry_after_seconds = retry_after_seconds
+
+
+class QueueFull(RateLimited):
+    """So many runs wait that another one is not accepted."""
+
+    code = "queue_full"
 
 
 class ServiceUnavailable(AutomagikError):

@@ -74,7 +74,17 @@ class Settings(BaseSettings):
     run_timeout_seconds: float = Field(default=600, gt=0)
     """How long a run may take where neither its agent nor its request says less."""
     max_concurrent_background_runs: int = Field(default=16, ge=1)
-    """How many `run/async` runs this process works on at once."""
+    """How many background runs this process works on at once."""
+    max_total_background_runs: int | None = Field(default=None, ge=1)
+    """How many background runs all processes together work on at once; unset: as many as they can."""
+    max_queued_runs: int = Field(default=10_000, ge=1)
+    """How many runs may wait in the queue before further ones are refused with a 429."""
+    queue_timeout_seconds: float | None = Field(default=None, gt=0)
+    """How long a run may wait in the queue where its request doesn't say; unset: any time."""
+    host_name: str | None = None
+    """This host's name among those that share a database; unset: the system's."""
+    host_lease_seconds: float = Field(default=300, gt=0)
+    """How long the work that is bound to a host waits for a worker of that host to come back."""
     outbound_allow: _CommaList = []
     """Hosts, addresses or networks (comma-separated) inside your network that URLs given by callers may reach."""
     max_media_bytes: int = Field(default=20 * 1024 * 1024, ge=1)
@@ -92,7 +102,7 @@ class Settings(BaseSettings):
     artifacts_access_key: SecretStr | None = None
     """S3's access key id, or the name of the Azure account; unset: as the provider's own tools find it (`AWS_…`, `GOOGLE_…`, `AZURE_…`)."""
     artifacts_secret_key: SecretStr | None = None
-    """The secret that goes with `artifacts_access_key`."""
+    """The secret that goes with `artifacts_access_key`; for `gs://` the JSON text of a service account's key."""
     artifact_retention_days: int = Field(default=7, ge=1)
     """How long an artefact is kept that no session or run uses any more."""
     artifact_cache_bytes: int = Field(default=64 * 1024 * 1024, ge=0)

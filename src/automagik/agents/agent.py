@@ -1,7 +1,7 @@
 """AutomagikAgent: one agent, built once and shared by all its runs; whatever belongs to a run travels in its options."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import ClassVar
@@ -30,6 +30,10 @@ _NO_JSON: Mapping[str, Json] = MappingProxyType({})
 
 def _discard(kind: str, data: JsonObject) -> None:
     """Where events go when nobody listens."""
+
+
+async def _nothing() -> None:
+    """What is awaited where nothing has to be written down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,9 @@ class RunOptions:
     emit: Callable[[str, JsonObject], None] = _discard
     """Takes what happens, on the loop: `text_delta`, `thinking_delta` and `message_completed` with `text`; `tool_call` with
     `tool_call_id`, `tool_name`, `args`; `tool_result` with `tool_call_id`, `tool_name`, `content`, `is_error`."""
+    settle: Callable[[], Awaitable[None]] = _nothing
+    """Awaited between a `tool_call` that was told and the tool's work: returns when the call is written down, for a run that
+    may be taken over by another worker."""
     usage_limits: UsageLimits | None = None
     """Limits instead of the config's."""
     usage: RunUsage | None = None
@@ -266,6 +273,11 @@ class AutomagikAgent(ABC):
             return models.cached(*names) or await models.with_fallbacks(names)
         except InvalidInput as wrong:
             raise RunFailed(wrong.detail, outcome="model_error", hint=wrong.hint) from wrong
+
+    def only_reads(self, tool_name: str) -> bool:
+        """Whether a tool changes nothing, so that a run that called it may be repeated. What is not known counts as writing."""
+        del tool_name
+        return False
 
     async def process_message(self, message: AgentInput, options: RunOptions) -> AgentResponse:
         """The answer to a message: fills the prompt, then runs one turn.

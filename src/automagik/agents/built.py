@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
-from pydantic_ai import Agent, DeferredToolRequests
+from pydantic_ai import Agent, DeferredToolRequests, FunctionToolset
 from pydantic_ai.capabilities import AbstractCapability, Instrumentation
 from pydantic_ai.models import Model
 
@@ -12,7 +12,7 @@ from automagik.agents.agent import AgentInput, AgentResponse, AutomagikAgent, Ru
 from automagik.agents.config import AgentConfig
 from automagik.agents.running import run_agent
 from automagik.errors import Internal
-from automagik.tools import AgentContext
+from automagik.tools import AgentContext, is_read_only
 
 __all__ = ["BuiltAgent", "PydanticAgent"]
 
@@ -51,6 +51,17 @@ class BuiltAgent(AutomagikAgent):
             limits=options.usage_limits or self.usage_limits,
             capabilities=self._per_run,
         )
+
+    def only_reads(self, tool_name: str) -> bool:
+        """Whether a tool changes nothing: by the `read_only` in its metadata."""
+        if self._built is None:
+            return False
+        for toolset in self._built.toolsets:
+            if isinstance(toolset, FunctionToolset):
+                tool = cast("FunctionToolset[Any]", toolset).tools.get(tool_name)
+                if tool is not None:
+                    return is_read_only(tool)
+        return False
 
     def tracing(self) -> list[AbstractCapability[AgentContext]]:
         """The capability that traces runs, where traces are wanted."""

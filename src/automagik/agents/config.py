@@ -47,6 +47,15 @@ class AgentConfig(BaseModel):
     """How many messages of the session the model sees, where the request doesn't say."""
     timeout_seconds: float | None = Field(default=None, gt=0)
     """How long a run may take; unset: the platform's limit."""
+    repeatable: bool = False
+    """Whether a run may be repeated from its beginning though tools of it that write had been called: after its worker
+    died, or when it is tried again. Unset: only what its tools merely read is repeated."""
+    max_attempts: int = Field(default=3, ge=1, le=20)
+    """How often a background run is tried: after failures that pass, and after its worker died."""
+    retry_after_seconds: float = Field(default=2, ge=0, le=3600)
+    """How long a background run waits before its second attempt; doubled for each further one, and spread at random."""
+    max_concurrent_runs: int | None = Field(default=None, ge=1)
+    """How many background runs of the agent may be under way at once, on all workers together; unset: any number."""
     request_limit: int | None = Field(default=50, ge=1)
     """How often a run may call the model."""
     tool_calls_limit: int | None = Field(default=None, ge=0)

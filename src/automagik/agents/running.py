@@ -1,6 +1,6 @@
 """run_agent: one run of a Pydantic AI agent, with its events told as they happen."""
 
-from collections.abc import AsyncIterable, Callable, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -70,7 +70,7 @@ async def run_agent(
 
     Raises: exceptions of Pydantic AI for what model or tool did; RunFailed (`policy`) for a tool that needs approval.
     """
-    told = _Told(options.emit)
+    told = _Told(options.emit, options.settle)
     try:
         return await _run(agent, message, options, told, model, limits, model_name, capabilities)
     except UserError as error:
@@ -159,10 +159,11 @@ def _needs_a_person(calls: Sequence[JsonObject]) -> RunFailed:
 class _Told:
     """What one run has told of itself so far."""
 
-    __slots__ = ("_emit", "calls", "outputs")
+    __slots__ = ("_emit", "_settle", "calls", "outputs")
 
-    def __init__(self, emit: Callable[[str, JsonObject], None]) -> None:
+    def __init__(self, emit: Callable[[str, JsonObject], None], settle: Callable[[], Awaitable[None]]) -> None:
         self._emit = emit
+        self._settle = settle
         self.calls: list[JsonObject] = []
         self.outputs: list[JsonObject] = []
 
@@ -188,10 +189,14 @@ class _Told:
             self._emit("message_completed", {"text": clean_text(text)})
 
     async def tools_of(self, events: AsyncIterable[AgentStreamEvent]) -> None:
-        """Tell the calls of functions and what came of them. A call that delivers the structured output is no such call."""
+        """Tell the calls of functions and what came of them. A call that delivers the structured output is no such call.
+
+        Pydantic AI carries out calls only when all of them were taken from `events`, so each is written down before.
+        """
         async for event in events:
             if isinstance(event, FunctionToolCallEvent):
                 self._call(event.part)
+                await self._settle()
             elif isinstance(event, FunctionToolResultEvent):
                 self._result(event.part)
 

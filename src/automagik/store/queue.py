@@ -146,12 +146,14 @@ class Queue(Repository):
         notify(self._connection, f"ended {run_id}")
         return EndedRun(self._get(run_id), following)
 
-    def put_back(self, run_id: str, owner: str, *, available_at: datetime | None, data: JsonObject) -> bool:
-        """Whether the running run went back to the queue, for another attempt from `available_at` on; only its owner may."""
+    def put_back(
+        self, run_id: str, owner: str, *, attempt: int, available_at: datetime | None, data: JsonObject
+    ) -> bool:
+        """Whether the running run went back to the queue, for `attempt` from `available_at` on; only its owner may do that."""
         changed = self._connection.execute(
             update(_runs)
             .where(_runs.c.run_id == run_id, _runs.c.status == RunStatus.RUNNING.value, _runs.c.owner == owner)
-            .values(**self._waiting_again(available_at))
+            .values(**self._waiting_again(attempt, available_at))
         )
         if not changed.rowcount:
             return False
@@ -222,6 +224,7 @@ class Queue(Repository):
                 self.put_back(
                     record.run_id,
                     owner,
+                    attempt=record.attempt + 1,
                     available_at=None,
                     data={"background": True, "attempt": record.attempt + 1, "reason": RunOutcome.WORKER_LOST.value},
                 )
@@ -329,11 +332,11 @@ class Queue(Repository):
         found = self._connection.execute(rows.order_by(_runs.c.priority, _runs.c.run_id))
         return [ClaimedRun(run_of(record), record.last_seq or 0) for record in found]
 
-    def _waiting_again(self, available_at: datetime | None) -> dict[str, object]:
+    def _waiting_again(self, attempt: int, available_at: datetime | None) -> dict[str, object]:
         return {
             "status": RunStatus.QUEUED.value,
             "owner": None,
-            "attempt": _runs.c.attempt + 1,
+            "attempt": attempt,
             "available_at": available_at,
             "queue_until": None,
             "started_at": None,

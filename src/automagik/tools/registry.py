@@ -13,7 +13,7 @@ from automagik.plugins import Broken, load_entry_points
 from automagik.tools.builtin import datetime_tools, memory_tools
 from automagik.types import Clock, JsonObject, SystemClock
 
-__all__ = ["ENTRY_POINT_GROUP", "ToolCategory", "ToolInfo", "ToolRegistry"]
+__all__ = ["ENTRY_POINT_GROUP", "ToolCategory", "ToolInfo", "ToolRegistry", "is_read_only"]
 
 ENTRY_POINT_GROUP = "automagik.tools"
 """Entry points of this group name a function, a `Tool`, a `FunctionToolset`, or a sequence of functions and `Tool`s."""
@@ -45,6 +45,13 @@ class ToolInfo:
     """`code`, or the package that it came from."""
     parameters: JsonObject
     """The JSON Schema of its arguments."""
+    read_only: bool
+    """Whether it changes nothing, so that a run that used it may be repeated: `Tool(..., metadata={"read_only": True})`."""
+
+
+def is_read_only(tool: Tool[Any]) -> bool:
+    """Whether a tool says that it changes nothing. One that says nothing counts as writing."""
+    return (tool.metadata or {}).get("read_only") is True
 
 
 class ToolRegistry:
@@ -103,6 +110,7 @@ class ToolRegistry:
             group=group,
             source=source,
             parameters=cast("JsonObject", checked.function_schema.json_schema),
+            read_only=is_read_only(checked),
         )
         self._tools[checked.name] = checked
         self._infos[checked.name] = info

@@ -22,6 +22,8 @@ class ToolResource(Resource):
     """`code`, or the package that it came from."""
     parameters: ObjectMap
     """The JSON Schema of its arguments."""
+    read_only: bool
+    """Whether it changes nothing, so that a run that used it may be repeated."""
 
 
 class AuditResource(Resource):
@@ -45,6 +47,7 @@ def tool_resource(info: ToolInfo) -> JsonObject:
         "group": info.group,
         "source": info.source,
         "parameters": info.parameters,
+        "read_only": info.read_only,
     }
 
 

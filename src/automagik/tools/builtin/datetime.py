@@ -30,7 +30,7 @@ def datetime_tools(clock: Clock) -> list[Tool[Any]]:
         """
         return _local(clock, time_zone).isoformat(timespec="seconds")
 
-    return [Tool(get_current_date), Tool(get_current_time)]
+    return [Tool(tool, metadata={"read_only": True}) for tool in (get_current_date, get_current_time)]
 
 
 def _local(clock: Clock, time_zone: str) -> datetime:

@@ -12,7 +12,13 @@ __all__ = ["delete_memory", "get_memory", "list_memories", "memory_tools", "stor
 
 def memory_tools() -> list[Tool[Any]]:
     """The tools of the group. What they reach is bound by the run's context, not by their arguments."""
-    return [Tool(store_memory), Tool(get_memory), Tool(list_memories), Tool(delete_memory)]
+    reading = {"read_only": True}
+    return [
+        Tool(store_memory),
+        Tool(get_memory, metadata=reading),
+        Tool(list_memories, metadata=reading),
+        Tool(delete_memory),
+    ]
 
 
 async def store_memory(ctx: RunContext[AgentContext], name: str, content: str, description: str | None = None) -> str:
