@@ -1,5 +1,6 @@
 """The composition root: the only place that picks backends and builds the services."""
 
+import asyncio
 import socket
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,7 +13,7 @@ from automagik.events import EventBus
 from automagik.memory import MemoryStore, Prompts
 from automagik.outbound import Outbound
 from automagik.providers import ModelRegistry
-from automagik.runs import RunService
+from automagik.runs import RunService, Scheduler, Schedules
 from automagik.security import KeyRing
 from automagik.settings import Settings
 from automagik.store import Store
@@ -61,6 +62,7 @@ class Platform:
     agents: AgentFactory
     events: EventBus
     runs: RunService
+    schedules: Schedules
     metrics: Metrics
     tracing: Tracing
 
@@ -121,6 +123,8 @@ class Platform:
             metrics.active_runs.set_function(lambda: runs.live_runs)
             stack.push_async_callback(runs.close)
             await runs.recover()
+            scheduler = Scheduler(store=store, runs=runs, keys=keys, clock=clock)
+            stack.push_async_callback(_end_scheduling, scheduler, asyncio.create_task(scheduler.run()))
             yield cls(
                 settings=settings,
                 clock=clock,
@@ -134,6 +138,7 @@ class Platform:
                 agents=agents,
                 events=events,
                 runs=runs,
+                schedules=Schedules(store=store, runs=runs, clock=clock),
                 metrics=metrics,
                 tracing=tracing,
             )
@@ -163,3 +168,9 @@ class Platform:
 
     async def _model_check(self) -> Check:
         return Check("model", "ok", await self.models.default_model_name())
+
+
+async def _end_scheduling(scheduler: Scheduler, firing: "asyncio.Task[None]") -> None:
+    """Fire no more schedules. Raises what ended the firing before its time."""
+    await scheduler.close()
+    await firing

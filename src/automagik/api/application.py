@@ -19,7 +19,7 @@ from automagik.api.middleware import Gate
 from automagik.api.openai import ROUTERS
 from automagik.api.openai.envelope import envelope_response
 from automagik.api.problems import problem_response
-from automagik.api.routes import agents, keys, memories, prompts, records, runs, sessions, system, users
+from automagik.api.routes import agents, keys, memories, prompts, records, runs, schedules, sessions, system, users
 from automagik.api.tracing import TracedRequests
 from automagik.app import Platform
 from automagik.errors import AutomagikError
@@ -33,6 +33,7 @@ _ROUTERS: tuple[APIRouter, ...] = (
     users.router,
     memories.router,
     prompts.router,
+    schedules.router,
     keys.router,
     records.router,
     *ROUTERS,

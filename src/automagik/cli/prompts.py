@@ -8,12 +8,12 @@ from urllib.parse import quote
 import typer
 
 from automagik.cli.failure import CliError, ExitCode
-from automagik.cli.options import AsJson, Limit, Url, connect, given
+from automagik.cli.options import AsJson, Limit, Url, Yes, confirm, connect, given
 from automagik.cli.output import note, print_fields, print_json, print_table
 
 __all__ = ["app"]
 
-app = typer.Typer(help="See, create and activate prompt templates.", no_args_is_help=True)
+app = typer.Typer(help="See, create, change, activate and delete prompt templates.", no_args_is_help=True)
 
 PromptId = Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt's UUID.", show_default=False)]
 
@@ -90,6 +90,54 @@ def activate(prompt: PromptId, as_json: AsJson = False, url: Url = None) -> None
         print_json(document)
     else:
         note(f"Version {document['version']} of '{document['agent_name']}' ({document['status_key']}) is active.")
+
+
+@app.command()
+def deactivate(prompt: PromptId, as_json: AsJson = False, url: Url = None) -> None:
+    """Use this version no more: the agent uses the prompt from its code until another one is activated."""
+    with connect(url) as client:
+        document = client.post(f"/api/v1/prompts/{quote(prompt, safe='')}/deactivate")
+    if as_json:
+        print_json(document)
+    else:
+        note(f"Version {document['version']} of '{document['agent_name']}' ({document['status_key']}) is not active.")
+
+
+@app.command()
+def update(
+    prompt: PromptId,
+    text: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TEXT/@FILE", help="The new template, @FILE, or @- for standard input.", show_default=False
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="A name for people.")] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
+    """Change the text or the name of a version that was not defined in code.
+
+    Somebody else's change in between is refused, not overwritten.
+    """
+    body = given(prompt_text=_text(text) if text is not None else None, name=name)
+    if not body:
+        raise CliError("Nothing to change was given.", exit_code=ExitCode.USAGE, hint="Add a template or --name.")
+    with connect(url) as client:
+        path = f"/api/v1/prompts/{quote(prompt, safe='')}"
+        _, etag = client.get_with_etag(path)
+        document = client.patch(path, body, headers={"if-match": etag} if etag else None)
+    (print_json if as_json else print_fields)(document)
+
+
+@app.command()
+def delete(prompt: PromptId, yes: Yes = False, as_json: AsJson = False, url: Url = None) -> None:
+    """Delete a version that is not active."""
+    confirm(f"Delete the prompt {prompt}?", yes=yes)
+    with connect(url) as client:
+        client.delete(f"/api/v1/prompts/{quote(prompt, safe='')}")
+    if not as_json:
+        note(f"Deleted the prompt {prompt}.")
 
 
 def _text(text: str) -> str:

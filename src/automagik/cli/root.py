@@ -9,12 +9,14 @@ import typer
 from automagik.cli import (
     agents,
     answers,
+    audit,
     database,
     doctor,
     keys,
     memories,
     prompts,
     runs,
+    schedules,
     serving,
     sessions,
     users,
@@ -45,7 +47,9 @@ app.add_typer(memories.app, name="memories")
 app.add_typer(prompts.app, name="prompts")
 app.add_typer(users.app, name="users")
 app.add_typer(runs.app, name="runs")
+app.add_typer(schedules.app, name="schedules")
 app.add_typer(keys.app, name="keys")
+app.add_typer(audit.app, name="audit")
 app.add_typer(database.app, name="db")
 
 

@@ -5,12 +5,13 @@ from urllib.parse import quote
 
 import typer
 
+from automagik.cli.failure import CliError, ExitCode
 from automagik.cli.options import AsJson, Limit, Url, Yes, confirm, connect, given, read_object
 from automagik.cli.output import note, print_fields, print_json, print_table
 
 __all__ = ["app"]
 
-app = typer.Typer(help="See, create and delete users.", no_args_is_help=True)
+app = typer.Typer(help="See, create, change and delete users.", no_args_is_help=True)
 
 UserId = Annotated[str, typer.Argument(metavar="USER", help="The user's UUID.", show_default=False)]
 
@@ -55,6 +56,27 @@ def create(
             "/api/v1/users", given(user_id=user_id, email=email, phone_number=phone, user_data=user_data)
         )
     (print_json if as_json else print_fields)(user)
+
+
+@app.command()
+def update(
+    user: UserId,
+    email: Annotated[str | None, typer.Option("--email", help="Another email address.")] = None,
+    phone: Annotated[str | None, typer.Option("--phone", help="Another phone number.")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="JSON/@FILE", help="A JSON object in place of what is known.")
+    ] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
+    """Change a user; --data takes the place of all that was there."""
+    user_data = read_object(data, "--data") if data is not None else None
+    body = given(email=email, phone_number=phone, user_data=user_data)
+    if not body:
+        raise CliError("Nothing to change was given.", exit_code=ExitCode.USAGE, hint="Add --email, --phone or --data.")
+    with connect(url) as client:
+        document = client.patch(f"/api/v1/users/{quote(user, safe='')}", body)
+    (print_json if as_json else print_fields)(document)
 
 
 @app.command()

@@ -2,7 +2,18 @@
 
 from automagik.runs.document import run_document, usage_document
 from automagik.runs.request import RunRequest
+from automagik.runs.scheduler import Scheduler
+from automagik.runs.schedules import ScheduleEdit, Schedules
 from automagik.runs.service import RunService
 from automagik.runs.stream import RunStream
 
-__all__ = ["RunRequest", "RunService", "RunStream", "run_document", "usage_document"]
+__all__ = [
+    "RunRequest",
+    "RunService",
+    "RunStream",
+    "ScheduleEdit",
+    "Scheduler",
+    "Schedules",
+    "run_document",
+    "usage_document",
+]

@@ -30,7 +30,7 @@ from automagik.runs import RunRequest, run_document, usage_document
 from automagik.store.rows import RunRow
 from automagik.types import Caller, Json, JsonObject, RunOutcome, RunStatus
 
-__all__ = ["router"]
+__all__ = ["router", "run_request"]
 
 router = APIRouter(prefix="/api/v1", tags=["runs"], route_class=ApiRoute)
 
@@ -181,6 +181,11 @@ async def _asked(name: str, request: Request, platform: Platform) -> RunRequest:
         asked = AgentRunRequest.model_validate(body)
     except ValidationError as wrong:
         raise invalid_fields(wrong) from None
+    return await run_request(name, asked, platform)
+
+
+async def run_request(name: str, asked: AgentRunRequest, platform: Platform) -> RunRequest:
+    """The question to the agent `name`, its texts and media checked; media given by URL are fetched."""
     limit = platform.settings.max_text_chars
     for field in ("message_content", "system_prompt"):
         text = cast("str | None", getattr(asked, field))
