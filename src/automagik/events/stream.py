@@ -2,18 +2,35 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Protocol
 
 from automagik.errors import ServiceUnavailable
 from automagik.events.event import RunEvent
 from automagik.types import Clock, JsonObject
 
-__all__ = ["EventStream", "Subscription"]
+__all__ = ["EventStream", "Reader", "Subscription"]
 
 EventSink = Callable[[str, Sequence[RunEvent]], Awaitable[None]]
 """Stores events of a run; when it returns they are durable."""
 
 _LAZY = frozenset({"message_completed", "usage"})
 """Types whose storing may wait for the next event or for the run's end, which carries them in its own transaction."""
+
+
+class Reader(Protocol):
+    """Who looks on at a live run."""
+
+    def push(self, event: RunEvent) -> None:
+        """Take a stored event."""
+        ...
+
+    def push_delta(self, kind: str, text: str) -> None:
+        """Take a piece of text."""
+        ...
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        ...
 
 
 class Subscription:
@@ -97,18 +114,30 @@ class EventStream:
         self._sink = sink
         self._seq = last_seq
         self._before = last_seq
+        self._shown = last_seq
+        self._base = last_seq
         self._log: list[RunEvent] = []
         self._held: list[RunEvent | tuple[str, str]] = []
         self._unstored: list[RunEvent] = []
         self._flush: asyncio.Task[None] | None = None
         self._text: list[str] = []
-        self._subscribers: list[Subscription] = []
+        self._subscribers: list[Reader] = []
         self._closed = False
 
     @property
     def first_logged(self) -> int:
         """The lowest `seq` that this stream can show; earlier ones are in the store."""
         return self._log[0].seq or 1 if self._log else self._seq + 1
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more comes."""
+        return self._closed
+
+    @property
+    def attempt(self) -> int:
+        """What tells the streams of one run apart: the `seq` after which this one began, more with each attempt."""
+        return self._before
 
     def transient(self, kind: str, text: str) -> RunEvent:
         """An event without a `seq`."""
@@ -123,8 +152,10 @@ class EventStream:
         """Show stored events, in their order, to those who look on."""
         for event in events:
             self._log.append(event)
+            self._shown = event.seq or self._shown
             if event.type == "message_completed":
                 self._text.clear()
+                self._base = self._shown
             for subscriber in self._subscribers:
                 subscriber.push(event)
 
@@ -166,7 +197,7 @@ class EventStream:
     def forget_unstored(self) -> None:
         """Drop what could not be stored: the next event follows the last one that was shown."""
         self._unstored, self._held, self._flush = [], [], None
-        self._seq = self._log[-1].seq or 0 if self._log else self._before
+        self._seq = self._shown
 
     def subscribe(self, *, after: int = 0) -> Subscription:
         """Read on after `seq`: logged events first, then the text under way as one `text_snapshot`, then what comes."""
@@ -182,10 +213,18 @@ class EventStream:
             self._subscribers.append(subscription)
         return subscription
 
-    def unsubscribe(self, subscription: Subscription) -> None:
+    def attach(self, reader: Reader) -> tuple[str, int, int]:
+        """Tell a reader what comes; the text under way, the `seq` after which its message began, and the last shown."""
+        if self._closed:
+            reader.end()
+        else:
+            self._subscribers.append(reader)
+        return "".join(self._text), self._base, self._shown
+
+    def unsubscribe(self, reader: Reader) -> None:
         """Forget a reader; unknown ones are fine."""
-        if subscription in self._subscribers:
-            self._subscribers.remove(subscription)
+        if reader in self._subscribers:
+            self._subscribers.remove(reader)
 
     def close(self) -> None:
         """No more events: subscribers get what is pending and end."""

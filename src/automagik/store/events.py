@@ -1,6 +1,6 @@
 """Events: what happened in runs, in order and without a gap."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import Row, func, select
@@ -12,6 +12,7 @@ from automagik.store.rows import EventRow
 __all__ = ["Events"]
 
 _events = schema.run_events
+_runs = schema.runs
 
 
 class Events(Repository):
@@ -22,6 +23,12 @@ class Events(Repository):
     def last_seq(self, run_id: str) -> int:
         """The highest `seq` of the run, 0 where it has no event."""
         return self._connection.scalar(select(func.max(_events.c.seq)).where(_events.c.run_id == run_id)) or 0
+
+    def last_seqs(self, run_ids: Collection[str]) -> dict[str, int]:
+        """The highest `seq` of each of the runs that has any event."""
+        last = select(func.max(_events.c.seq)).where(_events.c.run_id == _runs.c.run_id).scalar_subquery()
+        newest = select(_runs.c.run_id, last.label("seq")).where(_runs.c.run_id.in_(run_ids))
+        return {record.run_id: record.seq for record in self._connection.execute(newest) if record.seq is not None}
 
     def list(self, run_id: str, *, after: int = 0, limit: int | None = None) -> Sequence[EventRow]:
         """The run's events after `after`, in order."""

@@ -112,12 +112,10 @@ class PostgresSignals:
                     done.set_result(None)
 
     async def _notify(self, messages: list[str]) -> None:
-        if self._connection is not None:
-            async with self._using:
-                connection = self._connection
-                if connection is not None:
-                    await self._execute(connection, _NOTIFY, messages)
-                    return
+        async with self._using:
+            if (connection := self._connection) is not None:
+                await self._execute(connection, _NOTIFY, messages)
+                return
 
         def notify(pooled: Connection) -> None:
             pooled.execute(_NOTIFY_POOLED, {"messages": messages})
