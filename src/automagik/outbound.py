@@ -17,7 +17,8 @@ import ipaddress
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from types import TracebackType
@@ -29,7 +30,7 @@ import httpx2
 from automagik.errors import InvalidInput
 from automagik.settings import Settings
 
-__all__ = ["AddressRefused", "FetchFailed", "Fetched", "Outbound", "Resolve"]
+__all__ = ["AddressRefused", "FetchFailed", "Fetched", "Outbound", "Posted", "Resolve"]
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """Host and port to the addresses (texts) that the host has now; raises OSError where it has none."""
@@ -93,6 +94,14 @@ class Fetched:
     content: bytes
     media_type: str
     url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """What a receiver answered: its status, and how many seconds it asked to wait (`Retry-After`). Its body is not read."""
+
+    status_code: int
+    retry_after_seconds: int | None = None
 
 
 class _Refused(Exception):
@@ -252,19 +261,36 @@ class Outbound:
 
         Raises: AddressRefused, FetchFailed.
         """
-        try:
-            async with asyncio.timeout(self._timeout_seconds):
-                return await self._follow(_parse(url, field), max_bytes, field)
-        except TimeoutError:
-            raise FetchFailed(
-                f"The URL did not answer in full within {self._timeout_seconds:g} seconds.", field=field
-            ) from None
-        except _Refused:
-            raise _refusal(field) from None
-        except (httpcore2.NetworkError, httpcore2.TimeoutException):
-            raise FetchFailed("The URL's server can't be reached, or broke off.", field=field) from None
-        except (httpcore2.ProtocolError, httpx2.DecodingError):
-            raise FetchFailed("The URL's server gave an answer that can't be read.", field=field) from None
+        async with _spelled(self._timeout_seconds, field):
+            return await self._follow(_parse(url, field), max_bytes, field)
+
+    async def post(
+        self,
+        url: str,
+        content: bytes,
+        *,
+        headers: Mapping[str, str],
+        timeout_seconds: float,
+        field: Sequence[str | int] = ("body", "url"),
+    ) -> Posted:
+        """What `url` answers to `content`. A redirect is an answer like any other: it is not followed.
+
+        Raises: AddressRefused, FetchFailed.
+        """
+        assert self._pool is not None, "Outbound is not open"
+        async with _spelled(timeout_seconds, field):
+            target = _parse(url, field)
+            request = httpx2.Request(
+                "POST", target, headers={"User-Agent": "automagik-agents", **headers}, content=content
+            )
+            async with self._pool.stream(
+                "POST",
+                _wire_url(target),
+                headers=request.headers.raw,
+                content=content,
+                extensions={"timeout": {"connect": _CONNECT_SECONDS}},
+            ) as raw:
+                return Posted(raw.status, _retry_after(raw.headers))
 
     async def _follow(self, target: httpx2.URL, max_bytes: int, field: Sequence[str | int]) -> Fetched:
         for _ in range(_MAX_REDIRECTS + 1):
@@ -284,7 +310,7 @@ class Outbound:
         )
         async with self._pool.stream(
             "GET",
-            httpcore2.URL(scheme=target.raw_scheme, host=target.raw_host, port=target.port, target=target.raw_path),
+            _wire_url(target),
             headers=request.headers.raw,
             extensions={"timeout": {"connect": _CONNECT_SECONDS}},
         ) as raw:
@@ -295,6 +321,33 @@ class Outbound:
                 raise FetchFailed(f"The URL answers with status {response.status_code}.", field=field)
             content = await _read(response, max_bytes, field)
             return Fetched(content, _media_type(response), str(target))
+
+
+@asynccontextmanager
+async def _spelled(seconds: float, field: Sequence[str | int]) -> AsyncGenerator[None]:
+    """Allow so many seconds, and say what went wrong below in words that tell nothing of the inside."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise FetchFailed(f"The URL did not answer in full within {seconds:g} seconds.", field=field) from None
+    except _Refused:
+        raise _refusal(field) from None
+    except (httpcore2.NetworkError, httpcore2.TimeoutException):
+        raise FetchFailed("The URL's server can't be reached, or broke off.", field=field) from None
+    except (httpcore2.ProtocolError, httpx2.DecodingError):
+        raise FetchFailed("The URL's server gave an answer that can't be read.", field=field) from None
+
+
+def _wire_url(target: httpx2.URL) -> httpcore2.URL:
+    return httpcore2.URL(scheme=target.raw_scheme, host=target.raw_host, port=target.port, target=target.raw_path)
+
+
+def _retry_after(headers: Sequence[tuple[bytes, bytes]]) -> int | None:
+    for name, value in headers:
+        if name.lower() == b"retry-after" and value.isdigit() and len(value) < 9:
+            return int(value)
+    return None
 
 
 async def _read(response: httpx2.Response, max_bytes: int, field: Sequence[str | int]) -> bytes:

@@ -5,6 +5,7 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from automagik.store.agents import Agents
+from automagik.store.artifacts import Artifacts
 from automagik.store.audit import AuditLog
 from automagik.store.events import Events
 from automagik.store.executors import Executors
@@ -13,10 +14,13 @@ from automagik.store.memories import Memories
 from automagik.store.messages import Messages
 from automagik.store.prompts import Prompts
 from automagik.store.queue import Queue
+from automagik.store.retention import Retention
 from automagik.store.runs import Runs
 from automagik.store.schedules import Schedules
+from automagik.store.secrets import Secrets
 from automagik.store.sessions import Sessions
 from automagik.store.users import Users
+from automagik.store.webhooks import Webhooks
 
 __all__ = ["Transaction"]
 
@@ -26,6 +30,7 @@ class Transaction:
 
     __slots__ = (
         "agents",
+        "artifacts",
         "audit",
         "connection",
         "events",
@@ -36,10 +41,13 @@ class Transaction:
         "now",
         "prompts",
         "queue",
+        "retention",
         "runs",
         "schedules",
+        "secrets",
         "sessions",
         "users",
+        "webhooks",
     )
 
     def __init__(self, connection: Connection, now: datetime) -> None:
@@ -58,3 +66,7 @@ class Transaction:
         self.events = Events(connection, now)
         self.audit = AuditLog(connection, now)
         self.executors = Executors(connection, now)
+        self.secrets = Secrets(connection, now)
+        self.webhooks = Webhooks(connection, now)
+        self.artifacts = Artifacts(connection, now)
+        self.retention = Retention(connection, now)
