@@ -1,0 +1,381 @@
+"""DurableEngine: queued work carried out as DBOS workflows. The one module that knows DBOS."""
+
+import asyncio
+import concurrent.futures
+import contextvars
+import functools
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import structlog
+
+from automagik.errors import ConfigurationError, Conflict, Internal, ServiceUnavailable
+from automagik.store.durable import durable_place
+from automagik.store.executors import RESTARTED, RESUMED
+from automagik.store.failures import translated
+from automagik.types import Clock, Json, utc_text
+
+if TYPE_CHECKING:
+    from dbos import DBOSConfig
+
+__all__ = ["APPLICATION_VERSION", "DurableEngine"]
+
+_log = structlog.stdlib.get_logger(__name__)
+
+APPLICATION_VERSION = "automagik-1"
+"""The version that every workflow carries, whatever version of Automagik began it: a constant, so that during a rolling
+upgrade each process takes over each other's work.
+
+It stays when workflows change: a step that is added stands behind `if DBOS.patch("name"):`, by which workflows begun before
+go on without it. It changes only where old workflows can't go on at all; HAND_OVER then moves them to the new one.
+"""
+
+_POOL_SIZE = 4
+"""Connections of DBOS's own to PostgreSQL, at the most; it uses one or two while idle."""
+_THREADS = 8
+_IDLE_TRANSACTION_SECONDS = 3.0
+"""When the server ends a transaction of a process that was frozen in it, so that its rows can be taken over."""
+_LISTENER_SECONDS = 0.5
+"""Between two looks of DBOS for messages to workflows, of which there are none: closing waits for the one under way."""
+_SCHEDULER_SECONDS = 3600.0
+"""Between two looks for schedules of DBOS's own, of which there are none."""
+_MOST_ATTEMPTS = 20
+"""How often a workflow that is handed over begins, before DBOS sets it aside."""
+_PRUNE_BATCH = 1000
+_CANCEL_SECONDS = 5.0
+_DESTROY_SECONDS = 15.0
+_FINISHED = ["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
+
+_one_engine = threading.Lock()
+"""DBOS is one object for the whole process, kept in a global of its own: held by the engine that uses it."""
+
+T = TypeVar("T")
+
+
+class DurableEngine:
+    """Carries out work under DBOS: what was started is in its tables until it has ended, whatever becomes of the process.
+
+    `carry` is given the run's id, and runs in the event loop that opened the engine; it stores the outcome itself. DBOS has
+    a thread and an event loop of its own, which this one never waits for. Only one engine may be open in a process.
+    """
+
+    def __init__(
+        self,
+        carry: Callable[[str], Awaitable[None]],
+        *,
+        executor_id: str,
+        data_dir: Path,
+        database_url: str | None,
+        clock: Clock,
+    ) -> None:
+        self._carry = carry
+        self._executor_id = executor_id
+        self._data_dir = data_dir
+        self._database_url = database_url
+        self._clock = clock
+        self._opening = asyncio.Lock()
+        self._dbos: Any = None
+        self._instance: Any = None
+        self._set_id: Any = None
+        self._main: asyncio.AbstractEventLoop | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._workflows: dict[str, Callable[[str], Coroutine[Any, Any, None]]] = {}
+        self._under_way: set[asyncio.Task[Any]] = set()
+        self._closed = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether DBOS runs."""
+        return self._dbos is not None
+
+    async def open(self) -> None:
+        """Start DBOS in a thread of its own, and make or migrate its tables; nothing where it runs.
+
+        Raises:
+            ConfigurationError: another engine is open in this process, or DBOS can't use the database.
+            ServiceUnavailable: the database is away, or the engine was closed.
+        """
+        async with self._opening:
+            if self._dbos is not None:
+                return
+            if self._closed:
+                raise _closed()
+            if not _one_engine.acquire(blocking=False):
+                raise ConfigurationError(
+                    "Another Platform of this process already carries out queued work.",
+                    hint="DBOS serves one at a time in a process: close the other one, or use a process for each.",
+                )
+            self._main = asyncio.get_running_loop()
+            self._loop = asyncio.new_event_loop()
+            threading.Thread(target=_run_loop, args=(self._loop,), name="automagik-durable", daemon=True).start()
+            try:
+                self._dbos = await self._in_engine(self._launch)
+            except BaseException as error:
+                await self._destroy()
+                meaning = translated(error)
+                if meaning is error:
+                    raise
+                raise meaning from error
+
+    async def close(self, grace_seconds: float = 0.0) -> None:
+        """Let what is under way end within the time, cancel the rest, and stop DBOS. The engine can't be opened again.
+
+        Of what was cancelled, that which goes on step by step stays in DBOS's tables, for HAND_OVER when this executor's row
+        has ended; the rest is over for DBOS.
+        """
+        async with self._opening:
+            self._closed = True
+            if self._dbos is None:
+                return
+            if self._under_way and grace_seconds > 0:
+                await asyncio.wait(self._under_way, timeout=grace_seconds)
+            for task in self._under_way:
+                task.cancel()
+            if self._under_way:
+                await asyncio.wait(self._under_way, timeout=_CANCEL_SECONDS)
+            self._dbos = None
+            await self._destroy()
+
+    async def start(self, workflow_id: str, run_id: str, *, resumable: bool = False) -> None:
+        """Begin a workflow that carries out `run_id`; returns when DBOS has stored it. A known `workflow_id` begins nothing.
+
+        Opens the engine where it is not open. When the process dies, a `resumable` workflow goes on in another one from its
+        last finished step (HAND_OVER); any other is forgotten (FORGET), and whoever rescues the run starts a new one.
+
+        Raises as `open`.
+        """
+        await self.open()
+        name = RESUMED if resumable else RESTARTED
+        await self._in_engine(lambda: self._begin(name, workflow_id, run_id))
+
+    async def step(self, name: str, fn: Callable[[], Awaitable[Json]]) -> Json:
+        """What `fn` gives, or gave when this workflow came here before: then it is not called again.
+
+        Call it within `carry`, in the same order each time. `fn` runs in the main event loop, and gives a JSON value. It does
+        not begin where another process has taken the workflow over, and what it gives is kept only while none has. A process
+        that dies after `fn` ended and before its result is kept calls it again: key what it does outside by run and step.
+
+        Raises: Conflict (`taken_over`) where another process has taken the workflow over.
+        """
+        if self._dbos is None or self._loop is None:
+            raise _closed()
+        # In the caller's context, in which DBOS finds the workflow.
+        result = await _across(self._loop, lambda: self._take_step(name, fn))
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
+        return result
+
+    async def prune(self, older_than: timedelta) -> int:
+        """How many workflows that ended so long ago were deleted; they are only bookkeeping. 0 where the engine is not open."""
+        if self._dbos is None:
+            return 0
+        before = utc_text(self._clock.now() - older_than)
+        deleted = 0
+        while count := await self._in_engine(lambda: self._prune_some(before)):
+            deleted += count
+        return deleted
+
+    # -- in DBOS's event loop
+
+    async def _launch(self) -> Any:
+        # Imported here: DBOS takes half a second and 60 MB, which a process that carries out no queued work need not pay.
+        from dbos import DBOS, SetWorkflowID  # noqa: PLC0415
+
+        logger = logging.getLogger("dbos")
+        if not logger.handlers:
+            logger.addHandler(logging.NullHandler())  # where there is a handler, DBOS adds none of its own
+        dbos: Any = DBOS
+        self._instance = dbos(config=self._config())
+        dbos.listen_queues([])  # of queues only the internal one, where workflows wait that were handed over
+        for name in (RESTARTED, RESUMED):
+            register = dbos.workflow(name=name, max_recovery_attempts=_MOST_ATTEMPTS)
+            self._workflows[name] = register(self._workflow(name))
+        self._set_id = SetWorkflowID
+        dbos.launch()
+        if self._database_url is None:
+            await self._settle_file(dbos)
+        return dbos
+
+    def _config(self) -> "DBOSConfig":
+        from dbos import DBOSPortableJSONSerializer  # noqa: PLC0415 - as above
+
+        place = durable_place(self._data_dir, self._database_url)
+        return {
+            "name": "automagik",
+            "application_version": APPLICATION_VERSION,
+            "executor_id": self._executor_id,
+            "system_database_url": place.url,
+            "dbos_system_schema": "dbos",
+            "db_engine_kwargs": {"connect_args": dict(place.connect_args)},
+            "sys_db_pool_size": _POOL_SIZE,
+            "sys_db_idle_transaction_timeout_sec": _IDLE_TRANSACTION_SECONDS,
+            "max_executor_threads": _THREADS,
+            "serializer": DBOSPortableJSONSerializer(),  # JSON; DBOS's own default is pickle
+            "use_listen_notify": False,
+            "notification_listener_polling_interval_sec": _LISTENER_SECONDS,
+            "scheduler_polling_interval_sec": _SCHEDULER_SECONDS,
+            "enable_otlp": False,
+            "log_level": "WARNING",
+        }
+
+    async def _settle_file(self, dbos: Any) -> None:
+        """End or take over what dead processes left in the data folder: it has one owner, so all others are dead."""
+        pending = await dbos.list_workflows_async(status="PENDING", load_input=False, load_output=False)
+        left = [workflow for workflow in pending if workflow.executor_id != self._executor_id]
+        restarted = [workflow.workflow_id for workflow in left if workflow.name == RESTARTED]
+        if restarted:
+            await dbos.cancel_workflows_async(restarted)
+        dead = sorted({workflow.executor_id for workflow in left if workflow.name == RESUMED})
+        if dead:
+            await asyncio.to_thread(dbos._recover_pending_workflows, dead)
+
+    def _workflow(self, name: str) -> Callable[[str], Coroutine[Any, Any, None]]:
+        async def workflow(run_id: str) -> None:
+            try:
+                await _across(self._main_loop(), functools.partial(self._carry_here, run_id))
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if name == RESUMED or task is None or task.cancelling():
+                    raise  # DBOS leaves it as it is then: under way, of this executor
+
+        return workflow
+
+    async def _begin(self, name: str, workflow_id: str, run_id: str) -> None:
+        with self._set_id(workflow_id):
+            await self._dbos.start_workflow_async(self._workflows[name], run_id)
+
+    async def _take_step(self, name: str, fn: Callable[[], Awaitable[Json]]) -> Json:
+        workflow_id: str | None = self._dbos.workflow_id
+        if workflow_id is None:
+            raise Internal(f"The step '{name}' is taken outside of carried out work.")
+
+        from dbos._context import current_owner_xid  # noqa: PLC0415 - DBOS's own parts, which a test pins
+        from dbos._error import DBOSWorkflowConflictIDError  # noqa: PLC0415
+
+        async def fenced() -> Json:
+            owner = await asyncio.to_thread(self._instance._sys_db.get_workflow_owner, workflow_id)
+            if owner != current_owner_xid(workflow_id):
+                raise DBOSWorkflowConflictIDError(workflow_id)
+            return await _across(self._main_loop(), fn)
+
+        try:
+            return await self._dbos.run_step_async({"name": name}, fenced)
+        except DBOSWorkflowConflictIDError as taken:
+            raise Conflict(
+                f"Another process has taken over the work of '{workflow_id}'.",
+                hint="Stop: what this process does for it is neither wanted nor kept.",
+                code="taken_over",
+            ) from taken
+
+    async def _prune_some(self, before: str) -> int:
+        found = await self._dbos.list_workflows_async(
+            status=_FINISHED,
+            name=[RESTARTED, RESUMED],
+            completed_before=before,
+            limit=_PRUNE_BATCH,
+            load_input=False,
+            load_output=False,
+        )
+        if found:
+            await self._dbos.delete_workflows_async([workflow.workflow_id for workflow in found])
+        return len(found)
+
+    async def _stop_dbos(self) -> None:
+        """End what is left in this loop, and DBOS; blocks it until DBOS's threads have ended."""
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_CANCEL_SECONDS)
+        from dbos import DBOS  # noqa: PLC0415 - as above
+
+        DBOS.destroy(destroy_registry=True)
+
+    # -- in the main event loop
+
+    async def _carry_here(self, run_id: str) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._under_way.add(task)
+        try:
+            await self._carry(run_id)
+        finally:
+            self._under_way.discard(task)
+
+    async def _in_engine(self, work: Callable[[], Awaitable[T]]) -> T:
+        if self._loop is None:
+            raise _closed()
+        # In a context of its own: a workflow that is begun within another would be taken for its child.
+        return await _across(self._loop, work, context=contextvars.Context())
+
+    def _main_loop(self) -> asyncio.AbstractEventLoop:
+        assert self._main is not None
+        return self._main
+
+    async def _destroy(self) -> None:
+        loop = self._loop
+        assert loop is not None
+        try:
+            async with asyncio.timeout(_DESTROY_SECONDS):
+                await self._in_engine(self._stop_dbos)
+        except TimeoutError:
+            # Its threads wait for a database that does not answer. What they hold ends with the process.
+            _log.warning("durable_engine_abandoned", seconds=_DESTROY_SECONDS)
+            return
+        self._loop = None
+        loop.call_soon_threadsafe(loop.stop)
+        _one_engine.release()
+
+
+def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+def _closed() -> ServiceUnavailable:
+    return ServiceUnavailable("The engine of queued work is closed: the server is stopping.", hint="Retry later.")
+
+
+async def _across(
+    loop: asyncio.AbstractEventLoop,
+    work: Callable[[], Awaitable[T]],
+    *,
+    context: contextvars.Context | None = None,
+) -> T:
+    """What `work` gives when it is done in `loop`, another thread's. Cancelling waits until that is cancelled."""
+    done: concurrent.futures.Future[T] = concurrent.futures.Future()
+    tasks: list[asyncio.Task[T]] = []
+
+    async def do() -> T:
+        return await work()
+
+    def begin() -> None:
+        task = loop.create_task(do())
+        tasks.append(task)
+        task.add_done_callback(lambda ended: _hand_back(ended, done))
+
+    loop.call_soon_threadsafe(begin, context=context)
+    answer = asyncio.wrap_future(done)
+    while True:
+        try:
+            return await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            if answer.done():
+                raise
+            loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+
+
+def _hand_back(task: asyncio.Task[T], done: concurrent.futures.Future[T]) -> None:
+    if task.cancelled():
+        done.cancel()
+    elif (error := task.exception()) is not None:
+        done.set_exception(error)
+    else:
+        done.set_result(task.result())
