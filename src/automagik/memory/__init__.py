@@ -1,5 +1,6 @@
 """What an agent knows beyond the question: the conversation so far, memory variables, and its prompt."""
 
+from automagik.memory.archive import MessageArchive
 from automagik.memory.door import AgentMemory
 from automagik.memory.history import MessageHistory, dump_messages, load_messages
 from automagik.memory.prompts import BUILTIN_VARIABLES, DEFAULT_STATUS_KEY, Prompts
@@ -15,6 +16,7 @@ __all__ = [
     "MemoryChanges",
     "MemoryInput",
     "MemoryStore",
+    "MessageArchive",
     "MessageHistory",
     "PromptTemplate",
     "Prompts",

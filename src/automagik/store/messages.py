@@ -4,11 +4,12 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, Text, cast, exists, insert, select, update
 from sqlalchemy import delete as delete_from
 
 from automagik.errors import NotFound
 from automagik.store import schema
+from automagik.store.artifacts import Artifacts, digests_in, session_holder
 from automagik.store.hot import NewMessage, cut_at_turn
 from automagik.store.pages import fetch_page
 from automagik.store.repository import Repository
@@ -90,15 +91,31 @@ class Messages(Repository):
         return found
 
     def delete(self, message_id: uuid.UUID) -> MessageRow:
-        """The message that was deleted. Raises NotFound."""
+        """The message that was deleted, and the session's hold on what only it referred to. Raises NotFound."""
         found = self.get(message_id)
         self._connection.execute(delete_from(_messages).where(_messages.c.id == found.id))
+        self._release(found.session_id, digests_in(found.raw_payload))
         self._connection.execute(
             update(_sessions)
             .where(_sessions.c.id == found.session_id)
             .values(message_count=_sessions.c.message_count - 1, updated_at=self._now)
         )
         return found
+
+    def _release(self, session_key: int, digests: Sequence[str]) -> None:
+        """Let the session hold those no more that none of its messages refers to."""
+        text = cast(_messages.c.raw_payload, Text)
+        gone = [
+            digest
+            for digest in digests
+            if not self._connection.scalar(
+                select(exists().where(_messages.c.session_id == session_key, text.contains(digest)))
+            )
+        ]
+        if gone:
+            named = select(_sessions.c.session_id).where(_sessions.c.id == session_key)
+            session_id = self._connection.execute(named).scalar_one()
+            Artifacts(self._connection, self._now).release_digests(gone, session_holder(session_id))
 
     def list(self, session_key: int, *, limit: int = 50, cursor: str | None = None) -> Page[MessageRow]:
         """The messages of a session, newest first."""

@@ -8,6 +8,7 @@ from sqlalchemy import delete as delete_from
 
 from automagik.errors import NotFound
 from automagik.store import schema
+from automagik.store.artifacts import Artifacts, session_holder
 from automagik.store.hot import DEFAULT_ORIGIN
 from automagik.store.pages import fetch_page
 from automagik.store.repository import Repository, conflicts
@@ -109,6 +110,7 @@ class Sessions(Repository):
     def delete(self, session_id: uuid.UUID) -> SessionRow:
         """The session that was deleted, with its messages and memories; its runs stay as records. Raises NotFound."""
         found = self.get(session_id)
+        Artifacts(self._connection, self._now).release([session_holder(session_id)])
         self._connection.execute(delete_from(_sessions).where(_sessions.c.id == found.id))
         return found
 

@@ -1,0 +1,107 @@
+"""MessageArchive: messages whose media stand in the artefact store, and only a reference to each in the database."""
+
+import asyncio
+import base64
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+import orjson
+from pydantic_ai import BinaryContent, ModelMessage
+
+from automagik.artifacts import ArtifactStore
+from automagik.memory.history import dump_message, dump_messages, dump_payload, load_messages, parse_messages
+from automagik.memory.media import has_media, media_at, media_of, without_media
+from automagik.store import NewMessage
+from automagik.store.artifacts import REFERENCES
+from automagik.types import Json, JsonObject
+
+__all__ = ["LEAST_BYTES", "MessageArchive"]
+
+LEAST_BYTES = 8 * 1024
+"""Media up to this size stand in the database: an object of their own would cost more than their base64."""
+
+
+class MessageArchive:
+    """Dumps and loads messages, and the media of a request. Messages without large media cost what they cost without it.
+
+    Raises, wherever media are large: ServiceUnavailable when the artefact store is away; ArtifactDamaged on loading.
+    """
+
+    def __init__(self, artifacts: ArtifactStore, *, least_bytes: int = LEAST_BYTES) -> None:
+        self._artifacts = artifacts
+        self._least_bytes = least_bytes
+
+    async def dump(self, messages: Sequence[ModelMessage], *, used_by: str) -> list[NewMessage]:
+        """What is stored of `messages`, as `dump_messages` gives it; their large media are artefacts that `used_by` holds."""
+        if not has_media(messages, self._least_bytes):
+            return dump_messages(messages)
+        return [await self._dump(message, used_by) for message in messages]
+
+    async def load(self, payloads: Iterable[str]) -> list[ModelMessage]:
+        """The messages whose stored payloads are given, in their order, with all their media.
+
+        Raises: Internal when a payload is no message of Pydantic AI.
+        """
+        stored = payloads if isinstance(payloads, list) else list(payloads)
+        if not any(REFERENCES in payload for payload in stored):
+            return load_messages(stored)
+        messages = parse_messages(",".join(stored))
+        places: list[tuple[BinaryContent, str]] = []
+        for message, payload in zip(messages, stored, strict=True):
+            if REFERENCES in payload:
+                references = cast("list[dict[str, Any]]", orjson.loads(payload).get("artifacts", ()))
+                places += [(media_at(message, reference["path"]), reference["artifact"]) for reference in references]
+        found = await self._get_all({digest for _, digest in places})
+        for content, digest in places:
+            content.data = found[digest]
+        return messages
+
+    async def keep_media(self, media: Sequence[BinaryContent], *, used_by: str) -> list[Json]:
+        """The media of a request as they are stored with its run: large ones as artefacts that `used_by` holds."""
+        kept: list[Json] = []
+        for content in media:
+            document: JsonObject = {"mime_type": content.media_type}
+            if len(content.data) > self._least_bytes:
+                artifact = await self._artifacts.put(content.data, media_type=content.media_type, used_by=used_by)
+                document.update(artifact=artifact.digest, size=artifact.size)
+            else:
+                document["data"] = base64.b64encode(content.data).decode()
+            kept.append(document)
+        return kept
+
+    async def load_media(self, documents: Sequence[Json]) -> tuple[BinaryContent, ...]:
+        """The media that a run's input has, whole."""
+        stored = cast("Sequence[dict[str, str]]", documents)
+        found = await self._get_all({item["artifact"] for item in stored if "artifact" in item})
+        return tuple(
+            BinaryContent(
+                found[item["artifact"]] if "artifact" in item else base64.b64decode(item["data"]),
+                media_type=item["mime_type"],
+            )
+            for item in stored
+        )
+
+    async def _dump(self, message: ModelMessage, used_by: str) -> NewMessage:
+        places = media_of(message, self._least_bytes)
+        if not places:
+            return dump_message(message, dump_payload(message))
+        references: list[JsonObject] = []
+        for place in places:
+            content = place.content
+            artifact = await self._artifacts.put(content.data, media_type=content.media_type, used_by=used_by)
+            references.append({"artifact": artifact.digest, "size": artifact.size, "path": list(place.path)})
+        # In a thread: the identifier of each medium is a hash of its bytes.
+        payload = dump_payload(await asyncio.to_thread(without_media, message, places))
+        return dump_message(message, f'{payload[:-1]},"artifacts":{orjson.dumps(references).decode()}}}')
+
+    async def _get_all(self, digests: Iterable[str]) -> dict[str, bytes]:
+        """The bytes of all of these; the artefact store reads only a few at once."""
+        reads = {digest: asyncio.ensure_future(self._artifacts.get(digest)) for digest in digests}
+        try:
+            await asyncio.gather(*reads.values())
+        except BaseException:
+            for read in reads.values():
+                read.cancel()
+            await asyncio.gather(*reads.values(), return_exceptions=True)
+            raise
+        return {digest: read.result() for digest, read in reads.items()}

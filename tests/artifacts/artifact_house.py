@@ -1,0 +1,72 @@
+"""What the tests of this folder stand in."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from automagik.artifacts import ArtifactStore
+from automagik.settings import Settings
+from automagik.store import Store
+from automagik.testing.s3 import S3Server
+
+__all__ = ["ArtifactHouse", "BucketPlace", "FolderPlace", "TurnedClock"]
+
+
+class TurnedClock:
+    """Time as the test tells it."""
+
+    def __init__(self, moment: datetime) -> None:
+        self._moment = moment
+
+    def now(self) -> datetime:
+        return self._moment
+
+    def monotonic(self) -> float:
+        return self._moment.timestamp()
+
+    def turn(self, **by: float) -> None:
+        self._moment += timedelta(**by)
+
+
+@dataclass(frozen=True)
+class FolderPlace:
+    """The bytes in a folder, from behind the store's back."""
+
+    folder: Path
+
+    def names(self) -> list[str]:
+        return sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file())
+
+    def write(self, name: str, data: bytes) -> None:
+        path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+
+
+@dataclass(frozen=True)
+class BucketPlace:
+    """The bytes in a bucket, from behind the store's back."""
+
+    server: S3Server
+    bucket: str
+
+    def names(self) -> list[str]:
+        return sorted(name.removeprefix("artifacts/") for name in self.server.names(self.bucket))
+
+    def write(self, name: str, data: bytes) -> None:
+        self.server.write(self.bucket, f"artifacts/{name}", data)
+
+
+@dataclass(frozen=True)
+class ArtifactHouse:
+    """An open artefact store with its database, clock and bytes."""
+
+    settings: Settings
+    store: Store
+    artifacts: ArtifactStore
+    clock: TurnedClock
+    place: FolderPlace | BucketPlace
+
+    def fresh(self) -> ArtifactStore:
+        """Another artefact store over the same rows and bytes, as another process has it: with nothing in memory. Not opened."""
+        return ArtifactStore(self.settings, self.store, self.clock)
