@@ -9,7 +9,7 @@ import typer
 
 from automagik.cli.failure import CliError, ExitCode
 from automagik.cli.options import AsJson, Yes, complete, confirm, server_settings
-from automagik.cli.output import note, print_json
+from automagik.cli.output import note, print_json, warn
 from automagik.errors import Conflict
 
 if TYPE_CHECKING:
@@ -77,7 +77,13 @@ def copy(
             hint="Write postgresql://USER:PASSWORD@HOST/NAME, or - and give it on standard input.",
         )
     from automagik.store.backup import copy as copy_database  # SQLAlchemy takes 0.3 s to load
+    from automagik.store.backup import server_of
 
+    server = server_of(settings)
+    if server is not None:
+        warn(
+            f"A server ({server}) uses the data folder: what it stores from now on is not in the copy. Stop it, and copy."
+        )
     copied = _replacing(lambda replace: copy_database(settings, url, replace=replace), yes=yes)
     _tell(copied, "copied", as_json=as_json)
     if not as_json:

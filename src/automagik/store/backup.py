@@ -32,10 +32,15 @@ from automagik.store.sqlite import (
     wrap_sqlite,
 )
 
-__all__ = ["Copied", "backup", "copy", "restore"]
+__all__ = ["Copied", "backup", "copy", "restore", "server_of"]
 
 _BATCH = 500
 """Rows that are read and written at a time."""
+
+_PASSING = frozenset({schema.executors.name, schema.rate_counters.name})
+"""Tables of what is true of this moment only: which processes live, and what they counted. They are not carried over."""
+
+_KEPT = [table for table in schema.metadata.sorted_tables if table.name not in _PASSING]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,12 @@ async def restore(settings: Settings, source: Path, *, replace: bool = False) ->
         return await asyncio.to_thread(_into_sqlite, settings.data_dir, archive, replace=replace)
 
 
+def server_of(settings: Settings) -> str | None:
+    """The name of the server that uses the data folder now, or None: what it stores while we copy is not in the copy."""
+    lock = FileLock(database_file(settings.data_dir).parent / "server.lock")
+    return (lock.holder() or "its name is not known") if lock.is_taken() else None
+
+
 async def copy(settings: Settings, url: str, *, replace: bool = False) -> Copied:
     """Copy the data folder's SQLite database to the PostgreSQL database at `url`, which is made ready for it.
 
@@ -96,25 +107,24 @@ async def copy(settings: Settings, url: str, *, replace: bool = False) -> Copied
 
 def _pour(source: Connection, target: Connection, *, replace: bool) -> Copied:
     """Copy all rows within the transactions that both connections are in."""
-    tables = schema.metadata.sorted_tables
-    filled = [table.name for table in tables if _count(target, table)]
+    filled = [table.name for table in _KEPT if _count(target, table)]
     if filled and not replace:
         raise Conflict(
             f"The database that would be filled has rows already: {', '.join(filled)}.",
             hint="Name an empty database, or say that its rows may be replaced.",
         )
-    for table in reversed(tables):
+    for table in reversed(_KEPT):
         target.execute(delete(table))
-    for table in tables:
+    for table in _KEPT:
         key = list(table.primary_key.columns)
         rows = source.execution_options(yield_per=_BATCH).execute(select(table).order_by(*key))
         for batch in rows.mappings().partitions():
             target.execute(insert(table), [dict(row) for row in batch])
-    copied = {table.name: _count(target, table) for table in tables}
-    if copied != {table.name: _count(source, table) for table in tables}:
+    copied = {table.name: _count(target, table) for table in _KEPT}
+    if copied != {table.name: _count(source, table) for table in _KEPT}:
         raise Internal("The copy has not as many rows as the original; nothing was changed.", hint="Try again.")
     if target.dialect.name == "postgresql":
-        _go_on_counting(target, tables)
+        _go_on_counting(target)
     return Copied(copied)
 
 
@@ -122,9 +132,9 @@ def _count(connection: Connection, table: Table) -> int:
     return connection.scalar(select(func.count()).select_from(table)) or 0
 
 
-def _go_on_counting(connection: Connection, tables: list[Table]) -> None:
+def _go_on_counting(connection: Connection) -> None:
     """Let the next row of each table get an id above those that were copied."""
-    for table in tables:
+    for table in _KEPT:
         if "id" in table.c and table.c.id.type.python_type is int:
             connection.execute(
                 text(
@@ -144,10 +154,13 @@ def _snapshot(source: Path, target: Path) -> Copied:
         original.backup(made)
         made.execute("PRAGMA journal_mode=DELETE")  # one file, without companions
         tables = {name for (name,) in made.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        for name in sorted(_PASSING & tables):
+            made.execute(f"DELETE FROM {name}")  # noqa: S608 - our own names
+        made.commit()
         return Copied(
             {
                 table.name: made.execute(f"SELECT count(*) FROM {table.name}").fetchone()[0]  # noqa: S608 - our own names
-                for table in schema.metadata.sorted_tables
+                for table in _KEPT
                 if table.name in tables
             }
         )

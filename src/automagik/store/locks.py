@@ -31,6 +31,22 @@ class FileLock:
         self._fd = fd
         return True
 
+    def is_taken(self) -> bool:
+        """Whether somebody holds the lock now; nothing is changed."""
+        try:
+            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in {errno.EWOULDBLOCK, errno.EACCES}:
+                return True
+            raise
+        finally:
+            os.close(fd)
+        return False
+
     def holder(self) -> str:
         """The note of the one who holds the lock, as far as it can be read."""
         try:

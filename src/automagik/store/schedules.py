@@ -1,6 +1,7 @@
 """Schedules: what runs when, in whose name, and what came of it."""
 
 import uuid
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any, TypedDict, Unpack
@@ -147,7 +148,7 @@ class Schedules(Repository):
 
     # -- firing
 
-    def upcoming(self, limit: int) -> list[tuple[str, datetime]]:
+    def upcoming(self, limit: int) -> Sequence[tuple[str, datetime]]:
         """The ids of the active schedules that fire next, with their times, the earliest first."""
         due = _schedules.c.next_at
         statement = select(_schedules.c.schedule_id, due).where(_schedules.c.active, due.is_not(None))
@@ -165,6 +166,12 @@ class Schedules(Repository):
     def failed(self, of: ScheduleRow, next_at: datetime | None, error: str) -> bool:
         """Whether it is noted why the time for which `of` waited gave no run; it waits for `next_at` now."""
         return self._settle(of, next_at=next_at, last_error=error)
+
+    def note_error(self, schedule_id: str, error: str) -> None:
+        """Note what stands in the way of firing, whatever the schedule waits for."""
+        self._connection.execute(
+            update(_schedules).where(_schedules.c.schedule_id == schedule_id).values(last_error=error)
+        )
 
     def fired_by_hand(self, schedule_id: str, run_id: str) -> None:
         """Note the run that somebody started out of turn."""
