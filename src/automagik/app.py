@@ -8,18 +8,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 from automagik.agents import AgentFactory
+from automagik.artifacts import ArtifactStore
 from automagik.errors import AutomagikError
 from automagik.events import EventBus
 from automagik.memory import MemoryStore, Prompts
 from automagik.outbound import Outbound
 from automagik.providers import ModelRegistry
-from automagik.runs import RunService, Scheduler, Schedules
+from automagik.runs import RunService, Scheduler, Schedules, run_document
 from automagik.security import KeyRing
+from automagik.security.secrets import SecretStore
 from automagik.settings import Settings
 from automagik.store import Store
 from automagik.telemetry import Metrics, Tracing
 from automagik.tools import ToolRegistry
 from automagik.types import Clock, SystemClock, new_id
+from automagik.webhooks import Webhooks, WebhookSender
 
 __all__ = ["Check", "Platform", "ReadyReport"]
 
@@ -54,8 +57,10 @@ class Platform:
     clock: Clock
     store: Store
     keys: KeyRing
+    secrets: SecretStore
     models: ModelRegistry
     outbound: Outbound
+    webhooks: Webhooks
     prompts: Prompts
     memories: MemoryStore
     tools: ToolRegistry
@@ -84,14 +89,22 @@ class Platform:
             await store.open()
             stack.push_async_callback(store.close)
             await store.acquire_ownership(owner)
+            artifacts = ArtifactStore(settings, store, clock)
+            await artifacts.open()
+            stack.push_async_callback(artifacts.close)
             keys = KeyRing(store, clock)
             stack.push_async_callback(keys.close)
+            secrets = SecretStore(store, settings)
+            await secrets.open()
             models = ModelRegistry(settings)
             await models.open()
             stack.push_async_callback(models.close)
             outbound = Outbound(settings)
             await outbound.open()
             stack.push_async_callback(outbound.close)
+            sender = WebhookSender(store, outbound, secrets, clock=clock, render=run_document)
+            sending = asyncio.create_task(sender.run())
+            stack.push_async_callback(_end_sending, sender, sending, settings.shutdown_grace_seconds)
             prompts = Prompts(store, max_text_chars=settings.max_text_chars, clock=clock)
             memories = MemoryStore(store, max_text_chars=settings.max_text_chars)
             tools = ToolRegistry(clock=clock)
@@ -130,8 +143,10 @@ class Platform:
                 clock=clock,
                 store=store,
                 keys=keys,
+                secrets=secrets,
                 models=models,
                 outbound=outbound,
+                webhooks=Webhooks(store, secrets, outbound),
                 prompts=prompts,
                 memories=memories,
                 tools=tools,
@@ -174,3 +189,9 @@ async def _end_scheduling(scheduler: Scheduler, firing: "asyncio.Task[None]") ->
     """Fire no more schedules. Raises what ended the firing before its time."""
     await scheduler.close()
     await firing
+
+
+async def _end_sending(sender: WebhookSender, sending: "asyncio.Task[None]", grace_seconds: float) -> None:
+    """Deliver no more webhooks. Raises what ended the sending before its time."""
+    await sender.close(grace_seconds)
+    await sending

@@ -19,7 +19,19 @@ from automagik.api.middleware import Gate
 from automagik.api.openai import ROUTERS
 from automagik.api.openai.envelope import envelope_response
 from automagik.api.problems import problem_response
-from automagik.api.routes import agents, keys, memories, prompts, records, runs, schedules, sessions, system, users
+from automagik.api.routes import (
+    agents,
+    artifacts,
+    keys,
+    memories,
+    prompts,
+    records,
+    runs,
+    schedules,
+    sessions,
+    system,
+    users,
+)
 from automagik.api.tracing import TracedRequests
 from automagik.app import Platform
 from automagik.errors import AutomagikError
@@ -34,7 +46,9 @@ _ROUTERS: tuple[APIRouter, ...] = (
     memories.router,
     prompts.router,
     schedules.router,
+    webhooks.router,
     keys.router,
+    artifacts.router,
     records.router,
     *ROUTERS,
     system.router,

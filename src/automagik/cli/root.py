@@ -9,6 +9,7 @@ import typer
 from automagik.cli import (
     agents,
     answers,
+    artifacts,
     audit,
     database,
     doctor,
@@ -17,9 +18,11 @@ from automagik.cli import (
     prompts,
     runs,
     schedules,
+    secrets,
     serving,
     sessions,
     users,
+    webhooks,
 )
 from automagik.cli.failure import CliError, failure_of_error
 from automagik.cli.output import note
@@ -48,6 +51,9 @@ app.add_typer(prompts.app, name="prompts")
 app.add_typer(users.app, name="users")
 app.add_typer(runs.app, name="runs")
 app.add_typer(schedules.app, name="schedules")
+app.add_typer(webhooks.app, name="webhooks")
+app.add_typer(secrets.app, name="secrets")
+app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(keys.app, name="keys")
 app.add_typer(audit.app, name="audit")
 app.add_typer(database.app, name="db")

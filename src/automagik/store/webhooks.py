@@ -211,11 +211,6 @@ class Webhooks(Repository):
             )
         return _delivery(record)
 
-    def prune(self, before: datetime) -> int:
-        """Delete deliveries that were settled and are older, with their attempts; how many there were."""
-        settled = delete_from(_deliveries).where(~_PENDING, _deliveries.c.created_at < before)
-        return self._connection.execute(settled).rowcount
-
     # -- sending
 
     def next_due(self, *, without: Collection[str] = ()) -> datetime | None:
