@@ -31,6 +31,7 @@ from automagik.api.routes import (
     sessions,
     system,
     users,
+    webhooks,
 )
 from automagik.api.tracing import TracedRequests
 from automagik.app import Platform
