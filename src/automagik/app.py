@@ -56,6 +56,7 @@ class Platform:
     settings: Settings
     clock: Clock
     store: Store
+    artifacts: ArtifactStore
     keys: KeyRing
     secrets: SecretStore
     models: ModelRegistry
@@ -142,6 +143,7 @@ class Platform:
                 settings=settings,
                 clock=clock,
                 store=store,
+                artifacts=artifacts,
                 keys=keys,
                 secrets=secrets,
                 models=models,

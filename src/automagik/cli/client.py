@@ -3,7 +3,8 @@
 import ipaddress
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self, cast
 from urllib.parse import quote, urlsplit
@@ -147,6 +148,18 @@ class ApiClient:
     def events(self, run_id: str, *, after: int = 0) -> Iterator[StreamEvent]:
         """The events of a run after `after`, and those that come until its end."""
         yield from self._stream("GET", _events_path(run_id), run_id=run_id, after=after)
+
+    @contextmanager
+    def download(self, path: str) -> Generator[tuple[str, Iterator[bytes]]]:
+        """The media type of what is at `path`, and its bytes as they come."""
+        try:
+            with self._http.stream("GET", path, headers={"accept": "*/*"}) as response:
+                if not response.is_success:
+                    response.read()
+                    raise self._refused(response)
+                yield response.headers.get("content-type", "application/octet-stream"), response.iter_bytes()
+        except httpx2.TransportError as error:
+            raise self._unreachable(error) from error
 
     # -- inner parts
 

@@ -1,5 +1,6 @@
 """`automagik db`: the database itself, without a server."""
 
+import re
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -13,12 +14,15 @@ from automagik.cli.output import note, print_json, warn
 from automagik.errors import Conflict
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from automagik.artifacts import Pruned
     from automagik.settings import Settings
     from automagik.store.backup import Copied
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Upgrade, back up, restore and copy the database.", no_args_is_help=True)
+app = typer.Typer(help="Upgrade, back up, restore, copy and prune the database.", no_args_is_help=True)
 
 Archive = Annotated[Path, typer.Argument(metavar="FILE", help="The archive, an SQLite file.", show_default=False)]
 
@@ -88,6 +92,77 @@ def copy(
     _tell(copied, "copied", as_json=as_json)
     if not as_json:
         note("Start the server with AUTOMAGIK_DATABASE_URL set to that address.")
+
+
+@app.command()
+def prune(
+    older_than: Annotated[
+        str,
+        typer.Option("--older-than", metavar="AGE", help="As 30d, 12w or 48h; at least a day.", show_default=False),
+    ],
+    sessions: Annotated[
+        bool, typer.Option("--sessions", help="Conversations in which nothing was said for so long, too.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete finished runs with their events, webhook deliveries and unused artefacts, also while a server runs.
+
+    Open runs stay, and messages without --sessions; what expires anyway goes whatever its age.
+    """
+    age = _age(older_than)
+    settings = _settings()
+    if sessions and not dry_run:
+        confirm(f"Delete all conversations in which nothing was said for {older_than}?", yes=yes)
+    pruned = complete(_prune(settings, age, sessions=sessions, dry_run=dry_run))
+    if as_json:
+        print_json({"dry_run": dry_run, **pruned.counts})
+        return
+    rows = ", ".join(f"{count} {name}" for name, count in pruned.counts.items() if count)
+    note(f"{'Would delete' if dry_run else 'Deleted'}: {rows or 'nothing'}.")
+
+
+async def _prune(settings: "Settings", age: "timedelta", *, sessions: bool, dry_run: bool) -> "Pruned":
+    from datetime import timedelta
+
+    from automagik.artifacts import ArtifactStore, Pruned, prune_platform
+    from automagik.cli.folder import open_store
+    from automagik.types import SYSTEM, SystemClock
+
+    async with open_store(settings) as store:
+        artifacts = ArtifactStore(settings, store, SystemClock())
+        await artifacts.open()
+        try:
+            pruned = await prune_platform(
+                store,
+                artifacts,
+                SystemClock(),
+                older_than=age,
+                unused_for=timedelta(days=settings.artifact_retention_days),
+                sessions=sessions,
+                dry_run=dry_run,
+                caller=SYSTEM,
+            )
+        finally:
+            await artifacts.close()
+    return pruned or Pruned()
+
+
+def _age(text: str) -> "timedelta":
+    from datetime import timedelta
+
+    found = re.fullmatch(r"(\d{1,6})([hdw])", text, re.ASCII)
+    if found is not None:
+        number, unit = int(found.group(1)), found.group(2)
+        age = timedelta(hours=number * {"h": 1, "d": 24, "w": 168}[unit])
+        if timedelta(days=1) <= age <= timedelta(days=36_500):
+            return age
+    raise CliError(
+        f"--older-than '{text}' is no age of a day or more.",
+        exit_code=ExitCode.USAGE,
+        hint="Write 30d, 12w or 48h; idempotency keys are good for a day, and their runs must be there.",
+    )
 
 
 def _settings() -> "Settings":
