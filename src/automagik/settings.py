@@ -33,6 +33,8 @@ class Settings(BaseSettings):
     """`postgresql://USER:PASSWORD@HOST/NAME`; unset: SQLite in the data folder."""
     database_pool_size: int = Field(default=10, ge=2, le=200)
     """Connections to PostgreSQL at the most for each process."""
+    redis_url: SecretStr | None = None
+    """`redis://:PASSWORD@HOST:6379/0`, for what instances tell each other and for rate limits; unset: PostgreSQL does both."""
     secret_key: SecretStr | None = None
     """The key that encrypts stored secrets: 32 random bytes in base64, the same on every host; unset: `secret.key` in the
     data folder. `NEW,OLD` while it is changed."""

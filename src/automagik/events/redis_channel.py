@@ -68,11 +68,10 @@ class RedisSignals:
     Each topic is a channel of its own, `automagik:DB:TOPIC`, so an instance gets only what it listens to.
     """
 
-    def __init__(self, url: str, fallback: Signals) -> None:
-        """Raises ConfigurationError for a URL that is none of Redis's."""
-        self._pool = redis_pool(url)
-        self._client = Redis(connection_pool=self._pool)
-        self._prefix = f"automagik:{self._pool.connection_kwargs.get('db') or 0}:"
+    def __init__(self, pool: ConnectionPool, fallback: Signals) -> None:
+        """Of `pool` and `fallback` it takes what it needs; whoever made them opens and closes them."""
+        self._client = Redis(connection_pool=pool)
+        self._prefix = f"automagik:{pool.connection_kwargs.get('db') or 0}:"
         self._fallback = fallback
         self._listeners = Listeners()
         self._topics: set[str] = set()
@@ -83,7 +82,7 @@ class RedisSignals:
         self.largest = fallback.largest
 
     async def open(self) -> None:
-        """As `Signals.open`; where Redis is away, it is tried again and again. `fallback` is opened by whoever made it."""
+        """As `Signals.open`; where Redis is away, it is tried again and again."""
         if self._keeping is None:
             self._keeping = asyncio.get_running_loop().create_task(self._keep(), name="redis signals")
             with contextlib.suppress(TimeoutError):
@@ -97,7 +96,6 @@ class RedisSignals:
             await asyncio.wait([self._keeping, *self._subscribing])
             self._keeping = None
         await self._client.aclose()
-        await self._pool.disconnect()
 
     def listen(self, topic: str, heard: Heard) -> Callable[[], None]:
         """As `Signals.listen`."""
