@@ -82,8 +82,19 @@ class ArtifactStore:
         await self._recent.close()
 
     async def check(self) -> None:
-        """Return when the store can be written and read. Raises: ServiceUnavailable."""
+        """Return when the store can be written and read, and has what the database says it has.
+
+        Raises:
+            ServiceUnavailable: it can't be written or read.
+            ArtifactDamaged: the bytes of the artefact that was wanted last are not there.
+        """
         await self._objects.check()
+        row = await self._store.read(lambda tx: tx.artifacts.newest())
+        if row is not None and await self._objects.size(_name(row)) != row.size:
+            raise ArtifactDamaged(
+                f"The artefact {row.digest} is not in {self.place}.",
+                hint="All hosts must use one artefact store: set AUTOMAGIK_ARTIFACTS_URL.",
+            )
 
     async def put(self, data: bytes | AsyncIterator[bytes], *, media_type: str, used_by: str | None = None) -> Artifact:
         """The artefact of these bytes, stored; equal bytes are stored once, under the media type that came first.

@@ -13,6 +13,8 @@ from typing import Literal, cast
 
 from automagik import __version__
 from automagik.agents.sources import BrokenAgent, find_agents
+from automagik.artifacts import ArtifactStore
+from automagik.artifacts.objects import Objects
 from automagik.cli.client import ApiClient, find_server
 from automagik.cli.failure import CliError
 from automagik.cli.folder import local_url, open_store, quiet_logs
@@ -20,7 +22,7 @@ from automagik.cli.profile import profile_path
 from automagik.errors import AutomagikError
 from automagik.providers import ModelRegistry
 from automagik.settings import ClientSettings, Settings
-from automagik.types import JsonObject
+from automagik.types import JsonObject, SystemClock
 
 __all__ = ["Finding", "examine"]
 
@@ -53,7 +55,7 @@ class Finding:
 async def examine(settings: Settings, client: ClientSettings, url: str | None) -> list[Finding]:
     """All findings, in the order in which they should be mended."""
     quiet_logs(settings)
-    findings = [_python(), _data_folder(settings), await _database(settings), _open_files()]
+    findings = [_python(), _data_folder(settings), await _database(settings), await _artifacts(settings), _open_files()]
     profile, server = _profile(client), _server(settings, client, url)
     findings += [*profile, *server, await _model(settings), *_agents(settings)]
     findings += _tools()
@@ -94,6 +96,24 @@ async def _database(settings: Settings) -> Finding:
             return Finding("database", "ok", f"{store.dialect}, reachable, its schema is this version's")
     except AutomagikError as error:
         return Finding("database", "fail", error.detail, error.hint or "Check AUTOMAGIK_DATABASE_URL.")
+
+
+async def _artifacts(settings: Settings) -> Finding:
+    objects = Objects(settings)
+    if settings.artifacts_url is None and not (settings.data_dir / "artifacts").exists():
+        return Finding("artefacts", "ok", "in the data folder; the first start makes it")
+    try:
+        if settings.database_url is None and not (settings.data_dir / "automagik.db").exists():
+            await objects.open()
+            await objects.check()
+        else:
+            async with open_store(settings) as store:
+                artifacts = ArtifactStore(settings, store, SystemClock())
+                await artifacts.open()
+                await artifacts.check()
+    except AutomagikError as error:
+        return Finding("artefacts", "fail", error.detail, error.hint or "Check AUTOMAGIK_ARTIFACTS_URL.")
+    return Finding("artefacts", "ok", f"{objects.place} can be written and read")
 
 
 def _open_files() -> Finding:

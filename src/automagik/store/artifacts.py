@@ -72,6 +72,12 @@ class Artifacts(Repository):
         record = self._connection.execute(select(_artifacts).where(_artifacts.c.digest == digest)).one_or_none()
         return None if record is None else _row(record)
 
+    def newest(self) -> ArtifactRow | None:
+        """The artefact that was wanted last, None where there is none."""
+        wanted = select(_artifacts).order_by(_artifacts.c.wanted_at.desc()).limit(1)
+        record = self._connection.execute(wanted).one_or_none()
+        return None if record is None else _row(record)
+
     def want(self, digest: str, *, used_by: str | None = None) -> ArtifactRow | None:
         """The artefact, kept from now for as long as retention says, and as long as `used_by` holds it; None: it is not there."""
         record = self._connection.execute(

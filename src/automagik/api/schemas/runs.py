@@ -74,6 +74,12 @@ class AgentRunRequest(BaseModel):
     """Values for variables that the agent's config declares."""
     labels: Annotated[dict[str, str], AfterValidator(_bounded)] | None = None
     timeout_seconds: Annotated[float, Strict(), Field(gt=0, le=_MAX_TIMEOUT_SECONDS, allow_inf_nan=False)] | None = None
+    priority: Annotated[Count, Field(ge=-100, le=100)] | None = None
+    """In the queue of background runs: smaller numbers go first; unset: 0."""
+    queue_timeout_seconds: (
+        Annotated[float, Strict(), Field(gt=0, le=_MAX_TIMEOUT_SECONDS, allow_inf_nan=False)] | None
+    ) = None
+    """How long a background run may wait in the queue before it fails; unset: the platform's setting says."""
     message_type: str | None = None
     channel_payload: ObjectMap | None = None
     agent_id: Any = None
@@ -129,6 +135,8 @@ class RunError(Resource):
     detail: str
     hint: str | None
     retryable: bool
+    cause: RunOutcome | None = None
+    """Why the last attempt failed, of a run whose outcome is `retries_exhausted`."""
 
 
 class RunSummary(Resource):
@@ -162,6 +170,7 @@ class RunResource(RunSummary):
     """A run, whole."""
 
     input: ObjectMap | None
+    """What was asked. A large medium in `media_contents` has `artifact` (GET /artifacts/{artifact}) and `size` instead of `data`."""
     output: ObjectMap | None
 
 

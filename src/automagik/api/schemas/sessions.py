@@ -2,7 +2,7 @@
 
 import uuid
 from datetime import datetime
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import orjson
 from pydantic import Field, JsonValue
@@ -75,7 +75,7 @@ class MessageResource(MessageSummary):
     """A message, whole."""
 
     raw_payload: JsonValue
-    """The message as Pydantic AI knows it."""
+    """The message as Pydantic AI knows it; a large medium has `artifact` (GET /artifacts/{artifact}) and `size` instead of `data`."""
 
 
 def session_resource(row: SessionRow) -> JsonObject:
@@ -97,6 +97,7 @@ def session_resource(row: SessionRow) -> JsonObject:
 def message_resource(row: MessageRow, *, whole: bool) -> JsonObject:
     """The message as on the wire; `whole` with its payload, which may hold media."""
     payload = cast("JsonObject", orjson.loads(row.raw_payload))
+    _show_references(payload)
     parts = cast("list[JsonObject]", payload.get("parts", []))
     calls: list[Json] = [_picked(part, "args") for part in parts if part.get("part_kind") == "tool-call"]
     outputs: list[Json] = [_picked(part, "content") for part in parts if part.get("part_kind") == "tool-return"]
@@ -112,6 +113,16 @@ def message_resource(row: MessageRow, *, whole: bool) -> JsonObject:
     if whole:
         document["raw_payload"] = payload
     return document
+
+
+def _show_references(payload: JsonObject) -> None:
+    """Put each reference to an artefact where its bytes would stand."""
+    for reference in cast("list[dict[str, Any]]", payload.pop("artifacts", None) or ()):
+        medium: Any = payload
+        for step in reference["path"]:
+            medium = medium[step]
+        del medium["data"]
+        medium.update(artifact=reference["artifact"], size=reference["size"])
 
 
 def _picked(part: JsonObject, key: str) -> JsonObject:
