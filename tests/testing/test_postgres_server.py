@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from automagik.errors import ServiceUnavailable
+from automagik.store import Store
 from automagik.testing.postgres import PostgresServer
 from automagik.testing.stores import fresh_settings, open_store
+from automagik.types import SystemClock
 
 pytestmark = pytest.mark.anyio
 
@@ -77,3 +80,20 @@ async def test_each_database_is_fresh_and_has_the_tables(postgres_server: Postgr
 async def test_settings_for_postgresql_need_a_server(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="server"):
         await fresh_settings("postgresql", tmp_path).__aenter__()
+
+
+async def test_a_server_that_is_halted_refuses_and_answers_as_before_when_it_is_revived(tmp_path: Path) -> None:
+    with PostgresServer() as server:
+        async with fresh_settings("postgresql", tmp_path, server=server) as settings:
+            store = Store.from_settings(settings, SystemClock())
+            await store.open()
+            await store.write(lambda tx: tx.agents.register("kept", type="simple", source="code"))
+            server.halt()
+            with pytest.raises(ServiceUnavailable):
+                await store.check()
+            server.revive()
+            await store.check()
+            assert [agent.name for agent in (await store.read(lambda tx: tx.agents.list())).data] == ["kept"]
+            await store.close()
+        home = server.home
+    assert _ends(home)

