@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -15,16 +15,27 @@ from automagik.memory import MemoryStore, Prompts
 from automagik.outbound import Outbound
 from automagik.providers import ModelRegistry
 from automagik.runs import RunService, Scheduler, Schedules, run_document
+from automagik.runs.durable import DurableEngine
+from automagik.runs.keeper import Keeper, new_executor_id
+from automagik.runs.liveness import PulseLine
+from automagik.runs.runtime import Runtime
+from automagik.runs.worker import Carry, Engine, Worker
 from automagik.security import KeyRing
 from automagik.security.secrets import SecretStore
 from automagik.settings import Settings
 from automagik.store import Store
 from automagik.telemetry import Metrics, Tracing
 from automagik.tools import ToolRegistry
-from automagik.types import Clock, SystemClock, new_id
+from automagik.types import Clock, SystemClock
 from automagik.webhooks import Webhooks, WebhookSender
 
-__all__ = ["Check", "Platform", "ReadyReport"]
+__all__ = ["Check", "EngineMaker", "Platform", "ReadyReport", "Role"]
+
+Role = Literal["all", "api", "worker"]
+"""What a process does: answer requests, carry out queued work, or both."""
+
+EngineMaker = Callable[[Carry, str], Engine]
+"""Makes the engine of an executor: what carries out a run is given, and the executor's id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +85,25 @@ class Platform:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, settings: Settings, *, clock: Clock | None = None) -> AsyncGenerator["Platform"]:
+    async def open(
+        cls,
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        role: Role = "all",
+        make_engine: EngineMaker | None = None,
+    ) -> AsyncGenerator["Platform"]:
         """The services, opened from the floor up and closed in reverse.
+
+        `role`: whether this process answers requests and carries out queued work (`all`), or only the one (`api`) or the other
+        (`worker`). `make_engine` makes what queued work is carried out by: DBOS, unless another one is given.
 
         Raises:
             ConfigurationError: a setting, the database or the data folder is not as it must be.
         """
         clock = clock or SystemClock()
-        owner = f"{socket.gethostname()}:{new_id('proc')}"
+        host = settings.host_name or socket.gethostname()
+        executor_id = new_executor_id()
         async with AsyncExitStack() as stack:
             metrics = Metrics()
             tracing = Tracing(settings)
@@ -89,7 +111,8 @@ class Platform:
             store = Store.from_settings(settings, clock, wrote=metrics.store_wrote)
             await store.open()
             stack.push_async_callback(store.close)
-            await store.acquire_ownership(owner)
+            await store.acquire_ownership(f"{host}:{executor_id}")
+            await store.signals.open()
             artifacts = ArtifactStore(settings, store, clock)
             await artifacts.open()
             stack.push_async_callback(artifacts.close)
@@ -103,9 +126,6 @@ class Platform:
             outbound = Outbound(settings)
             await outbound.open()
             stack.push_async_callback(outbound.close)
-            sender = WebhookSender(store, outbound, secrets, clock=clock, render=run_document)
-            sending = asyncio.create_task(sender.run())
-            stack.push_async_callback(_end_sending, sender, sending, settings.shutdown_grace_seconds)
             prompts = Prompts(store, max_text_chars=settings.max_text_chars, clock=clock)
             memories = MemoryStore(store, max_text_chars=settings.max_text_chars)
             tools = ToolRegistry(clock=clock)
@@ -121,24 +141,38 @@ class Platform:
             )
             await agents.discover_agents()
             stack.push_async_callback(agents.cleanup)
-            events = EventBus()
-            runs = RunService(
+            events = EventBus(store, signals=store.signals, clock=clock)
+            await events.open()
+            stack.push_async_callback(events.close)
+            runtime = Runtime(
                 settings=settings,
                 clock=clock,
                 store=store,
                 agents=agents,
-                models=models,
                 memories=memories,
                 events=events,
                 observer=metrics,
                 tracing=tracing,
-                owner=owner,
+                executor_id=executor_id,
             )
+            worker = Worker(runtime, host=host, make_engine=make_engine or _durable_engines(settings, clock))
+            keeper = Keeper(runtime, host=host, role=role, make_line=_heart_lines(settings), renew_worker=worker.renew)
+            await keeper.open()
+            stack.push_async_callback(keeper.close)
+            stack.push_async_callback(worker.close)
+            runs = RunService(runtime, models=models)
             metrics.active_runs.set_function(lambda: runs.live_runs)
             stack.push_async_callback(runs.close)
-            await runs.recover()
-            scheduler = Scheduler(store=store, runs=runs, keys=keys, clock=clock)
-            stack.push_async_callback(_end_scheduling, scheduler, asyncio.create_task(scheduler.run()))
+            if role != "api":
+                worker.open(at_once=role == "worker")
+                stack.push_async_callback(worker.stop)
+                scheduler = Scheduler(store=store, runs=runs, keys=keys, clock=clock)
+                stack.push_async_callback(_end_scheduling, scheduler, asyncio.create_task(scheduler.run()))
+                sender = WebhookSender(store, outbound, secrets, clock=clock, render=run_document)
+                sending = asyncio.create_task(sender.run())
+                stack.push_async_callback(_end_sending, sender, sending, settings.shutdown_grace_seconds)
+            stack.callback(events.stop_watching)
+            stack.callback(runs.stop)
             yield cls(
                 settings=settings,
                 clock=clock,
@@ -185,6 +219,27 @@ class Platform:
 
     async def _model_check(self) -> Check:
         return Check("model", "ok", await self.models.default_model_name())
+
+
+def _durable_engines(settings: Settings, clock: Clock) -> EngineMaker:
+    """Engines over DBOS: in the PostgreSQL database, or in a file of its own in the data folder."""
+    url = settings.database_url.get_secret_value() if settings.database_url is not None else None
+
+    def make(carry: Carry, executor_id: str) -> Engine:
+        return DurableEngine(carry, executor_id=executor_id, data_dir=settings.data_dir, database_url=url, clock=clock)
+
+    return make
+
+
+def _heart_lines(settings: Settings) -> Callable[[str], PulseLine] | None:
+    """By what the processes that share a PostgreSQL see each other live; None on SQLite, where there is only one."""
+    if settings.database_url is None:
+        return None
+    # Imported here: the driver takes 0.1 s, which a start on SQLite need not pay.
+    from automagik.store.heart import HeartLine  # noqa: PLC0415
+
+    url = settings.database_url.get_secret_value()
+    return lambda executor_id: HeartLine(url, executor_id)
 
 
 async def _end_scheduling(scheduler: Scheduler, firing: "asyncio.Task[None]") -> None:

@@ -145,6 +145,11 @@ class AgentFactory:
         """Whether an agent of that name was found and could not be loaded."""
         return name not in self._agents and any(broken.name == name for broken in self._broken)
 
+    def concurrency_limits(self) -> dict[str, int]:
+        """How many background runs of an agent may be under way at once, for those agents that limit them."""
+        limits = {name: agent.config.max_concurrent_runs for name, agent in self._agents.items()}
+        return {name: most for name, most in limits.items() if most is not None}
+
     def names(self) -> list[str]:
         """The names of all agents that can be run, sorted."""
         return sorted(name for name in self._agents if self._rows[name].active)

@@ -1,25 +1,35 @@
 """From a request to the rows that accept it."""
 
+import hashlib
 from datetime import datetime, timedelta
 from typing import cast
 
 import orjson
 
 from automagik.agents import AutomagikAgent
-from automagik.events import RunEvent
-from automagik.runs.live import LiveRun, new_event
+from automagik.errors import InvalidInput
 from automagik.runs.request import RunRequest
-from automagik.store import BeginRun
+from automagik.store import BeginRun, Idempotency
 from automagik.store.rows import RunRow
 from automagik.types import Caller, JsonObject, RunStatus, Usage, new_id
 
-__all__ = ["begin_of", "new_row"]
+__all__ = ["begin_of", "idempotency_of", "new_row"]
+
+_LONGEST_KEY = 255
 
 
 def new_row(
-    request: RunRequest, caller: Caller, agent: AutomagikAgent, *, now: datetime, owner: str, queued: bool
+    request: RunRequest,
+    caller: Caller,
+    agent: AutomagikAgent,
+    *,
+    now: datetime,
+    owner: str | None,
+    requeue_of: str | None = None,
+    queue_timeout_seconds: float | None = None,
 ) -> RunRow:
-    """The run as it begins. Its id, which sorts by time, is made here: in the order of acceptance."""
+    """The run as it begins; without an `owner` it is one of the background. Its id sorts by time."""
+    wait = request.queue_timeout_seconds or queue_timeout_seconds
     return RunRow(
         run_id=new_id("run"),
         kind="agent",
@@ -29,12 +39,12 @@ def new_row(
         user_id=request.user_id,
         key_id=caller.key_id,
         parent_id=None,
-        requeue_of=None,
+        requeue_of=requeue_of,
         labels=cast("JsonObject", dict(request.labels)),
-        status=RunStatus.QUEUED.value if queued else RunStatus.RUNNING.value,
+        status=RunStatus.QUEUED.value if owner is None else RunStatus.RUNNING.value,
         outcome=None,
         attempt=1,
-        priority=0,
+        priority=request.priority,
         input=request.to_input(),
         output=None,
         error=None,
@@ -47,12 +57,21 @@ def new_row(
         started_at=None,
         finished_at=None,
         deadline_at=now + timedelta(seconds=request.timeout_seconds) if request.timeout_seconds else None,
+        background=owner is None,
+        queue_until=now + timedelta(seconds=wait) if owner is None and wait else None,
     )
 
 
-def begin_of(live: LiveRun, caller: Caller, event: RunEvent) -> BeginRun:
-    """What the store is told of a run that is accepted, with its first event."""
-    row, request = live.row, live.request
+def begin_of(
+    row: RunRow,
+    request: RunRequest,
+    caller: Caller,
+    agent: AutomagikAgent,
+    *,
+    idempotency: Idempotency | None = None,
+) -> BeginRun:
+    """What the store is told of a run that is accepted."""
+    limit = request.message_limit if request.message_limit is not None else agent.config.message_limit
     return BeginRun(
         run_id=row.run_id,
         kind=row.kind,
@@ -66,12 +85,43 @@ def begin_of(live: LiveRun, caller: Caller, event: RunEvent) -> BeginRun:
         visible_to=caller.user_id,
         key_id=row.key_id,
         parent_id=row.parent_id,
+        requeue_of=row.requeue_of,
         labels_json=orjson.dumps(row.labels).decode(),
         input_json=orjson.dumps(row.input).decode(),
         created_at=row.created_at,
+        priority=row.priority,
         deadline_at=row.deadline_at,
+        queue_until=row.queue_until,
+        host=row.host,
+        background=row.background,
         owner=row.owner,
-        message_limit=live.message_limit,
-        variable_names=live.agent.variable_names(request.prompt_status_key),
-        events=[new_event(event)],
+        idempotency=idempotency,
+        message_limit=limit,
+        variable_names=agent.variable_names(request.prompt_status_key),
     )
+
+
+def idempotency_of(key: str | None, request: RunRequest, caller: Caller, *, background: bool) -> Idempotency | None:
+    """What makes a repetition of this request the same run, None without a key.
+
+    Raises: InvalidInput for a key that is empty, too long, or not of visible ASCII characters.
+    """
+    if key is None:
+        return None
+    if not 0 < len(key) <= _LONGEST_KEY or not key.isascii() or not key.isprintable():
+        raise InvalidInput(
+            f"An idempotency key is 1 to {_LONGEST_KEY} visible ASCII characters.",
+            field=("header", "idempotency-key"),
+            hint="Use a UUID, and the same one for each repetition of the same request.",
+        )
+    said = {
+        "agent": request.agent_name,
+        "session_id": request.session_id,
+        "session_name": request.session_name,
+        "user_id": request.user_id,
+        "labels": dict(request.labels),
+        "input": request.to_input(),
+        "background": background,
+    }
+    body = orjson.dumps(said, option=orjson.OPT_SORT_KEYS)
+    return Idempotency(caller.key_id or "", key, hashlib.sha256(body).digest())

@@ -1,9 +1,10 @@
 """LiveRun: one accepted run that this process carries out, from its turn in the session to its stored end."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import random
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol, TypeVar, cast
 
 import orjson
@@ -11,18 +12,17 @@ import structlog
 from pydantic_ai import RunUsage
 
 from automagik.agents import AgentInput, AgentResponse, AutomagikAgent, RunOptions, usage_of
-from automagik.errors import ServiceUnavailable
+from automagik.errors import Conflict, ServiceUnavailable
 from automagik.events import EventStream, RunEvent
 from automagik.memory.history import dump_messages, load_messages
 from automagik.runs.document import run_document, usage_document
-from automagik.runs.outcomes import WORKER_LOST, Failure, failure_of
+from automagik.runs.outcomes import WORKER_LOST, Failure, failure_of, worker_lost
 from automagik.runs.request import RunRequest
-from automagik.runs.turns import Turn
-from automagik.store import BegunRun, FinishRun, NewEvent, StartRun, Store
+from automagik.store import BegunRun, FinishRun, NewEvent, NextTurn, StartRun, Store
 from automagik.store.rows import RunRow
 from automagik.telemetry import Tracing
 from automagik.tools import AgentContext
-from automagik.types import OUTCOME_STATUS, Clock, Json, JsonObject, RunOutcome, RunStatus
+from automagik.types import OUTCOME_STATUS, Clock, Json, JsonObject, RunOutcome, RunStatus, utc_text
 
 __all__ = ["LiveRun", "RunObserver", "new_event"]
 
@@ -34,6 +34,9 @@ _LONGEST_WAIT_SECONDS = 5.0
 _LAST_ATTEMPTS = 6
 _LAST_WAIT_SECONDS = 1.0
 """How often, and how far apart, when the server is stopping: then what could not be stored is lost."""
+_LONGEST_RETRY_SECONDS = 3600.0
+
+_random = random.SystemRandom()
 
 T = TypeVar("T")
 
@@ -46,15 +49,24 @@ class RunObserver(Protocol):
         ...
 
 
+class _NotOurs(Exception):
+    """The run has ended, or belongs to another process now: nothing more is written."""
+
+
 def new_event(event: RunEvent) -> NewEvent:
     """A stored event as the store takes it. The last event's run is read from the run's row, so it is stored empty."""
     data = "{}" if event.type == "run_finished" else orjson.dumps(event.data).decode()
     return NewEvent(seq=event.seq or 0, type=event.type, at=event.at, data_json=data)
 
 
+def _no_next(following: NextTurn | None) -> None:
+    """Where nobody has to be told whose turn has come."""
+
+
 @dataclass(slots=True)
 class LiveRun:
-    """One run under way. `task` ends when its end is stored; `row` is the run as it stands."""
+    """One run under way. `task` ends when its end is stored, or when it is not this process's any more; `row` is the run as
+    it stands."""
 
     row: RunRow
     request: RunRequest
@@ -69,18 +81,24 @@ class LiveRun:
     message_limit: int | None
     timeout_seconds: float
     wants_text: bool
-    turn: Turn | None = None
+    turn: "asyncio.Future[None] | None" = None
+    """What to wait for before the run may begin; None: nothing."""
     begun: BegunRun | None = None
-    slots: asyncio.Semaphore | None = None
+    claims_next: bool = False
+    """Whether the next background run of the session becomes this process's by this one's end; it is `next_turn` then."""
+    tell_next: Callable[[NextTurn | None], None] = _no_next
     task: "asyncio.Task[RunRow] | None" = None
     lost: bool = False
-    """Whether the server is stopping: a cancelled run is then `worker_lost`; one of the background that has not begun stays
-    queued for the next start."""
+    """Whether the server is stopping: a cancelled run is then handed back to the queue where that is safe, else it is
+    `worker_lost`."""
+    next_turn: NextTurn | None = None
     _used: RunUsage = field(default_factory=RunUsage)
     _begun_work: bool = False
     _cancelled: bool = False
+    _disowned: bool = False
     _ending: bool = False
     _open_tools: dict[str, str] = field(default_factory=dict[str, str])
+    _wrote: str | None = None
     _waiting: "list[asyncio.Future[RunRow]]" = field(default_factory=list["asyncio.Future[RunRow]"])
 
     async def carry_out(self) -> RunRow:
@@ -92,16 +110,13 @@ class LiveRun:
             if self._cancelled:
                 raise asyncio.CancelledError
             if self.turn is not None:
-                await self.turn.wait()
-            if self.slots is None:
-                response = await self._answer()
-            else:
-                async with self.slots:
-                    response = await self._answer()
+                await self.turn
+            response = await self._answer()
+        except _NotOurs:
+            return await self._abandon()
         except asyncio.CancelledError:
-            if self.lost and self.begun is None and self.slots is not None:
-                self._let_go()
-                return self.row
+            if self._disowned:
+                return await self._abandon()
             failure = self._stopped()
         except TimeoutError:
             failure = Failure(
@@ -116,10 +131,13 @@ class LiveRun:
             _log.warning("run_failed", run_id=self.row.run_id, outcome=failure.outcome.value, exc_info=error)
         self._ending = True
         try:
-            await self._end(response, failure)
+            if failure is None or not await self._put_back(failure):
+                await self._end(response, self._final(failure))
+                self.observer.run_finished(self.row)
+        except _NotOurs:
+            return await self._abandon()
         finally:
             self._let_go()
-        self.observer.run_finished(self.row)
         return self.row
 
     async def ended(self) -> RunRow:
@@ -150,16 +168,34 @@ class LiveRun:
         if self._begun_work and not self._ending and self.task is not None:
             self.task.cancel()
 
+    def disown(self) -> None:
+        """Stop without writing anything more: the run belongs to another process now."""
+        self._disowned = True
+        self.cancel()
+
     def emit(self, kind: str, data: JsonObject) -> None:
         """Take an event from the agent: deltas are shown, all else is stored and shown."""
         if kind in {"text_delta", "thinking_delta"}:
             self.stream.delta(kind, cast("str", data["text"]))
             return
         if kind == "tool_call":
-            self._open_tools[cast("str", data["tool_call_id"])] = cast("str", data["tool_name"])
+            name = cast("str", data["tool_name"])
+            self._open_tools[cast("str", data["tool_call_id"])] = name
+            if not self.agent.only_reads(name):
+                self._wrote = name
         elif kind == "tool_result":
             self._open_tools.pop(cast("str", data["tool_call_id"]), None)
         self.stream.publish(kind, data)
+
+    async def written_down(self) -> None:
+        """Return when all events so far are stored.
+
+        Raises: _NotOurs where the run has ended or belongs to another process, so that no tool begins its work.
+        """
+        left = await self.stream.settle()
+        if left:
+            await self._append(left)
+            self.stream.release()
 
     async def _answer(self) -> AgentResponse:
         begun = self.begun or await self._start()
@@ -176,6 +212,8 @@ class LiveRun:
             emit=self.emit,
             usage=self._used,
         )
+        if self.row.background:
+            options = replace(options, settle=self.written_down)
         about = {"automagik.run_id": self.row.run_id, "gen_ai.agent.name": self.row.name}
         with self.tracing.span(f"run {self.row.name}", about):
             async with asyncio.timeout(self.timeout_seconds):
@@ -191,27 +229,88 @@ class LiveRun:
             variable_names=self.agent.variable_names(self.request.prompt_status_key),
             events=[new_event(event)],
         )
-        begun = await self._persist("run_start_not_stored", lambda: self.store.start_run(start))
+        try:
+            begun = await self._persist("run_start_not_stored", lambda: self.store.start_run(start))
+        except Conflict as gone:
+            raise _NotOurs from gone
         self.begun = begun
         self.row = replace(self.row, status=RunStatus.RUNNING.value, started_at=event.at)
         self.stream.show([event])
         return begun
 
+    # -- how it ends
+
     def _stopped(self) -> Failure:
-        if self.lost:
-            return WORKER_LOST
-        return Failure(RunOutcome.CANCELLED, "The run was cancelled.")
+        if not self.lost:
+            return Failure(RunOutcome.CANCELLED, "The run was cancelled.")
+        return worker_lost(self._wrote) if self.row.background and not self._repeatable else WORKER_LOST
+
+    @property
+    def _repeatable(self) -> bool:
+        return self._wrote is None or self.agent.config.repeatable
+
+    async def _put_back(self, failure: Failure) -> bool:
+        """Whether the run waits in the queue again: for its next attempt, or because this process is stopping."""
+        row = self.row
+        if not row.background or not self._repeatable:
+            return False
+        if self.lost and failure.outcome is RunOutcome.WORKER_LOST:
+            return await self._wait_again(failure, attempt=row.attempt, available_at=None)
+        if not failure.passes or row.attempt >= self.agent.config.max_attempts:
+            return False
+        wait = min(self.agent.config.retry_after_seconds * 2 ** (row.attempt - 1), _LONGEST_RETRY_SECONDS)
+        available_at = self.clock.now() + timedelta(seconds=wait * _random.uniform(0.5, 1.5))
+        return await self._wait_again(failure, attempt=row.attempt + 1, available_at=available_at)
+
+    async def _wait_again(self, failure: Failure, *, attempt: int, available_at: datetime | None) -> bool:
+        run_id, owner = self.row.run_id, self.owner
+        if self.begun is None:
+            await self._persist("run_not_let_go", lambda: self.store.write(lambda tx: tx.queue.let_go(run_id, owner)))
+            return True
+        await self.written_down()
+        data: JsonObject = {
+            "background": True,
+            "attempt": attempt,
+            "reason": failure.outcome.value,
+            "detail": failure.detail,
+            "available_at": utc_text(available_at) if available_at is not None else None,
+        }
+        if not await self._persist(
+            "run_not_put_back",
+            lambda: self.store.write(
+                lambda tx: tx.queue.put_back(run_id, owner, attempt=attempt, available_at=available_at, data=data)
+            ),
+        ):
+            raise _NotOurs
+        _log.info("run_waits_again", run_id=run_id, attempt=attempt, reason=failure.outcome.value)
+        return True
+
+    def _final(self, failure: Failure | None) -> Failure | None:
+        """The failure as it is stored: that of a run that was tried as often as it may be has it as its cause."""
+        attempts = self.row.attempt
+        if failure is None or not self.row.background or not failure.passes:
+            return failure
+        return failure.exhausted(attempts) if 1 < attempts >= self.agent.config.max_attempts else failure
+
+    async def _abandon(self) -> RunRow:
+        """The run as it stands, now that it is not ours: nothing is written."""
+        run_id = self.row.run_id
+        try:
+            found = await self._persist("run_not_read", lambda: self.store.read(lambda tx: tx.runs.find(run_id)))
+        finally:
+            self._let_go()
+        _log.info("run_left_to_others", run_id=run_id, status=found.status if found is not None else None)
+        self.row = found or self.row
+        return self.row
 
     def _let_go(self) -> None:
-        if self.turn is not None:
-            self.turn.leave()
         self.stream.close()
 
     async def _end(self, response: AgentResponse | None, failure: Failure | None) -> None:
         """Store how the run ended; where its answer or events can't be stored, that it failed."""
         try:
             await self._finish(response, failure)
-        except ServiceUnavailable:
+        except (ServiceUnavailable, _NotOurs):
             raise
         except Exception as error:  # noqa: BLE001 - the worker's edge: what an agent gives must not leave its run without an end
             _log.error("run_end_refused", run_id=self.row.run_id, exc_info=error)
@@ -253,6 +352,7 @@ class LiveRun:
         keeps_messages = response is not None and self.begun is not None and self.request.has_session
         end = FinishRun(
             run_id=row.run_id,
+            owner=self.owner,
             status=row.status,
             outcome=cast("str", row.outcome),
             output_json=_json(row.output),
@@ -262,10 +362,22 @@ class LiveRun:
             model=row.model,
             finished_at=cast("datetime", row.finished_at),
             session_key=self.begun.session_key if self.begun is not None else None,
+            claims_next=self.claims_next,
             messages=dump_messages(response.new_messages) if response is not None and keeps_messages else [],
             events=[new_event(event) for event in events],
         )
-        await self._persist("run_end_not_stored", lambda: self.store.finish_run(end))
+        finished = await self._persist("run_end_not_stored", lambda: self.store.finish_run(end))
+        if finished is None:
+            raise _NotOurs
+        self.next_turn = finished.next_turn
+        self.tell_next(finished.next_turn)
+
+    async def _append(self, events: Sequence[RunEvent]) -> None:
+        stored = [new_event(event) for event in events]
+        if not await self._persist(
+            "run_events_not_stored", lambda: self.store.append_events(self.row.run_id, self.owner, stored)
+        ):
+            raise _NotOurs
 
     async def _persist(self, warning: str, write: Callable[[], Awaitable[T]]) -> T:
         """What `write` gives, however long the store is away: an answer that was paid for waits here.

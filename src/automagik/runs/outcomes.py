@@ -25,7 +25,7 @@ from pydantic_ai.exceptions import (
 from automagik.errors import AutomagikError, RunFailed, ServiceUnavailable
 from automagik.types import JsonObject, RunOutcome
 
-__all__ = ["WORKER_LOST", "Failure", "failure_of"]
+__all__ = ["WORKER_LOST", "Failure", "failure_of", "worker_lost"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,23 @@ class Failure:
     detail: str
     hint: str | None = None
     retryable: bool = False
+    cause: RunOutcome | None = None
+    """Why the last attempt failed, of a run that was tried several times."""
+
+    @property
+    def passes(self) -> bool:
+        """Whether another attempt may go better by itself: not where the run used up its time, or its worker was lost."""
+        return self.retryable and self.outcome not in {RunOutcome.TIMED_OUT, RunOutcome.WORKER_LOST}
+
+    def exhausted(self, attempts: int) -> "Failure":
+        """The failure of a run of which `attempts` failed, this one last."""
+        return Failure(
+            RunOutcome.RETRIES_EXHAUSTED,
+            f"The run failed {attempts} times; the last time: {self.detail}",
+            "When the cause is mended, requeue it: POST /api/v1/runs/RUN_ID/requeue, or `automagik runs requeue RUN_ID`.",
+            retryable=True,
+            cause=self.outcome,
+        )
 
     def to_json(self) -> JsonObject:
         """The run's `error` as on the wire."""
@@ -44,6 +61,7 @@ class Failure:
             "detail": self.detail,
             "hint": self.hint,
             "retryable": self.retryable,
+            "cause": self.cause.value if self.cause is not None else None,
         }
 
     def to_exception(self, run_id: str) -> RunFailed:
@@ -57,6 +75,17 @@ WORKER_LOST = Failure(
     RunOutcome.WORKER_LOST, "The server stopped before the run ended.", "Send the request again.", retryable=True
 )
 """Why a run ended whose process stopped or died."""
+
+
+def worker_lost(tool: str | None) -> Failure:
+    """Why a background run ended whose worker stopped or died after the tool `tool`, which writes, had been called."""
+    if tool is None:
+        return WORKER_LOST
+    return Failure(
+        RunOutcome.WORKER_LOST,
+        f"The worker stopped when the tool '{tool}' had been called, so the run is not repeated: it might do that twice.",
+        f"See what '{tool}' has done, then requeue the run; or declare the agent `repeatable`, or the tool `read_only`.",
+    )
 
 
 def failure_of(error: BaseException, *, tool_under_way: str | None) -> Failure:

@@ -38,6 +38,10 @@ class RunRequest:
     prompt_variables: Mapping[str, str] = field(default_factory=dict[str, str])
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
     timeout_seconds: float | None = None
+    priority: int = 0
+    """In the queue: smaller numbers go first."""
+    queue_timeout_seconds: float | None = None
+    """How long the run may wait in the queue; None: the platform's setting says."""
     metadata: JsonObject = field(default_factory=dict[str, Json])
     """Fields without effect that the caller sent: kept and shown."""
     session_origin: str | None = None
@@ -62,6 +66,8 @@ class RunRequest:
             "system_prompt": self.system_prompt,
             "model": self.model,
             "timeout_seconds": self.timeout_seconds,
+            "priority": self.priority or None,
+            "queue_timeout_seconds": self.queue_timeout_seconds,
             "session_origin": self.session_origin,
             "prompt_status_key": None if self.prompt_status_key == DEFAULT_STATUS_KEY else self.prompt_status_key,
             "context": self.context or None,
@@ -91,6 +97,8 @@ class RunRequest:
             prompt_variables=cast("dict[str, str]", stored.get("prompt_variables") or {}),
             labels=cast("dict[str, str]", row.labels),
             timeout_seconds=cast("float | None", stored.get("timeout_seconds")),
+            priority=cast("int", stored.get("priority", 0)),
+            queue_timeout_seconds=cast("float | None", stored.get("queue_timeout_seconds")),
             metadata=cast("JsonObject", stored.get("metadata") or {}),
             session_origin=cast("str | None", stored.get("session_origin")),
         )

@@ -1,4 +1,4 @@
-"""RunService: one lifecycle for every kind of work: accept, carry out, watch, cancel."""
+"""RunService: one lifecycle for every kind of work: accept, watch, cancel, requeue."""
 
 import asyncio
 import uuid
@@ -7,106 +7,115 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import cast
 
-import orjson
-import structlog
-
-from automagik.agents import AgentFactory, AutomagikAgent
+from automagik.agents import AutomagikAgent
 from automagik.errors import (
+    Conflict,
     InvalidInput,
     MissingScope,
     NotFound,
     OverrideNotAllowed,
+    QueueFull,
     RunFailed,
     ServiceUnavailable,
 )
-from automagik.events import EventBus, EventStream, RunEvent
-from automagik.memory import DEFAULT_STATUS_KEY, MemoryStore
+from automagik.events import Looked, RunEvent
+from automagik.memory import DEFAULT_STATUS_KEY
 from automagik.providers import ModelRegistry
-from automagik.runs.acceptance import begin_of, new_row
+from automagik.runs.acceptance import begin_of, idempotency_of, new_row
 from automagik.runs.document import run_document
-from automagik.runs.live import LiveRun, RunObserver, new_event
+from automagik.runs.live import LiveRun
 from automagik.runs.names import Name, SessionNames
-from automagik.runs.outcomes import WORKER_LOST
+from automagik.runs.outcomes import Failure
 from automagik.runs.request import RunRequest
+from automagik.runs.runtime import Runtime
 from automagik.runs.stream import RunStream
-from automagik.runs.turns import SessionTurns, Turn
-from automagik.settings import Settings
-from automagik.store import BegunRun, FinishRun, NewEvent, Page, Store
+from automagik.store import Idempotency, Page, Transaction
+from automagik.store.hot import KEY_TAKEN
 from automagik.store.rows import EventRow, RunRow
-from automagik.telemetry import Tracing
-from automagik.tools import AgentContext
-from automagik.types import (
-    OUTCOME_STATUS,
-    TERMINAL,
-    Caller,
-    Clock,
-    JsonObject,
-    RunOutcome,
-    RunStatus,
-    new_uuid,
-)
+from automagik.types import TERMINAL, Caller, JsonObject, RunOutcome, RunStatus, new_uuid
 
 __all__ = ["RunService"]
 
-_log = structlog.stdlib.get_logger(__name__)
+_DEPTH_SECONDS = 0.5
+"""How long the queue's counted depth is believed; what this process accepts meanwhile is added."""
+_FULL_SECONDS = 5
+"""When a caller whom the full queue refused should come again."""
 
-_POLL_SECONDS = 0.5
-"""How often a run that is carried out by another process is looked at by those who watch it here."""
+_CANCELLED = Failure(RunOutcome.CANCELLED, "The run was cancelled.")
 
 
 class RunService:
-    """Carries out runs in this process, in the order of acceptance within a session, and tells about all runs."""
+    """Accepts runs, in the order of a session's turns, and tells about all runs, wherever they are carried out."""
 
-    def __init__(
-        self,
-        *,
-        settings: Settings,
-        clock: Clock,
-        store: Store,
-        agents: AgentFactory,
-        models: ModelRegistry,
-        memories: MemoryStore,
-        events: EventBus,
-        observer: RunObserver,
-        tracing: Tracing,
-        owner: str,
-    ) -> None:
-        self._settings = settings
-        self._clock = clock
-        self._store = store
-        self._agents = agents
+    def __init__(self, runtime: Runtime, *, models: ModelRegistry) -> None:
+        self._runtime = runtime
+        self._settings = runtime.settings
+        self._clock = runtime.clock
+        self._store = runtime.store
+        self._agents = runtime.agents
+        self._events = runtime.events
         self._models = models
-        self._memories = memories
-        self._events = events
-        self._observer = observer
-        self._tracing = tracing
-        self._owner = owner
-        self._turns = SessionTurns()
-        self._slots = asyncio.Semaphore(settings.max_concurrent_background_runs)
-        self._live: dict[str, LiveRun] = {}
         self._names = SessionNames(self._find_session)
         self._stopping = False
+        self._depth = 0
+        self._depth_at = float("-inf")
 
     # -- asking an agent
 
-    async def run(self, request: RunRequest, caller: Caller) -> RunRow:
-        """The run once it has ended well.
+    async def run(self, request: RunRequest, caller: Caller, *, idempotency_key: str | None = None) -> RunRow:
+        """The run once it has ended well. The same idempotency key with the same request gives the same run.
 
         Raises:
             RunFailed: the run is stored as failed or cancelled, and this says why.
+            Conflict: the key was used for another request.
         """
-        live = await self._accept(request, caller, wants_text=False)
-        return self._ended(await live.ended())
+        accepted = await self._accept(request, caller, wants_text=False, idempotency_key=idempotency_key)
+        if isinstance(accepted, LiveRun):
+            return self._ended(await accepted.ended())
+        return self._ended(await self._end_of(accepted))
 
-    async def stream(self, request: RunRequest, caller: Caller) -> RunStream:
-        """The events of a run that is accepted when this returns. Leaving the stream ends nothing."""
-        live = await self._accept(request, caller, wants_text=True)
-        return RunStream(live.row, live.stream.subscribe())
+    async def stream(self, request: RunRequest, caller: Caller, *, idempotency_key: str | None = None) -> RunStream:
+        """The events of a run that is accepted when this returns. Leaving the stream ends nothing. Raises as `run`."""
+        accepted = await self._accept(request, caller, wants_text=True, idempotency_key=idempotency_key)
+        if isinstance(accepted, LiveRun):
+            return RunStream(accepted.row, accepted.stream.subscribe())
+        return RunStream(accepted, self._watch(accepted.run_id, 0))
 
-    async def submit(self, request: RunRequest, caller: Caller) -> RunRow:
-        """The queued run, as soon as it is stored; it is carried out in the background."""
-        live = await self._accept(request, caller, wants_text=True, background=True)
-        return live.row
+    async def submit(
+        self,
+        request: RunRequest,
+        caller: Caller,
+        *,
+        idempotency_key: str | None = None,
+        requeue_of: str | None = None,
+    ) -> RunRow:
+        """The run, waiting in the queue, as soon as it is stored; a worker of any process carries it out.
+
+        Raises: QueueFull where too many wait; Conflict as `run`.
+        """
+        accepted = await self._accept(
+            request,
+            caller,
+            wants_text=True,
+            background=True,
+            idempotency_key=idempotency_key,
+            requeue_of=requeue_of,
+        )
+        return accepted.row if isinstance(accepted, LiveRun) else accepted
+
+    async def requeue(self, run_id: str, caller: Caller, *, idempotency_key: str | None = None) -> RunRow:
+        """A new run that asks what a run that has ended asked, waiting in the queue; `requeue_of` is the old one.
+
+        Raises: Conflict where the run has not ended; what `submit` raises, for the caller must be allowed to ask that.
+        """
+        row = await self.get(run_id, caller)
+        if RunStatus(row.status) not in TERMINAL:
+            raise Conflict(
+                f"The run '{run_id}' has not ended.", code="run_not_ended", hint="Cancel it first, or wait for its end."
+            )
+        return await self.submit(
+            RunRequest.from_row(row), caller, idempotency_key=idempotency_key, requeue_of=row.run_id
+        )
 
     async def check(self, request: RunRequest, caller: Caller) -> RunRequest:
         """The request as it would be accepted, with its user; nothing is stored. Raises what `submit` would for it."""
@@ -159,129 +168,181 @@ class RunService:
     async def events(self, run_id: str, caller: Caller, *, after: int = 0) -> Sequence[RunEvent]:
         """The stored events of a run after `seq`, in order."""
         row = await self.get(run_id, caller)
-        return await self._stored_events(row, after=after)
+        return [_event(event, row) for event in await self._store.read(lambda tx: tx.events.list(run_id, after=after))]
 
     async def watch(self, run_id: str, caller: Caller, *, after: int = 0) -> RunStream:
         """Stored events after `seq`, then what comes, until the run has ended."""
         row = await self.get(run_id, caller)
-        return RunStream(row, self._watch(row, after))
+        return RunStream(row, self._watch(run_id, after))
 
     async def cancel(self, run_id: str, caller: Caller) -> RunRow:
-        """The run, cancelled: a queued one at once, a running one as soon as its agent has stopped.
+        """The run, cancelled: a queued one at once, a running one as soon as its agent has stopped, wherever it runs.
 
         A run that has ended is returned as it ended.
         """
         row = await self.get(run_id, caller)
-        live = self._live.get(run_id)
-        if live is None:
+        live = self._runtime.live.get(run_id)
+        if live is not None:
+            live.cancel()
+            return await live.ended()
+        if RunStatus(row.status) in TERMINAL:
             return row
-        live.cancel()
-        return await live.ended()
+        ended = await self._store.write(
+            lambda tx: tx.queue.end(run_id, _CANCELLED.outcome, _CANCELLED.to_json(), statuses=(RunStatus.QUEUED,))
+        )
+        if ended is not None:
+            self._events.wake(run_id)
+            self._runtime.follow(ended.next_turn)
+            return ended.row
+        await self._store.write(lambda tx: tx.queue.request_cancel(run_id))
+        return await self._end_of(row)
 
     # -- the process's life
 
-    async def recover(self) -> int:
-        """Mark what a dead process left as `worker_lost`, and start what it had accepted for the background and not begun.
-
-        Returns how many runs were started.
-        """
-        recovered = await self._store.recover(self._owner)
-        started = 0
-        for row in recovered.queued:
-            run_id = row.run_id
-            events = await self._store.read(lambda tx, run_id=run_id: tx.events.list(run_id))
-            last_seq = events[-1].seq if events else 0
-            is_background = bool(events) and bool(events[0].data.get("background"))
-            if not is_background or row.name not in self._agents.names():
-                await self._end_lost(row, last_seq)
-                continue
-            agent = self._agents.get_agent(row.name)
-            request = RunRequest.from_row(row)
-            turn = self._turns.enter(row.session_id) if row.session_id is not None else None
-            self._launch(self._live_run(request, agent, row, turn, wants_text=True, background=True, last_seq=last_seq))
-            started += 1
-        return started
-
-    async def _end_lost(self, row: RunRow, last_seq: int) -> None:
-        """End a queued run that nobody waits for any more, or whose agent is gone."""
-        ending = NewEvent(seq=last_seq + 1, type="run_finished", at=self._clock.now(), data_json="{}")
-        await self._store.finish_run(
-            FinishRun(
-                run_id=row.run_id,
-                status=OUTCOME_STATUS[RunOutcome.WORKER_LOST].value,
-                outcome=RunOutcome.WORKER_LOST.value,
-                error_json=orjson.dumps(WORKER_LOST.to_json()).decode(),
-                finished_at=ending.at,
-                events=[ending],
-            )
-        )
+    def stop(self) -> None:
+        """Accept no more."""
+        self._stopping = True
 
     async def close(self) -> None:
-        """Take no more, let runs finish within the grace time, then end the rest as `worker_lost`.
-
-        Runs of the background that have not begun stay queued: the next start takes them up.
-        """
+        """Accept no more, let runs finish within the grace time, then end the rest: what belongs to the background goes back to
+        the queue where that is safe, all else is `worker_lost`."""
         self._stopping = True
-        running = [self._task_of(live) for live in self._live.values() if live.begun is not None]
+        runs = self._runtime.live
+        running = [live.task for live in runs.values() if live.begun is not None and live.task is not None]
         if running:
             await asyncio.wait(running, timeout=self._settings.shutdown_grace_seconds)
-        rest = list(self._live.values())
+        rest = list(runs.values())
         for live in rest:
             live.lost = True
             live.cancel()
-        if rest:
-            await asyncio.wait([self._task_of(live) for live in rest])
+        tasks = [live.task for live in rest if live.task is not None]
+        if tasks:
+            await asyncio.wait(tasks)
 
     @property
     def live_runs(self) -> int:
-        """How many runs this process has accepted and not ended."""
-        return len(self._live)
+        """How many runs this process has under way, or waiting for their turn."""
+        return len(self._runtime.live)
 
     # -- acceptance
 
     async def _accept(
-        self, request: RunRequest, caller: Caller, *, wants_text: bool, background: bool = False
-    ) -> LiveRun:
+        self,
+        request: RunRequest,
+        caller: Caller,
+        *,
+        wants_text: bool,
+        background: bool = False,
+        idempotency_key: str | None = None,
+        requeue_of: str | None = None,
+    ) -> LiveRun | RunRow:
+        """A run of this process; or the row of one of the background, or of one that was accepted before under the same key."""
         if self._stopping:
             raise ServiceUnavailable("The server is stopping.", hint="Retry; another instance may answer.")
         await self._agents.refresh()
         agent = self._agent_for(request, caller)
         request = self._owned(request, caller)
         await self._check_overrides(agent, request, caller)
-        async with self._named(request) as request:
-            turn = self._turns.enter(request.session_id) if request.session_id is not None else None
+        key = idempotency_of(idempotency_key, request, caller, background=background)
+        if background:
+            await self._check_depth()
+        async with self._named(request) as named:
+            row = new_row(
+                named,
+                caller,
+                agent,
+                now=self._clock.now(),
+                owner=None if background else self._runtime.executor_id,
+                requeue_of=requeue_of,
+                queue_timeout_seconds=self._settings.queue_timeout_seconds,
+            )
             try:
-                return await self._store_acceptance(request, caller, agent, turn, wants_text, background)
-            except BaseException:
-                if turn is not None:
-                    turn.leave()
-                raise
+                if background:
+                    return await self._enqueue(row, named, caller, agent, key)
+                return await self._begin(row, named, caller, agent, key, wants_text=wants_text)
+            except Conflict as conflict:
+                if key is None or conflict.code != KEY_TAKEN:
+                    raise
+        return await self._known_by(key)
 
-    async def _store_acceptance(
+    async def _begin(
         self,
+        row: RunRow,
         request: RunRequest,
         caller: Caller,
         agent: AutomagikAgent,
-        turn: Turn | None,
+        key: Idempotency | None,
+        *,
         wants_text: bool,
-        background: bool,
     ) -> LiveRun:
-        starts_now = not background and (turn is None or turn.is_first)
-        row = new_row(request, caller, agent, now=self._clock.now(), owner=self._owner, queued=not starts_now)
-        live = self._live_run(request, agent, row, turn, wants_text=wants_text, background=background)
-        kind = "run_started" if starts_now else "run_queued"
-        event = live.stream.next(kind, {} if starts_now else {"background": background})
-        live.row = row = replace(row, created_at=event.at, started_at=event.at if starts_now else None)
-        begin = begin_of(live, caller, event)
-        if starts_now:
-            live.begun = begun = await self._store.begin_run(begin)
-            session_id = begun.session_id
+        """Accept a run of this process, and carry it out when its turn comes."""
+        turns = self._runtime.turns
+        turn = turns.expect(row.run_id)  # before it is stored: its turn may come while the answer is on its way
+        try:
+            begun = await self._store.begin_run(begin_of(row, request, caller, agent, idempotency=key))
+        except BaseException:
+            turns.forget(row.run_id)
+            raise
+        starts = begun.is_ready
+        row = replace(
+            row,
+            status=RunStatus.RUNNING.value if starts else RunStatus.QUEUED.value,
+            started_at=row.created_at if starts else None,
+            session_id=begun.session_id,
+        )
+        live = self._runtime.make(
+            request, agent, row, wants_text=wants_text, begun=begun if starts else None, last_seq=1
+        )
+        if starts:
+            turns.forget(row.run_id)
         else:
-            session_id = (await self._store.accept_run(begin)).session_id
-        live.row = replace(row, session_id=session_id)
-        live.stream.show([event])
-        self._launch(live)
+            live.turn = turn
+        data: JsonObject = {} if starts else {"background": False}
+        live.stream.show([RunEvent(row.run_id, 1, "run_started" if starts else "run_queued", row.created_at, data)])
+        self._runtime.launch(live)
         return live
+
+    async def _enqueue(
+        self, row: RunRow, request: RunRequest, caller: Caller, agent: AutomagikAgent, key: Idempotency | None
+    ) -> RunRow:
+        """Accept a run of the background."""
+        accepted = await self._store.accept_run(begin_of(row, request, caller, agent, idempotency=key))
+        self._depth += 1
+        if accepted.is_ready:
+            self._runtime.on_work()
+        return replace(row, session_id=accepted.session_id, user_id=accepted.user_id, ready=accepted.is_ready)
+
+    async def _known_by(self, key: Idempotency) -> RunRow:
+        """The run that was accepted under the key before."""
+        found = await self._store.read(lambda tx: tx.queue.idempotent(key.key_id, key.key))
+        row = await self._store.read(lambda tx: tx.runs.find(found[0])) if found is not None else None
+        if found is None or row is None:
+            raise Conflict(
+                "The run of this Idempotency-Key is not kept any more.",
+                code="idempotency_key_expired",
+                hint="Use a new key for a new run.",
+            )
+        if found[1] != key.body_hash:
+            raise Conflict(
+                "This Idempotency-Key was used for another request.",
+                code="idempotency_key_reused",
+                hint="Use a new key for a new request, and the same key only to repeat the same request.",
+            )
+        return row
+
+    async def _check_depth(self) -> None:
+        """Refuse what would wait too long behind too many. The count may be half a second old."""
+        most = self._settings.max_queued_runs
+        now = self._clock.monotonic()
+        if now - self._depth_at >= _DEPTH_SECONDS:
+            self._depth_at = now
+            self._depth = await self._store.read(lambda tx: tx.queue.depth(most + 1))
+        if self._depth >= most:
+            raise QueueFull(
+                f"{most} runs wait in the queue already.",
+                retry_after_seconds=_FULL_SECONDS,
+                hint="Send it again later; an administrator may add workers or raise AUTOMAGIK_MAX_QUEUED_RUNS.",
+            )
 
     def _agent_for(self, request: RunRequest, caller: Caller) -> AutomagikAgent:
         scope = f"agents:{request.agent_name}:run"
@@ -342,101 +403,39 @@ class RunService:
         found = await self._store.read(lambda tx: tx.sessions.find_by_name(*name))
         return found.session_id if found is not None else None
 
-    def _live_run(
-        self,
-        request: RunRequest,
-        agent: AutomagikAgent,
-        row: RunRow,
-        turn: Turn | None,
-        *,
-        wants_text: bool,
-        background: bool,
-        last_seq: int = 0,
-    ) -> LiveRun:
-        limits = [request.timeout_seconds, agent.config.timeout_seconds, self._settings.run_timeout_seconds]
-        return LiveRun(
-            row=row,
-            request=request,
-            agent=agent,
-            stream=EventStream(row.run_id, self._clock, self._store_events, last_seq=last_seq),
-            store=self._store,
-            clock=self._clock,
-            observer=self._observer,
-            tracing=self._tracing,
-            owner=self._owner,
-            make_context=self._context,
-            message_limit=request.message_limit if request.message_limit is not None else agent.config.message_limit,
-            timeout_seconds=min(limit for limit in limits if limit is not None),
-            wants_text=wants_text,
-            turn=turn,
-            slots=self._slots if background else None,
-        )
+    # -- looking on
 
-    def _launch(self, live: LiveRun) -> None:
-        run_id = live.row.run_id
-        self._live[run_id] = live
-        self._events.add(live.stream)
-        live.task = asyncio.get_running_loop().create_task(live.carry_out(), name=run_id)
-        live.task.add_done_callback(lambda task: self._forget(live, task))
+    def _watch(self, run_id: str, after: int) -> AsyncIterator[Sequence[RunEvent]]:
+        return self._events.watch(run_id, after, self._look)
 
-    def _forget(self, live: LiveRun, task: "asyncio.Task[RunRow]") -> None:
-        run_id = live.row.run_id
-        self._live.pop(run_id, None)
-        live.tell_ended(task)
-        self._events.remove(run_id)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("run_end_lost", run_id=run_id, exc_info=error)
+    async def _look(self, run_id: str, after: int) -> Looked:
+        """What the store has of a run now."""
 
-    def _context(self, live: LiveRun, begun: BegunRun) -> AgentContext:
-        row = live.row
-        return AgentContext(
-            run_id=row.run_id,
-            agent_name=row.name,
-            agent_id=live.agent.db_id,
-            session_id=row.session_id,
-            session_key=begun.session_key,
-            user_id=begun.user_id,
-            variables=live.request.prompt_variables,
-            request=live.request.context,
-            memory=self._memories.for_agent(live.agent.db_id, user_id=begun.user_id, session_key=begun.session_key),
-        )
+        def work(tx: Transaction) -> Looked:
+            events = tx.events.list(run_id, after=after)
+            row = tx.runs.find(run_id)
+            if row is None:
+                return Looked([], is_over=True)
+            return Looked([_event(event, row) for event in events], is_over=RunStatus(row.status) in TERMINAL)
 
-    # -- events
+        return await self._store.read(work)
 
-    async def _store_events(self, run_id: str, events: Sequence[RunEvent]) -> None:
-        await self._store.append_events(run_id, [new_event(event) for event in events])
+    async def _end_of(self, row: RunRow) -> RunRow:
+        """The run once it has ended, wherever it is carried out.
 
-    async def _stored_events(self, row: RunRow, *, after: int) -> Sequence[RunEvent]:
-        stored = await self._store.read(lambda tx: tx.events.list(row.run_id, after=after))
-        return [self._event(event, row) for event in stored]
-
-    def _event(self, event: EventRow, row: RunRow) -> RunEvent:
-        data: JsonObject = {"run": run_document(row)} if event.type == "run_finished" else event.data
-        return RunEvent(event.run_id, event.seq, event.type, event.at, data)
-
-    async def _watch(self, row: RunRow, after: int) -> AsyncIterator[Sequence[RunEvent]]:
-        """Stored events, then the live stream where the run is alive here, else the store again and again."""
-        while True:
-            stream = self._events.find(row.run_id)
-            if stream is not None and stream.first_logged <= after + 1:
-                subscription = stream.subscribe(after=after)
-                try:
-                    async for batch in subscription:
-                        yield batch
-                finally:
-                    await subscription.aclose()
-                return
-            fresh = await self._store.read(lambda tx: tx.runs.find(row.run_id)) or row
-            batch = await self._stored_events(fresh, after=after)
-            if batch:
-                after = batch[-1].seq or after
-                yield batch
-                if batch[-1].type == "run_finished":
-                    return
-            elif RunStatus(fresh.status) in TERMINAL:
-                return
-            elif self._events.find(row.run_id) is None:
-                await asyncio.sleep(_POLL_SECONDS)
+        Raises: ServiceUnavailable where this process stops before.
+        """
+        live = self._runtime.live.get(row.run_id)
+        if live is not None:
+            return await live.ended()
+        async for _ in self._watch(row.run_id, 0):
+            pass
+        now = await self._store.read(lambda tx: tx.runs.get(row.run_id))
+        if RunStatus(now.status) not in TERMINAL:
+            raise ServiceUnavailable(
+                "The server is stopping.", hint=f"GET /api/v1/runs/{row.run_id} on another instance has the run."
+            )
+        return now
 
     def _ended(self, row: RunRow) -> RunRow:
         if row.status == RunStatus.COMPLETED.value:
@@ -450,11 +449,10 @@ class RunService:
             retryable=bool(error.get("retryable")),
         )
 
-    @staticmethod
-    def _task_of(live: LiveRun) -> "asyncio.Task[RunRow]":
-        if live.task is None:
-            raise RuntimeError("a live run has a task from the moment it is known")
-        return live.task
+
+def _event(event: EventRow, row: RunRow) -> RunEvent:
+    data: JsonObject = {"run": run_document(row)} if event.type == "run_finished" else event.data
+    return RunEvent(event.run_id, event.seq, event.type, event.at, data)
 
 
 def _sees(caller: Caller, row: RunRow) -> bool:

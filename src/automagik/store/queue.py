@@ -5,14 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from sqlalchemy import Select, case, delete, exists, func, insert, or_, select, text, update
+from sqlalchemy import Select, case, delete, exists, func, insert, or_, select, text, true, update
 
 from automagik.store import schema
 from automagik.store.hot import NextTurn
 from automagik.store.repository import Repository
 from automagik.store.rows import RunRow
 from automagik.store.runs import run_of
-from automagik.store.turns import hold_session, leave_turn, next_turn, notify
+from automagik.store.turns import hold_session, hold_sessions, leave_turn, next_turn, notify, recount
 from automagik.types import OUTCOME_STATUS, JsonObject, RunOutcome, RunStatus
 
 __all__ = ["ClaimLimits", "ClaimedRun", "EndedRun", "Queue", "Rescued"]
@@ -75,6 +75,43 @@ class Rescued:
     """Those that any worker may take now."""
 
 
+class _Room:
+    """How many more runs may be under way."""
+
+    def __init__(
+        self, limits: ClaimLimits, by_key: Mapping[str, int], under_way: Iterable[tuple[str, str | None, int]]
+    ) -> None:
+        self._total = limits.total
+        self._agents = dict(limits.by_agent)
+        self._keys = dict(by_key)
+        for name, key, runs in under_way:
+            self._count(name, key, runs)
+
+    def is_left(self) -> bool:
+        return self._total is None or self._total > 0
+
+    def full_agents(self) -> list[str]:
+        return [name for name, left in self._agents.items() if left <= 0]
+
+    def full_keys(self) -> list[str]:
+        return [key for key, left in self._keys.items() if left <= 0]
+
+    def take(self, name: str, key: str | None) -> bool:
+        """Whether there was room for one more."""
+        if not self.is_left() or self._agents.get(name, 1) <= 0 or (key is not None and self._keys.get(key, 1) <= 0):
+            return False
+        self._count(name, key, 1)
+        return True
+
+    def _count(self, name: str, key: str | None, runs: int) -> None:
+        if self._total is not None:
+            self._total -= runs
+        if name in self._agents:
+            self._agents[name] -= runs
+        if key in self._keys:
+            self._keys[key] -= runs
+
+
 class Queue(Repository):
     """The runs that have not ended, as the queue sees them."""
 
@@ -92,9 +129,14 @@ class Queue(Repository):
         if limits.bind:
             self._serialize_claims()
         wanted = self._claimable(host, host_lease_seconds)
-        chosen = self._within(limits, wanted, count) if limits.bind else wanted.limit(count)
-        found = [record.run_id for record in self._connection.execute(chosen.with_for_update(skip_locked=True))]
-        return self._take(found, owner)
+        if limits.bind:
+            chosen = self._within(limits, wanted, count)
+            wanted = wanted.where(_runs.c.run_id.in_(chosen))
+            count = len(chosen)
+        if not count:
+            return []
+        free = wanted.limit(count).with_for_update(skip_locked=True)
+        return self._take([record.run_id for record in self._connection.execute(free)], owner)
 
     def claimed(self, run_id: str, owner: str) -> ClaimedRun | None:
         """A run that belongs to `owner` by the end of the one before it, or None."""
@@ -122,15 +164,27 @@ class Queue(Repository):
     # -- ends and returns from outside
 
     def end(
-        self, run_id: str, outcome: RunOutcome, error: JsonObject | None, *, statuses: Iterable[RunStatus]
+        self,
+        run_id: str,
+        outcome: RunOutcome,
+        error: JsonObject | None,
+        *,
+        statuses: Iterable[RunStatus],
+        owner: str | None = None,
     ) -> EndedRun | None:
-        """End a run whose status is among `statuses`, whoever owns it, with its last event; None where it has another one."""
+        """End a run whose status is among `statuses`, with its last event; None where it has another one, or where `owner`
+        is given and it is not that one's."""
         session_id = self._connection.scalar(select(_runs.c.session_id).where(_runs.c.run_id == run_id))
         if session_id is not None:
             hold_session(self._connection, session_id)
         ended = self._connection.execute(
             update(_runs)
-            .where(_runs.c.run_id == run_id, _runs.c.status.in_([status.value for status in statuses]))
+            .returning(_runs.c.turn)
+            .where(
+                _runs.c.run_id == run_id,
+                _runs.c.status.in_([status.value for status in statuses]),
+                true() if owner is None else _runs.c.owner == owner,
+            )
             .values(
                 status=OUTCOME_STATUS[outcome].value,
                 outcome=outcome.value,
@@ -138,11 +192,12 @@ class Queue(Repository):
                 finished_at=self._now,
                 waiting_for=None,
             )
-        )
-        if not ended.rowcount:
+        ).one_or_none()
+        if ended is None:
             return None
         self._add_event(run_id, "run_finished", {})
-        following = leave_turn(self._connection, session_id) if session_id is not None else None
+        is_in_line = session_id is not None and ended.turn is not None
+        following = leave_turn(self._connection, session_id) if is_in_line else None
         notify(self._connection, f"ended {run_id}")
         return EndedRun(self._get(run_id), following)
 
@@ -209,10 +264,12 @@ class Queue(Repository):
         `worker_lost` with the error `lost`, the others wait for another worker, those under way with their next attempt."""
         left = select(_runs).where(_runs.c.owner == owner, _OPEN).order_by(_runs.c.run_id)
         records = self._connection.execute(left).all()
-        for session_id in sorted({record.session_id for record in records if record.session_id is not None}):
-            hold_session(self._connection, session_id)
+        hold_sessions(self._connection, {record.session_id for record in records if record.session_id is not None})
+        known = left.where(
+            _runs.c.run_id.in_([record.run_id for record in records])
+        )  # of no others is the session held
         rescued = Rescued()
-        for record in self._connection.execute(left.with_for_update()).all():
+        for record in self._connection.execute(known.with_for_update()).all():
             if not record.background:
                 ended = self.end(
                     record.run_id, RunOutcome.WORKER_LOST, lost, statuses=(RunStatus.QUEUED, RunStatus.RUNNING)
@@ -221,7 +278,7 @@ class Queue(Repository):
                     rescued.failed.append(ended)
                 continue
             if record.status == RunStatus.RUNNING.value:
-                self.put_back(
+                is_queued = self.put_back(
                     record.run_id,
                     owner,
                     attempt=record.attempt + 1,
@@ -229,8 +286,9 @@ class Queue(Repository):
                     data={"background": True, "attempt": record.attempt + 1, "reason": RunOutcome.WORKER_LOST.value},
                 )
             else:
-                self.let_go(record.run_id, owner)
-            rescued.queued.append(record.run_id)
+                is_queued = self.let_go(record.run_id, owner)
+            if is_queued:
+                rescued.queued.append(record.run_id)
         return rescued
 
     def expired(self) -> list[str]:
@@ -243,12 +301,13 @@ class Queue(Repository):
     def stuck_sessions(self) -> list[uuid.UUID]:
         """Sessions with open runs of which none has the turn: what a process left that died between an end and the next turn."""
         waiting = select(_runs.c.session_id, func.max(case((_runs.c.ready, 1), else_=0)).label("has_turn"))
-        grouped = waiting.where(_OPEN, _runs.c.session_id.is_not(None)).group_by(_runs.c.session_id).subquery()
+        grouped = waiting.where(_OPEN, _runs.c.turn.is_not(None)).group_by(_runs.c.session_id).subquery()
         stuck = select(grouped.c.session_id).where(grouped.c.has_turn == 0).limit(_SWEPT)
         return list(self._connection.scalars(stuck))
 
     def give_turn(self, session_id: uuid.UUID) -> NextTurn | None:
         """Give the turn to the session's first open run where none has it."""
+        recount(self._connection, session_id)
         return next_turn(self._connection, session_id)
 
     def forget_keys(self, before: datetime) -> int:
@@ -277,44 +336,27 @@ class Queue(Repository):
             .order_by(_runs.c.priority, _runs.c.run_id)
         )
 
-    def _within(self, limits: ClaimLimits, wanted: Select[tuple[str]], count: int) -> Select[tuple[str]]:
+    def _within(self, limits: ClaimLimits, wanted: Select[tuple[str]], count: int) -> list[str]:
         """The first of `wanted` that break no limit, together with what is under way."""
-        busy_agents, busy_keys, busy = self._under_way()
-        if limits.total is not None:
-            count = min(count, max(0, limits.total - busy))
-        full_agents = {name for name, most in limits.by_agent.items() if busy_agents.get(name, 0) >= most}
-        key_limits = self._key_limits() if limits.has_key_limits else {}
-        full_keys = {key for key, most in key_limits.items() if busy_keys.get(key, 0) >= most}
-        if full_agents:
-            wanted = wanted.where(_runs.c.name.not_in(full_agents))
-        if full_keys:
-            wanted = wanted.where(or_(_runs.c.key_id.is_(None), _runs.c.key_id.not_in(full_keys)))
-        looked_at = wanted.with_only_columns(_runs.c.run_id, _runs.c.name, _runs.c.key_id).limit(_LOOKED_AT)
+        room = _Room(limits, self._key_limits() if limits.has_key_limits else {}, self._under_way())
         chosen: list[str] = []
-        for record in self._connection.execute(looked_at):
-            if len(chosen) >= count:
+        while len(chosen) < count and room.is_left():
+            free = wanted.where(_runs.c.run_id.not_in(chosen), _runs.c.name.not_in(room.full_agents()))
+            free = free.where(or_(_runs.c.key_id.is_(None), _runs.c.key_id.not_in(room.full_keys())))
+            free = free.with_only_columns(_runs.c.run_id, _runs.c.name, _runs.c.key_id).limit(_LOOKED_AT)
+            records = self._connection.execute(free).all()
+            found = [run.run_id for run in records if room.take(run.name, run.key_id)]
+            chosen += found
+            if len(records) < _LOOKED_AT or not found:  # else agents or keys are full now, with others behind them
                 break
-            name, key = record.name, record.key_id or ""
-            if name in limits.by_agent and busy_agents.get(name, 0) >= limits.by_agent[name]:
-                continue
-            if key in key_limits and busy_keys.get(key, 0) >= key_limits[key]:
-                continue
-            busy_agents[name] = busy_agents.get(name, 0) + 1
-            busy_keys[key] = busy_keys.get(key, 0) + 1
-            chosen.append(record.run_id)
-        return wanted.where(_runs.c.run_id.in_(chosen))
+        return chosen[:count]
 
-    def _under_way(self) -> tuple[dict[str, int], dict[str, int], int]:
+    def _under_way(self) -> list[tuple[str, str | None, int]]:
         under_way = select(_runs.c.name, _runs.c.key_id, func.count().label("runs")).where(
             _OPEN, _runs.c.background, _runs.c.owner.is_not(None)
         )
-        agents: dict[str, int] = {}
-        keys: dict[str, int] = {}
-        for record in self._connection.execute(under_way.group_by(_runs.c.name, _runs.c.key_id)):
-            agents[record.name] = agents.get(record.name, 0) + record.runs
-            key = record.key_id or ""
-            keys[key] = keys.get(key, 0) + record.runs
-        return agents, keys, sum(agents.values())
+        grouped = self._connection.execute(under_way.group_by(_runs.c.name, _runs.c.key_id))
+        return [(record.name, record.key_id, record.runs) for record in grouped]
 
     def _key_limits(self) -> dict[str, int]:
         limited = select(_keys.c.key_id, _keys.c.max_concurrent_runs).where(_keys.c.max_concurrent_runs.is_not(None))

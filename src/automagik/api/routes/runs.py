@@ -45,6 +45,12 @@ _ASK: dict[str, Any] = {
     }
 }
 _ASK_PROBLEMS = problems(404, 409, 413, 500, 502, 504)
+Key = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key", description="A word of yours: the same one with the same request gives the same run"
+    ),
+]
 _STREAM: dict[str, Any] = {
     "description": "The run's events as they come; the last is `run_finished` with the whole run",
     "content": STREAM_CONTENT,
@@ -57,10 +63,11 @@ _STREAM: dict[str, Any] = {
     openapi_extra=_ASK,
     responses={200: {"model": RunAnswer, "description": "The answer"}, **_ASK_PROBLEMS},
 )
-async def run_agent(name: str, request: Request) -> Response:
+async def run_agent(name: str, request: Request, idempotency_key: Key = None) -> Response:
     """A run that fails is a Problem that carries its `run_id`, never a 200. A caller that leaves ends nothing."""
     platform = platform_of(request)
-    row = await platform.runs.run(await _asked(name, request, platform), caller_of(request))
+    asked = await _asked(name, request, platform)
+    row = await platform.runs.run(asked, caller_of(request), idempotency_key=idempotency_key)
     return answer(_answer_document(row))
 
 
@@ -72,10 +79,11 @@ async def run_agent(name: str, request: Request) -> Response:
     responses={200: _STREAM, **_ASK_PROBLEMS},
     response_class=EventResponse,
 )
-async def stream_agent(name: str, request: Request) -> Response:
+async def stream_agent(name: str, request: Request, idempotency_key: Key = None) -> Response:
     """Server-sent events: `run_started`, `text_delta`, `tool_call`, `tool_result`, ..., `run_finished`."""
     platform = platform_of(request)
-    stream = await platform.runs.stream(await _asked(name, request, platform), caller_of(request))
+    asked = await _asked(name, request, platform)
+    stream = await platform.runs.stream(asked, caller_of(request), idempotency_key=idempotency_key)
     return EventResponse(run_chunks(stream), gauge=platform.metrics.active_streams)
 
 
@@ -86,10 +94,11 @@ async def stream_agent(name: str, request: Request) -> Response:
     status_code=202,
     responses={202: {"model": RunResource, "description": "The run, accepted and stored"}, **_ASK_PROBLEMS},
 )
-async def submit_agent(name: str, request: Request) -> Response:
+async def submit_agent(name: str, request: Request, idempotency_key: Key = None) -> Response:
     """The run as soon as it is stored; follow it at its `Location`."""
     platform = platform_of(request)
-    row = await platform.runs.submit(await _asked(name, request, platform), caller_of(request))
+    asked = await _asked(name, request, platform)
+    row = await platform.runs.submit(asked, caller_of(request), idempotency_key=idempotency_key)
     return answer(run_document(row), 202, headers={"Location": f"/api/v1/runs/{row.run_id}"})
 
 
@@ -174,6 +183,18 @@ async def cancel_run(run_id: str, platform: PlatformOf, caller: Writer) -> Respo
     return answer(run_document(await platform.runs.cancel(run_id, caller)))
 
 
+@router.post(
+    "/runs/{run_id}/requeue",
+    summary="Do a run again",
+    status_code=202,
+    responses={202: {"model": RunResource, "description": "The new run, accepted and stored"}, **problems(404, 409)},
+)
+async def requeue_run(run_id: str, platform: PlatformOf, caller: Writer, idempotency_key: Key = None) -> Response:
+    """A new background run that asks what a run that has ended asked. Its `requeue_of` is the old one, which stays as it is."""
+    row = await platform.runs.requeue(run_id, caller, idempotency_key=idempotency_key)
+    return answer(run_document(row), 202, headers={"Location": f"/api/v1/runs/{row.run_id}"})
+
+
 async def _asked(name: str, request: Request, platform: Platform) -> RunRequest:
     """The question in the request's body, its texts and media checked."""
     body = await read_json(request)
@@ -209,6 +230,8 @@ async def run_request(name: str, asked: AgentRunRequest, platform: Platform) -> 
         prompt_variables=asked.prompt_variables or {},
         labels=asked.labels or {},
         timeout_seconds=asked.timeout_seconds,
+        priority=asked.priority or 0,
+        queue_timeout_seconds=asked.queue_timeout_seconds,
         metadata=_metadata(asked),
         session_origin=asked.session_origin,
     )

@@ -1,0 +1,240 @@
+"""Keeper: this process's life as an executor, and the care for what others left: the dead, the late, the lost signals."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+
+import structlog
+
+from automagik import __version__
+from automagik.errors import ServiceUnavailable
+from automagik.runs.liveness import Heart, PulseLine
+from automagik.runs.outcomes import WORKER_LOST, Failure
+from automagik.runs.runtime import Runtime
+from automagik.store.queue import Rescued
+from automagik.store.transaction import Transaction
+from automagik.types import RunOutcome, RunStatus, new_id
+
+__all__ = ["Keeper", "new_executor_id"]
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_SWEEP_SECONDS = 1.0
+"""How often runs that waited too long in the queue are looked for."""
+_HEAL_SECONDS = 2.0
+"""How often it is looked whether a signal was lost: for a turn or a wish to cancel of a run of this process."""
+_MEND_SECONDS = 10.0
+"""How often sessions are looked for whose turn was lost with a process."""
+_KEY_HOURS = 24
+"""How long an idempotency key is kept."""
+_FORGET_SECONDS = 600.0
+
+_EXPIRED = Failure(
+    RunOutcome.TIMED_OUT,
+    "The run waited longer in the queue than it may.",
+    "Send it again, with a longer `queue_timeout_seconds` or more workers.",
+    retryable=True,
+)
+
+
+def new_executor_id() -> str:
+    """A name that no executor ever had."""
+    return new_id("exec")
+
+
+class Keeper:
+    """Shows that this process lives, takes over what dead ones left, and goes on under a fresh id if it was taken for dead."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        host: str,
+        role: str,
+        make_line: Callable[[str], PulseLine] | None,
+        renew_worker: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`make_line` gives the line of an executor's heart; None where one process has the database for itself."""
+        self._runtime = runtime
+        self._host = host
+        self._role = role
+        self._make_line = make_line
+        self._renew_worker = renew_worker
+        self._heart: Heart | None = None
+        self._sweeping: asyncio.Task[None] | None = None
+        self._renewing: asyncio.Task[None] | None = None
+        self._leave: list[Callable[[], None]] = []
+        self._heal_now = asyncio.Event()
+
+    async def open(self) -> None:
+        """Be known as alive, take over what earlier processes left, and begin to listen and sweep."""
+        runtime = self._runtime
+        await self._register()
+        if self._make_line is None:
+            await self._take_over_all()
+        signals = runtime.store.signals
+        self._leave = [
+            signals.listen("cancel", runtime.cancel),
+            signals.listen("ready", runtime.turns.come),
+            signals.listen("ended", runtime.look_again),
+            signals.listen("work", lambda _: runtime.on_work()),
+            signals.on_gap(self._heal_now.set),
+        ]
+        await self._start_heart()
+        self._sweeping = asyncio.get_running_loop().create_task(self._sweep(), name="keeper")
+
+    async def close(self) -> None:
+        """End in peace: nothing of this executor is left."""
+        for leave in self._leave:
+            leave()
+        tasks = [task for task in (self._sweeping, self._renewing) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        if self._heart is not None:
+            await self._heart.close()
+        executor_id = self._runtime.executor_id
+        with contextlib.suppress(ServiceUnavailable):  # then it is missed, and found to have left nothing
+            await self._runtime.store.write(lambda tx: tx.executors.retire(executor_id))
+
+    # -- this executor
+
+    async def _register(self) -> None:
+        executor_id = self._runtime.executor_id
+        await self._runtime.store.write(
+            lambda tx: tx.executors.register(executor_id, host=self._host, role=self._role, version=__version__)
+        )
+
+    async def _start_heart(self) -> None:
+        if self._make_line is None:
+            return
+        executor_id = self._runtime.executor_id
+        heart = Heart(
+            self._make_line(executor_id),
+            executor_id,
+            clock=self._runtime.clock,
+            on_lost=self._was_lost,
+            on_dead=self._take_over,
+        )
+        await heart.open()
+        self._heart = heart
+
+    def _was_lost(self) -> None:
+        if self._renewing is None or self._renewing.done():
+            self._renewing = asyncio.get_running_loop().create_task(self._renew(), name="renew executor")
+
+    async def _renew(self) -> None:
+        """Drop what was this executor's, for it has been taken over, and go on under a fresh id."""
+        old = self._runtime.executor_id
+        self._runtime.disown(new_executor_id())
+        _log.warning("executor_renewed", was=old, executor_id=self._runtime.executor_id)
+        if self._heart is not None:
+            await self._heart.close()
+        while True:
+            try:
+                await self._register()
+                await self._start_heart()
+                break
+            except ServiceUnavailable as away:
+                _log.warning("executor_not_registered", reason=away.detail)
+                await asyncio.sleep(_SWEEP_SECONDS)
+                self._runtime.executor_id = new_executor_id()
+        await self._renew_worker()
+
+    # -- others
+
+    async def _take_over(self, executor_id: str, seen: datetime | None) -> None:
+        """Declare an executor dead that has stood still, and take what it left: one transaction, done by one process."""
+        own = self._runtime.executor_id
+
+        def work(tx: Transaction) -> Rescued | None:
+            if not tx.executors.lose(executor_id, seen=seen, to=own):
+                return None
+            rescued = tx.queue.rescue(executor_id, lost=WORKER_LOST.to_json())
+            tx.executors.forget_workflows()
+            return rescued
+
+        rescued = await self._runtime.store.write(work)
+        if rescued is not None:
+            self._tell(executor_id, rescued)
+
+    async def _take_over_all(self) -> None:
+        """Take what all others left: this process has the database for itself."""
+        own = self._runtime.executor_id
+
+        def work(tx: Transaction) -> list[tuple[str, Rescued]]:
+            tx.executors.lose_others(own)
+            others = [owner for owner in tx.queue.owners() if owner != own]
+            return [(owner, tx.queue.rescue(owner, lost=WORKER_LOST.to_json())) for owner in others]
+
+        for executor_id, rescued in await self._runtime.store.write(work):
+            self._tell(executor_id, rescued)
+
+    def _tell(self, executor_id: str, rescued: Rescued) -> None:
+        _log.warning(
+            "executor_taken_over", executor_id=executor_id, failed=len(rescued.failed), queued=len(rescued.queued)
+        )
+        for ended in rescued.failed:
+            self._runtime.follow(ended.next_turn)
+        if rescued.queued:
+            self._runtime.on_work()
+
+    # -- what time and lost signals bring
+
+    async def _sweep(self) -> None:
+        clock = self._runtime.clock
+        healed = mended = forgot = clock.monotonic()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_SWEEP_SECONDS):
+                    await self._heal_now.wait()
+            now = clock.monotonic()
+            try:
+                await self._end_expired()
+                if self._heal_now.is_set() or now - healed >= _HEAL_SECONDS:
+                    self._heal_now.clear()
+                    healed = now
+                    await self._heal()
+                if now - mended >= _MEND_SECONDS:
+                    mended = now
+                    await self._mend()
+                if now - forgot >= _FORGET_SECONDS:
+                    forgot = now
+                    await self._forget_keys()
+            except ServiceUnavailable as away:
+                _log.warning("sweep_put_off", reason=away.detail)
+
+    async def _end_expired(self) -> None:
+        store = self._runtime.store
+        for run_id in await store.read(lambda tx: tx.queue.expired()):
+            ended = await store.write(
+                lambda tx, run_id=run_id: tx.queue.end(
+                    run_id, _EXPIRED.outcome, _EXPIRED.to_json(), statuses=(RunStatus.QUEUED,)
+                )
+            )
+            if ended is not None:
+                self._runtime.look_again(run_id)
+                self._runtime.follow(ended.next_turn)
+
+    async def _heal(self) -> None:
+        """Do what signals asked for that may have been lost."""
+        runtime = self._runtime
+        waiting = runtime.turns.waiting
+        if waiting:
+            for run_id in await runtime.store.read(lambda tx: tx.queue.ready(waiting)):
+                runtime.turns.come(run_id)
+        if runtime.live:
+            owner = runtime.executor_id
+            for run_id in await runtime.store.read(lambda tx: tx.queue.cancels(owner)):
+                runtime.cancel(run_id)
+
+    async def _mend(self) -> None:
+        store = self._runtime.store
+        for session_id in await store.read(lambda tx: tx.queue.stuck_sessions()):
+            self._runtime.follow(await store.write(lambda tx, key=session_id: tx.queue.give_turn(key)))
+
+    async def _forget_keys(self) -> None:
+        before = self._runtime.clock.now() - timedelta(hours=_KEY_HOURS)
+        await self._runtime.store.write(lambda tx: tx.queue.forget_keys(before))

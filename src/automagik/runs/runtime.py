@@ -1,0 +1,158 @@
+"""Runtime: what all runs that this process carries out have in common, and which they are."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from automagik.agents import AgentFactory, AutomagikAgent
+from automagik.events import EventBus, EventStream, RunEvent
+from automagik.memory import MemoryStore
+from automagik.runs.live import LiveRun, RunObserver, new_event
+from automagik.runs.request import RunRequest
+from automagik.runs.turns import Turns
+from automagik.settings import Settings
+from automagik.store import BegunRun, NextTurn, Store
+from automagik.store.rows import RunRow
+from automagik.telemetry import Tracing
+from automagik.tools import AgentContext
+from automagik.types import Clock
+
+__all__ = ["Runtime"]
+
+_log = structlog.stdlib.get_logger(__name__)
+
+
+def _nobody() -> None:
+    """Who is woken in a process without a worker."""
+
+
+class Runtime:
+    """The runs that are alive in this process, all owned by its one executor."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        clock: Clock,
+        store: Store,
+        agents: AgentFactory,
+        memories: MemoryStore,
+        events: EventBus,
+        observer: RunObserver,
+        tracing: Tracing,
+        executor_id: str,
+    ) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.store = store
+        self.agents = agents
+        self.events = events
+        self.executor_id = executor_id
+        """By what this process owns runs; another one after it was declared lost."""
+        self.live: dict[str, LiveRun] = {}
+        self.turns = Turns()
+        self.on_work: Callable[[], None] = _nobody
+        """Called when a run came into the queue, or a place of a worker's became free."""
+        self._memories = memories
+        self._observer = observer
+        self._tracing = tracing
+
+    def make(
+        self,
+        request: RunRequest,
+        agent: AutomagikAgent,
+        row: RunRow,
+        *,
+        wants_text: bool,
+        begun: BegunRun | None = None,
+        last_seq: int = 0,
+    ) -> LiveRun:
+        """A run of this process, which does nothing yet. `last_seq` is that of its last stored event."""
+        config = agent.config
+        limits = [request.timeout_seconds, config.timeout_seconds, self.settings.run_timeout_seconds]
+        live = LiveRun(
+            row=row,
+            request=request,
+            agent=agent,
+            stream=EventStream(row.run_id, self.clock, self._store_events, last_seq=last_seq),
+            store=self.store,
+            clock=self.clock,
+            observer=self._observer,
+            tracing=self._tracing,
+            owner=self.executor_id,
+            make_context=self._context,
+            message_limit=request.message_limit if request.message_limit is not None else config.message_limit,
+            timeout_seconds=min(limit for limit in limits if limit is not None),
+            wants_text=wants_text,
+            begun=begun,
+        )
+        live.tell_next = self.follow
+        return live
+
+    def launch(self, live: LiveRun) -> "asyncio.Task[RunRow]":
+        """Carry the run out; it is known here until it has ended."""
+        run_id = live.row.run_id
+        self.live[run_id] = live
+        self.events.add(live.stream)
+        task = asyncio.get_running_loop().create_task(live.carry_out(), name=run_id)
+        live.task = task
+        task.add_done_callback(lambda done: self._forget(live, done))
+        return task
+
+    def follow(self, following: NextTurn | None) -> None:
+        """Wake whoever here waits for the turn that has come; other processes are told by the store."""
+        if following is None:
+            return
+        if following.background:
+            self.on_work()
+        else:
+            self.turns.come(following.run_id)
+
+    def cancel(self, run_id: str) -> None:
+        """Stop a run that is alive here; any other is fine."""
+        live = self.live.get(run_id)
+        if live is not None:
+            live.cancel()
+
+    def look_again(self, run_id: str) -> None:
+        """Have a run that waits here for its turn look at itself: it may have ended, or its turn may have come."""
+        self.turns.come(run_id)
+
+    def disown(self, executor_id: str) -> None:
+        """Go on as `executor_id`: whatever was alive here belongs to others now, and is dropped without a word."""
+        self.executor_id = executor_id
+        for live in list(self.live.values()):
+            if live.owner != executor_id:
+                live.disown()
+
+    def _forget(self, live: LiveRun, task: "asyncio.Task[RunRow]") -> None:
+        run_id = live.row.run_id
+        if self.live.get(run_id) is live:
+            del self.live[run_id]
+            self.events.remove(run_id)
+        self.turns.forget(run_id)
+        live.tell_ended(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("run_end_lost", run_id=run_id, exc_info=error)
+
+    async def _store_events(self, run_id: str, events: Sequence[RunEvent]) -> None:
+        live = self.live.get(run_id)
+        if live is None:
+            return
+        if not await self.store.append_events(run_id, live.owner, [new_event(event) for event in events]):
+            live.disown()
+
+    def _context(self, live: LiveRun, begun: BegunRun) -> AgentContext:
+        row = live.row
+        return AgentContext(
+            run_id=row.run_id,
+            agent_name=row.name,
+            agent_id=live.agent.db_id,
+            session_id=row.session_id,
+            session_key=begun.session_key,
+            user_id=begun.user_id,
+            variables=live.request.prompt_variables,
+            request=live.request.context,
+            memory=self._memories.for_agent(live.agent.db_id, user_id=begun.user_id, session_key=begun.session_key),
+        )
