@@ -14,6 +14,7 @@ from automagik.store.memories import Memories
 from automagik.store.messages import Messages
 from automagik.store.prompts import Prompts
 from automagik.store.queue import Queue
+from automagik.store.rates import RateCounters
 from automagik.store.retention import Retention
 from automagik.store.runs import Runs
 from automagik.store.schedules import Schedules
@@ -41,6 +42,7 @@ class Transaction:
         "now",
         "prompts",
         "queue",
+        "rates",
         "retention",
         "runs",
         "schedules",
@@ -70,3 +72,4 @@ class Transaction:
         self.webhooks = Webhooks(connection, now)
         self.artifacts = Artifacts(connection, now)
         self.retention = Retention(connection, now)
+        self.rates = RateCounters(connection, now)
