@@ -1,6 +1,7 @@
 """CronTimes: the moments that a cron expression names in a time zone, each once, whatever the clocks do there."""
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import cast
@@ -12,7 +13,7 @@ from automagik.errors import InvalidInput, nearest
 
 __all__ = ["CronTimes"]
 
-_FIELDS = ("minute", "hour", "day of the month", "month", "day of the week")
+_FIELDS = ("second", "minute", "hour", "day of the month", "month", "day of the week")
 _ALIASES = ("@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually")
 _HINT = (
     "Five fields, minute hour day month weekday, as '0 9 * * mon-fri'; six with seconds before them; "
@@ -23,6 +24,8 @@ _RANDOM = re.compile(r"[hr]\b|[hr]\(", re.IGNORECASE)
 """croniter's `H` and `R`: a time that depends on a name or on chance, on each host another."""
 _EQUAL_RANGE = re.compile(r"(?:^|,)(\w+)-\1(?=$|[,/])", re.IGNORECASE)
 """`5-5`, which croniter takes for the whole field."""
+_YEARS = 12
+"""How far a time is looked for: 29 February is 8 years away at the most, and days that never come take 0.1 s to be sure of."""
 _INSTANT = timedelta(microseconds=1)
 _SECOND = timedelta(seconds=1)
 
@@ -43,11 +46,11 @@ class CronTimes:
         self._is_every_hour = hours == ["*"]
 
     def after(self, moment: datetime) -> datetime | None:
-        """The first time after `moment`, in UTC; None where none comes within 50 years."""
+        """The first time after `moment`, in UTC; None where none comes within 12 years."""
         return self._next_passing(moment) if self._is_every_hour else self._next_once(moment)
 
     def until(self, moment: datetime) -> datetime | None:
-        """The last time up to `moment`, itself included, in UTC; None where none was within 50 years."""
+        """The last time up to `moment`, itself included, in UTC; None where none was within 12 years."""
         return self._last_passing(moment) if self._is_every_hour else self._last_once(moment)
 
     def local(self, moment: datetime) -> datetime:
@@ -195,25 +198,30 @@ def _parsed(cron: str) -> croniter:
     if text.startswith("@"):
         if text not in _ALIASES:
             raise _refused(f"There is no '{cron.strip()}'.")
+        fields = []
     elif len(fields) not in {5, 6} or _CHARACTERS.fullmatch(text) is None:
         raise _refused(f"'{cron}' is no cron expression.")
-    else:
-        for name, field in zip(("second", *_FIELDS)[-len(fields) :], fields, strict=True):
-            _check_field(name, field)
+    for field in fields:
+        equal = _EQUAL_RANGE.search(field)
+        if equal is not None:
+            raise _refused(f"The range '{equal[1]}-{equal[1]}' is one value; write '{equal[1]}'.")
     try:
-        return croniter(text, 0.0, second_at_beginning=True)
+        if any(_RANDOM.search(field) for field in fields):
+            raise CroniterError("not the same on every host")
+        return croniter(text, 0.0, second_at_beginning=True, max_years_between_matches=_YEARS)
     except CroniterError as wrong:
-        raise _refused(f"'{cron}' is no cron expression: {wrong}.") from wrong
+        raise _refused(_culprit(fields) or f"'{cron}' is no cron expression: {wrong}.") from wrong
 
 
-def _check_field(name: str, field: str) -> None:
-    equal = _EQUAL_RANGE.search(field)
-    if equal is not None:
-        raise _refused(f"The range '{equal[1]}-{equal[1]}' is one {name}; write '{equal[1]}'.")
-    place = ("second", *_FIELDS).index(name)
-    alone = " ".join(field if index == place else "*" for index in range(6))
-    if _RANDOM.search(field) or not croniter.is_valid(alone, second_at_beginning=True):
-        raise _refused(f"'{field}' names no {name}.")
+def _culprit(fields: Sequence[str]) -> str | None:
+    """Which field names nothing, taken by itself."""
+    for place, (name, field) in enumerate(
+        zip(_FIELDS[-len(fields) :], fields, strict=False), len(_FIELDS) - len(fields)
+    ):
+        alone = " ".join(field if index == place else "*" for index in range(len(_FIELDS)))
+        if _RANDOM.search(field) or not croniter.is_valid(alone, second_at_beginning=True):
+            return f"'{field}' names no {name}."
+    return None
 
 
 def _refused(detail: str) -> InvalidInput:

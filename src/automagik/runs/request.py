@@ -80,22 +80,35 @@ class RunRequest:
     @classmethod
     def from_row(cls, row: RunRow) -> "RunRequest":
         """The request that the run was accepted with."""
-        stored = row.input or {}
+        labels = cast("dict[str, str]", row.labels)
+        return cls.from_input(row.name, row.input or {}, session_id=row.session_id, user_id=row.user_id, labels=labels)
+
+    @classmethod
+    def from_input(
+        cls,
+        agent_name: str,
+        stored: JsonObject,
+        *,
+        session_id: uuid.UUID | None = None,
+        user_id: uuid.UUID | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> "RunRequest":
+        """The request that `to_input` stored, with what it leaves to columns of its own."""
         media = cast("list[dict[str, str]]", stored.get("media_contents") or [])
         return cls(
-            agent_name=row.name,
+            agent_name=agent_name,
             text=cast("str", stored["message_content"]),
             media=tuple(BinaryContent(base64.b64decode(item["data"]), media_type=item["mime_type"]) for item in media),
-            session_id=row.session_id,
+            session_id=session_id,
             session_name=cast("str | None", stored.get("session_name")),
-            user_id=row.user_id,
+            user_id=user_id,
             message_limit=cast("int | None", stored.get("message_limit")),
             context=cast("JsonObject", stored.get("context") or {}),
             system_prompt=cast("str | None", stored.get("system_prompt")),
             model=cast("str | None", stored.get("model")),
             prompt_status_key=cast("str", stored.get("prompt_status_key", DEFAULT_STATUS_KEY)),
             prompt_variables=cast("dict[str, str]", stored.get("prompt_variables") or {}),
-            labels=cast("dict[str, str]", row.labels),
+            labels=labels or {},
             timeout_seconds=cast("float | None", stored.get("timeout_seconds")),
             priority=cast("int", stored.get("priority", 0)),
             queue_timeout_seconds=cast("float | None", stored.get("queue_timeout_seconds")),

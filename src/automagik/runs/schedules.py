@@ -1,6 +1,5 @@
 """Schedules: what an agent is asked again and again, at the times of a cron expression. `Scheduler` fires them."""
 
-import base64
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,10 +7,8 @@ from datetime import datetime
 from typing import Literal, TypedDict, Unpack, cast
 
 import orjson
-from pydantic_ai import BinaryContent
 
 from automagik.errors import InvalidInput, NotFound, TooLarge
-from automagik.memory import DEFAULT_STATUS_KEY
 from automagik.runs.cron import CronTimes
 from automagik.runs.request import RunRequest
 from automagik.runs.service import RunService
@@ -246,26 +243,13 @@ def request_to_keep(request: RunRequest) -> JsonObject:
 
 def request_of(row: ScheduleRow) -> RunRequest:
     """The request that each firing of the schedule submits."""
-    kept = row.request
-    media = cast("list[dict[str, str]]", kept.get("media_contents") or [])
-    session_id, user_id = cast("str | None", kept.get("session_id")), cast("str | None", kept.get("user_id"))
-    return RunRequest(
-        agent_name=row.agent_name,
-        text=cast("str", kept["message_content"]),
-        media=tuple(BinaryContent(base64.b64decode(item["data"]), media_type=item["mime_type"]) for item in media),
+    session_id, user_id = (cast("str | None", row.request.get(name)) for name in ("session_id", "user_id"))
+    return RunRequest.from_input(
+        row.agent_name,
+        row.request,
         session_id=uuid.UUID(session_id) if session_id is not None else None,
-        session_name=cast("str | None", kept.get("session_name")),
         user_id=uuid.UUID(user_id) if user_id is not None else None,
-        message_limit=cast("int | None", kept.get("message_limit")),
-        context=cast("JsonObject", kept.get("context") or {}),
-        system_prompt=cast("str | None", kept.get("system_prompt")),
-        model=cast("str | None", kept.get("model")),
-        prompt_status_key=cast("str", kept.get("prompt_status_key", DEFAULT_STATUS_KEY)),
-        prompt_variables=cast("dict[str, str]", kept.get("prompt_variables") or {}),
-        labels=cast("dict[str, str]", kept.get("labels") or {}),
-        timeout_seconds=cast("float | None", kept.get("timeout_seconds")),
-        metadata=cast("JsonObject", kept.get("metadata") or {}),
-        session_origin=cast("str | None", kept.get("session_origin")),
+        labels=cast("dict[str, str] | None", row.request.get("labels")),
     )
 
 
@@ -290,6 +274,6 @@ def _next_of(times: CronTimes, moment: datetime) -> datetime:
     found = times.after(moment)
     if found is None:
         raise InvalidInput(
-            "No time in the next 50 years matches.", field=("body", "cron"), hint="Is there such a day in such a month?"
+            "No time in the next 12 years matches.", field=("body", "cron"), hint="Is there such a day in such a month?"
         )
     return found
