@@ -71,7 +71,7 @@ def of_finish(batch: Sequence[FinishRun]) -> Columns:
         [f.model for f in batch],
         [f.finished_at for f in batch],
         [f.session_key for f in batch],
-        [len(f.messages) for f in batch],
+        [len(f.messages) if f.session_key is not None else 0 for f in batch],
         [message.message_id for _, message in messages],
         [run_id for run_id, _ in messages],
         [message.role for _, message in messages],

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from automagik.errors import Conflict, NotFound, ServiceUnavailable
 from automagik.store import postgres_columns as columns
@@ -32,6 +32,7 @@ from automagik.store.hot import (
     key_taken,
     not_queued,
 )
+from automagik.store.memories import Memories
 from automagik.store.messages import Messages
 from automagik.store.postgres import DriverConnection, PostgresDatabase, PreparedStatement, postgres_meaning
 from automagik.store.turns import next_turn
@@ -129,15 +130,13 @@ class PostgresHot:
 
     async def begin_run(self, begin: BeginRun) -> BegunRun:
         record = await self._store(_BEGIN, begin)
-        return BegunRun(
-            begin.run_id,
-            record["session_id"],
-            record["session_key"],
-            begin.user_id if begin.user_id is not None else record["session_user"],
-            record["is_ready"],
-            await self._history(record, begin.message_limit),
-            _variables(record),
-        )
+        key: int | None = record["session_key"]
+        user_id: uuid.UUID | None = begin.user_id if begin.user_id is not None else record["session_user"]
+        if record["is_ready"] and record["is_outdated"] and key is not None:
+            history, variables = await self._context(begin, key, user_id)
+        else:
+            history, variables = await self._history(record, begin.message_limit), _variables(record)
+        return BegunRun(begin.run_id, record["session_id"], key, user_id, record["is_ready"], history, variables)
 
     async def accept_run(self, begin: BeginRun) -> AcceptedRun:
         record = await self._store(_ACCEPT, begin)
@@ -163,10 +162,7 @@ class PostgresHot:
         if record is None:
             return None
         if record["next_missed"]:
-            session_id: uuid.UUID = record["session_id"]
-            return FinishedRun(
-                finish.run_id, await self._database.write(lambda connection: next_turn(connection, session_id))
-            )
+            return FinishedRun(finish.run_id, await self._give_turn(record["session_id"]))
         next_run: str | None = record["next_run"]
         if next_run is None:
             return FinishedRun(finish.run_id, None)
@@ -195,6 +191,25 @@ class PostgresHot:
         known = select(schema.users.c.id).where(schema.users.c.id == user_id)
         if await self._database.read(lambda connection: connection.scalar(known)) is None:
             raise NotFound("user", str(user_id))
+
+    async def _give_turn(self, session_id: uuid.UUID) -> NextTurn | None:
+        """Give the turn to a run that came, or whose turn changed, while the statement that ended the one before it waited."""
+        try:
+            return await self._database.write(lambda connection: next_turn(connection, session_id))
+        except ServiceUnavailable:
+            return None  # the run has ended all the same; the sweep over stuck sessions gives the turn
+
+    async def _context(self, begin: BeginRun, key: int, user_id: uuid.UUID | None) -> tuple[list[str], dict[str, str]]:
+        """What the agent needs, as it is now."""
+
+        def read(connection: Connection) -> tuple[list[str], dict[str, str]]:
+            now = self._clock.now()
+            variables = Memories(connection, now).variables(
+                agent_id=begin.agent_id, user_id=user_id, session_id=key, names=begin.variable_names
+            )
+            return list(Messages(connection, now).history(key, begin.message_limit)), variables
+
+        return await self._database.read(read)
 
     async def _history(self, record: Record, limit: int | None) -> list[str]:
         payloads: list[str] | None = record["payloads"]
@@ -249,7 +264,9 @@ class PostgresHot:
         statement = batch[0].statement
         began = time.perf_counter()
         try:
-            records = await lane.fetch(statement.text, statement.parameters([job.request for job in batch]))
+            # In one order, so that statements that touch the same runs can't wait for each other.
+            requests = sorted((job.request for job in batch), key=statement.run_id)
+            records = await lane.fetch(statement.text, statement.parameters(requests))
         except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
             await lane.close()
             _fail(batch, error)

@@ -6,7 +6,9 @@ __all__ = ["ACCEPT", "APPEND", "BEGIN", "FINISH", "START"]
 # same moment gets no row here (ON CONFLICT waits for them and then does nothing): the caller asks again and finds it.
 # Rows go in by an order of their keys, so that two statements that make the same ones can't wait for each other.
 # `held` takes the sessions' rows, always before any row of a run and in the order of their keys; `entered` then counts on
-# what the row is now, not on what this statement's snapshot saw of it.
+# what the row is now, not on what this statement's snapshot saw of it. Where the two differ, the run waited for the end of
+# another one, which the snapshot does not show: its context is `outdated`, the caller reads it again.
+# One session may be meant by its id and by its name in one batch, so each run has its place among those of its session.
 _ACCEPT_WITH = """
 WITH asked AS (
   SELECT * FROM unnest(
@@ -23,18 +25,19 @@ WITH asked AS (
 ), found AS (
   SELECT a.run_id, s.*
   FROM asked a CROSS JOIN LATERAL (
-    SELECT s.id, s.session_id, s.user_id, s.message_count FROM sessions s WHERE s.session_id = a.session_id
+    SELECT s.id, s.session_id, s.user_id, s.message_count, s.turns, s.open_runs FROM sessions s
+    WHERE s.session_id = a.session_id
     UNION ALL
-    SELECT s.id, s.session_id, s.user_id, s.message_count FROM sessions s
+    SELECT s.id, s.session_id, s.user_id, s.message_count, s.turns, s.open_runs FROM sessions s
     WHERE s.session_name = a.session_name AND s.user_id = a.user_id
     UNION ALL
-    SELECT s.id, s.session_id, s.user_id, s.message_count FROM sessions s
+    SELECT s.id, s.session_id, s.user_id, s.message_count, s.turns, s.open_runs FROM sessions s
     WHERE s.session_name = a.session_name AND s.user_id IS NULL AND a.user_id IS NULL
     LIMIT 1
   ) s
 ), allowed AS (
   SELECT a.*, f.id AS found_key, coalesce(f.session_id, a.session_id) AS settled_id,
-    coalesce(a.user_id, f.user_id) AS settled_user
+    coalesce(a.user_id, f.user_id) AS settled_user, row_number() OVER (PARTITION BY f.id ORDER BY a.run_id) AS place
   FROM asked a LEFT JOIN found f ON f.run_id = a.run_id
   WHERE CASE WHEN f.id IS NULL
     THEN a.may_make
@@ -58,11 +61,13 @@ WITH asked AS (
   SELECT s.id FROM sessions s WHERE s.id IN (SELECT found_key FROM allowed WHERE found_key IS NOT NULL)
   ORDER BY s.id FOR NO KEY UPDATE
 ), entered AS (
-  UPDATE sessions s SET turns = s.turns + 1, open_runs = s.open_runs + 1 FROM held WHERE s.id = held.id
-  RETURNING s.id, s.turns AS turn, s.open_runs
+  UPDATE sessions s SET turns = s.turns + h.runs, open_runs = s.open_runs + h.runs
+  FROM (SELECT held.id, max(a.place)::integer AS runs FROM held JOIN allowed a ON a.found_key = held.id GROUP BY held.id) h
+  WHERE s.id = h.id
+  RETURNING s.id, s.turns - h.runs AS turns, s.open_runs - h.runs AS open_runs
 ), placed AS (
-  SELECT a.*, coalesce(e.turn, CASE WHEN a.settled_id IS NOT NULL THEN 1 END) AS turn,
-    coalesce(e.open_runs, 1) = 1 AS ready, coalesce(e.open_runs, 1) = 1 AND NOT a.background AS starts
+  SELECT a.*, coalesce(e.turns + a.place, CASE WHEN a.settled_id IS NOT NULL THEN 1 END) AS turn,
+    coalesce(e.open_runs + a.place, 1) = 1 AS ready, coalesce(e.open_runs + a.place, 1) = 1 AND NOT a.background AS starts
   FROM allowed a LEFT JOIN made m ON m.session_id = a.settled_id LEFT JOIN entered e ON e.id = a.found_key
   WHERE a.settled_id IS NULL OR e.id IS NOT NULL OR m.id IS NOT NULL
 ), stored AS (
@@ -78,6 +83,7 @@ WITH asked AS (
   INSERT INTO idempotency_keys (key_id, idempotency_key, body_hash, run_id, created_at)
   SELECT a.key_owner, a.idempotency_key, a.body_hash, a.run_id, a.created_at
   FROM asked a JOIN stored ON stored.run_id = a.run_id WHERE a.idempotency_key IS NOT NULL
+  ORDER BY a.key_owner, a.idempotency_key
 ), new_events AS (
   INSERT INTO run_events (run_id, seq, type, at, data)
   SELECT run_id, 1, CASE WHEN status = 'running' THEN 'run_started' ELSE 'run_queued' END, created_at,
@@ -88,11 +94,11 @@ WITH asked AS (
 )
 SELECT a.run_id, stored.run_id IS NOT NULL AS is_stored, coalesce(f.id, m.id) AS session_key,
   coalesce(f.session_id, m.session_id) AS session_id, f.id IS NOT NULL AS is_found, f.user_id AS session_user,
-  stored.ready AS is_ready"""
+  stored.ready AS is_ready, (e.turns, e.open_runs) IS DISTINCT FROM (f.turns, f.open_runs) AS is_outdated"""
 
 _ACCEPT_FROM = """
 FROM asked a LEFT JOIN found f ON f.run_id = a.run_id LEFT JOIN stored ON stored.run_id = a.run_id
-  LEFT JOIN made m ON m.session_id = a.session_id"""
+  LEFT JOIN made m ON m.session_id = a.session_id LEFT JOIN entered e ON e.id = f.id"""
 
 _CONTEXT_COLUMNS = ", h.roles, h.payloads, v.names, v.contents"
 
@@ -188,7 +194,7 @@ WITH held AS MATERIALIZED (
     model, finished_at, session_key, new_messages
   ), (SELECT count(*) AS sessions FROM held) h
   WHERE r.run_id = f.run_id AND r.status IN ('queued', 'running', 'waiting') AND r.owner = f.owner AND h.sessions >= 0
-  RETURNING r.run_id, r.session_id, r.ready, r.name, r.key_id, r.owner, r.status, r.user_id, f.claims_next, f.session_key,
+  RETURNING r.run_id, r.session_id, r.turn, r.ready, r.background, r.name, r.key_id, r.owner, f.claims_next, f.session_key,
     f.new_messages, f.finished_at
 ), bumped AS (
   UPDATE sessions s SET message_count = s.message_count + e.new_messages, open_runs = s.open_runs - e.runs,
@@ -196,20 +202,20 @@ WITH held AS MATERIALIZED (
   FROM (
     SELECT session_id, count(*) AS runs, sum(new_messages) AS new_messages, max(finished_at) AS finished_at,
       max(run_id) FILTER (WHERE ready) AS run_id
-    FROM ended WHERE session_id IS NOT NULL GROUP BY session_id
+    FROM ended WHERE turn IS NOT NULL GROUP BY session_id
   ) e
   WHERE s.session_id = e.session_id
   RETURNING s.id, s.session_id, s.open_runs, e.run_id
 ), following AS (
   UPDATE runs r SET ready = true,
     owner = CASE WHEN r.background AND c.claims_next AND r.name = c.name AND r.key_id IS NOT DISTINCT FROM c.key_id
-        AND r.host IS NULL AND r.available_at IS NULL
+        AND r.host IS NULL AND r.available_at IS NULL AND (r.queue_until IS NULL OR r.queue_until > c.finished_at)
       THEN c.owner ELSE r.owner END
   FROM (
-    SELECT e.run_id AS after, e.claims_next, e.name, e.key_id, e.owner, (
+    SELECT e.run_id AS after, e.background AND e.claims_next AS claims_next, e.name, e.key_id, e.owner, e.finished_at, (
         SELECT n.run_id FROM runs n
         WHERE n.session_id = b.session_id AND n.status IN ('queued', 'running', 'waiting') AND NOT n.ready
-          AND n.run_id <> ALL ($1::text[])
+          AND n.run_id <> ALL (ARRAY(SELECT x.run_id FROM ended x))
         ORDER BY n.turn LIMIT 1
       ) AS run_id
     FROM bumped b JOIN ended e ON e.run_id = b.run_id WHERE b.open_runs > 0
@@ -243,6 +249,7 @@ WITH open AS (
     SELECT run_id, owner FROM unnest($1::text[], $2::text[]) AS a(run_id, owner) GROUP BY run_id, owner
   ) a JOIN runs r ON r.run_id = a.run_id
   WHERE r.status IN ('queued', 'running', 'waiting') AND r.owner = a.owner
+  ORDER BY r.run_id
   FOR SHARE OF r
 ), new_events AS (
   INSERT INTO run_events (run_id, seq, type, at, data)

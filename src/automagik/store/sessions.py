@@ -13,6 +13,7 @@ from automagik.store.hot import DEFAULT_ORIGIN
 from automagik.store.pages import fetch_page
 from automagik.store.repository import Repository, conflicts
 from automagik.store.rows import Page, SessionRow
+from automagik.store.turns import dissolve
 from automagik.store.users import Users
 from automagik.types import JsonObject, new_uuid
 
@@ -110,6 +111,7 @@ class Sessions(Repository):
     def delete(self, session_id: uuid.UUID) -> SessionRow:
         """The session that was deleted, with its messages and memories; its runs stay as records. Raises NotFound."""
         found = self.get(session_id)
+        dissolve(self._connection, _sessions.c.id == found.id)
         Artifacts(self._connection, self._now).release([session_holder(session_id)])
         self._connection.execute(delete_from(_sessions).where(_sessions.c.id == found.id))
         return found

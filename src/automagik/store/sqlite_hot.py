@@ -60,12 +60,12 @@ _END_RUN = (
     "UPDATE runs SET status = ?, outcome = ?, output = ?, error = ?, requests = ?, tool_calls = ?, input_tokens = ?,"
     " output_tokens = ?, cache_read_tokens = ?, cache_write_tokens = ?, cost_usd = ?, instructions = ?, model = ?,"
     " finished_at = ?, waiting_for = NULL WHERE run_id = ? AND status IN ('queued', 'running', 'waiting') AND owner = ?"
-    " RETURNING session_id, ready, name, key_id"
+    " RETURNING session_id, turn, ready, background, name, key_id"
 )
 _LEAVE_SESSION = "UPDATE sessions SET open_runs = open_runs - 1 WHERE session_id = ? RETURNING open_runs"
 _NEXT_TURN = (
     "UPDATE runs SET ready = 1, owner = CASE WHEN background AND ?2 AND name = ?3 AND key_id IS ?4 AND host IS NULL"
-    " AND available_at IS NULL THEN ?5 ELSE owner END"
+    " AND available_at IS NULL AND (queue_until IS NULL OR queue_until > ?6) THEN ?5 ELSE owner END"
     " WHERE run_id = (SELECT run_id FROM runs WHERE session_id = ?1 AND status IN ('queued', 'running', 'waiting')"
     " AND NOT ready ORDER BY turn LIMIT 1) RETURNING run_id, background, owner"
 )
@@ -282,30 +282,28 @@ def _finish(finish: FinishRun, handle: SqliteHandle) -> FinishedRun | None:
     ended = raw.execute(_END_RUN, values).fetchone()
     if ended is None:
         return None
+    session_id, turn, ready, background, name, key_id = ended
+    if turn is not None:  # else it has no session, or the session was deleted meanwhile and its messages with it
+        _add_messages(raw, finish, finished)
+    _add_events(raw, finish.run_id, finish.events)
+    if turn is None or not raw.execute(_LEAVE_SESSION, (session_id,)).fetchone()[0] or not ready:
+        return FinishedRun(finish.run_id, None)
+    claims = finish.claims_next and bool(background)
+    following = raw.execute(_NEXT_TURN, (session_id, claims, name, key_id, finish.owner, finished)).fetchone()
+    if following is None:
+        return FinishedRun(finish.run_id, None)
+    return FinishedRun(finish.run_id, NextTurn(following[0], bool(following[1]), following[2]))
+
+
+def _add_messages(raw: sqlite3.Connection, finish: FinishRun, finished: str) -> None:
     key = finish.session_key
     if finish.messages and key is not None:
-        bumped = raw.execute(_BUMP_SESSION, (len(finish.messages), finished, key)).rowcount
-        if bumped:  # else the session was deleted while the run was under way, and its messages with it
-            rows = [
-                (str(m.message_id), key, finish.run_id, m.role, clean(m.content), m.raw_payload, finished)
-                for m in finish.messages
-            ]
-            raw.executemany(_ADD_MESSAGE, rows)
-    _add_events(raw, finish.run_id, finish.events)
-    return FinishedRun(finish.run_id, _leave_turn(raw, finish, *ended))
-
-
-def _leave_turn(
-    raw: sqlite3.Connection, finish: FinishRun, session_id: str | None, ready: int, name: str, key_id: str | None
-) -> NextTurn | None:
-    """Take the run out of its session's line; the run whose turn has come by that."""
-    if session_id is None:
-        return None
-    left = raw.execute(_LEAVE_SESSION, (session_id,)).fetchone()
-    if left is None or not left[0] or not ready:
-        return None
-    following = raw.execute(_NEXT_TURN, (session_id, finish.claims_next, name, key_id, finish.owner)).fetchone()
-    return None if following is None else NextTurn(following[0], bool(following[1]), following[2])
+        raw.execute(_BUMP_SESSION, (len(finish.messages), finished, key))
+        rows = [
+            (str(m.message_id), key, finish.run_id, m.role, clean(m.content), m.raw_payload, finished)
+            for m in finish.messages
+        ]
+        raw.executemany(_ADD_MESSAGE, rows)
 
 
 def _append(run_id: str, owner: str, events: Sequence[NewEvent], handle: SqliteHandle) -> bool:

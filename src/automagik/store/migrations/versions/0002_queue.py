@@ -227,9 +227,14 @@ def _place_open_runs() -> None:
         " AND replace(CAST(e.data AS TEXT), ' ', '') = '{\"background\"\\:true}')"
     )
     op.execute(
+        "UPDATE runs SET owner = 'unknown' WHERE NOT background AND owner IS NULL"
+        " AND status IN ('queued', 'running', 'waiting')"
+    )
+    op.execute(
         "UPDATE runs SET turn = line.place, ready = (line.place = 1) FROM (SELECT run_id,"
         " row_number() OVER (PARTITION BY session_id ORDER BY status DESC, run_id) AS place"
-        " FROM runs WHERE session_id IS NOT NULL AND status IN ('queued', 'running', 'waiting')) line"
+        " FROM runs WHERE status IN ('queued', 'running', 'waiting')"
+        " AND session_id IN (SELECT session_id FROM sessions)) line"
         " WHERE runs.run_id = line.run_id"
     )
     op.execute(
