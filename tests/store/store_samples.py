@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from automagik.store import BeginRun, BegunRun, FinishRun, NewEvent, NewMessage, StartRun, Store
+from automagik.store.queue import ClaimedRun, ClaimLimits
 from automagik.store.rows import AgentRow
 from automagik.types import new_id, new_uuid
 
-__all__ = ["begin", "event", "finish", "make_agent", "message", "start", "take_turn"]
+__all__ = ["accept", "begin", "claim", "event", "finish", "make_agent", "message", "start", "take_turn"]
 
 
 def _now() -> datetime:
@@ -38,6 +39,19 @@ def begin(**changes: Any) -> BeginRun:
         "owner": "me",
     }
     return BeginRun(**{**values, **changes})
+
+
+def accept(**changes: Any) -> BeginRun:
+    """A run of the background."""
+    return begin(**{"background": True, "owner": None, **changes})
+
+
+async def claim(
+    store: Store, count: int = 10, *, owner: str = "me", host: str = "here", limits: ClaimLimits | None = None
+) -> list[ClaimedRun]:
+    """What a worker takes from the queue."""
+    bounds = limits or ClaimLimits()
+    return await store.write(lambda tx: tx.queue.claim(owner, host, count, limits=bounds, host_lease_seconds=300.0))
 
 
 def start(run_id: str, **changes: Any) -> StartRun:

@@ -79,7 +79,8 @@ async def fill(store: Store) -> None:
     agent_id = await store.write(first)
     for n in range(3):
         await take_turn(store, SESSION, "ua" * (1 + n), agent_id=agent_id, user_id=user_id, session_name="plans")
-    begun = await store.begin_run(begin(session_id=SESSION, events=[event(1, data='{"a":"\\u0000"}')]))
+    begun = await store.begin_run(begin(session_id=SESSION))
+    await store.append_events(begun.run_id, "me", [event(2, data='{"a":"\\u0000"}')])
     usage = Usage(1, 2, 3, 4, 5, 6, Decimal("0.0000000001"))
     await store.finish_run(finish(begun.run_id, begun.session_key, [message("user", "x")] * 1, usage=usage))
     await store.write(

@@ -88,8 +88,11 @@ async def test_after_kill_9_what_was_confirmed_is_there_and_nothing_is_half_ther
     assert whole == {run_id for run_id, status in statuses.items() if status == "completed"}
     assert wrong == 0
     running = {run_id for run_id, status in statuses.items() if status == "running"}
-    recovered = await store.recover("second")
-    assert {row.run_id for row in recovered.lost} == running
+    rescued = await store.write(lambda tx: tx.queue.rescue("first", lost={"code": "worker_lost"}))
+    assert {ended.row.run_id for ended in rescued.failed} == running
+    assert await store.read(lambda tx: tx.queue.owners()) == []
+    counted = "SELECT count(*) FROM sessions WHERE open_runs <> 0"
+    assert await store.read(lambda tx: tx.connection.scalar(text(counted))) == 0
     await store.close()
     if server is not None:
         server.drop_database(url)

@@ -1,4 +1,4 @@
-"""The statements of every run: begin, accept, start, finish, events, recovery."""
+"""The statements of every run: begin, accept, start, finish, events."""
 
 import asyncio
 import json
@@ -7,10 +7,10 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from store_samples import begin, event, finish, make_agent, message, start, take_turn
+from store_samples import accept, begin, claim, event, finish, make_agent, message, start, take_turn
 
 from automagik.errors import Conflict, InvalidInput, NotFound
-from automagik.store import Store
+from automagik.store import NextTurn, Store
 from automagik.types import Usage, new_id, new_uuid
 
 pytestmark = pytest.mark.anyio
@@ -41,7 +41,8 @@ async def test_a_run_begins_with_its_session_user_and_event_in_one_step(store: S
     assert (session.session_name, session.user_id, session.agent_name) == ("plans", user_id, "simple")
     assert (session.session_origin, session.message_count, session.id) == ("cli", 0, begun.session_key)
     assert user.email is None
-    assert [(row.seq, row.type) for row in events] == [(1, "run_started")]
+    assert [(row.seq, row.type, row.data) for row in events] == [(1, "run_started", {})]
+    assert (begun.is_ready, run.ready, run.background) == (True, True, False)
 
 
 async def test_a_run_without_a_session_makes_none(store: Store) -> None:
@@ -64,11 +65,16 @@ async def test_the_next_run_of_a_session_sees_the_messages_before_it(store: Stor
 
 async def test_a_queued_run_starts_once_with_what_was_said_meanwhile(store: Store) -> None:
     session_id = uuid.uuid4()
-    accepted = await store.accept_run(begin(session_id=session_id, events=[event(1, "run_queued")]))
-    assert (await store.read(lambda tx: tx.runs.get(accepted.run_id))).status == "queued"
-    await take_turn(store, session_id, "ua")
+    before = await store.begin_run(begin(session_id=session_id))
+    accepted = await store.accept_run(accept(session_id=session_id))
+    queued = await store.read(lambda tx: tx.runs.get(accepted.run_id))
+    assert (queued.status, queued.owner, queued.started_at, queued.ready) == ("queued", None, None, False)
+    events = await store.read(lambda tx: tx.events.list(accepted.run_id))
+    assert [(row.seq, row.type, row.data) for row in events] == [(1, "run_queued", {"background": True})]
+    await store.finish_run(finish(before.run_id, before.session_key, [message("user", "a"), message("assistant", "b")]))
+    assert [run.row.run_id for run in await claim(store)] == [accepted.run_id]
     begun = await store.start_run(start(accepted.run_id, events=[event(2, "run_started")]))
-    assert begun.session_key == accepted.session_key
+    assert (begun.session_key, begun.is_ready) == (accepted.session_key, True)
     assert len(begun.history) == 2
     run = await store.read(lambda tx: tx.runs.get(accepted.run_id))
     assert (run.status, run.owner, run.started_at is not None) == ("running", "me", True)
@@ -76,6 +82,46 @@ async def test_a_queued_run_starts_once_with_what_was_said_meanwhile(store: Stor
     with pytest.raises(Conflict) as refused:
         await store.start_run(start(accepted.run_id))
     assert refused.value.code == "run_not_queued"
+
+
+async def test_a_run_of_this_process_waits_for_the_one_before_it_and_sees_what_that_one_said(store: Store) -> None:
+    session_id = uuid.uuid4()
+    first = await store.begin_run(begin(session_id=session_id))
+    second = await store.begin_run(begin(session_id=session_id, message_limit=5, variable_names=None))
+    assert (first.is_ready, second.is_ready, second.history) == (True, False, [])
+    waiting = await store.read(lambda tx: tx.runs.get(second.run_id))
+    assert (waiting.status, waiting.owner, waiting.started_at, waiting.ready) == ("queued", "me", None, False)
+    events = await store.read(lambda tx: tx.events.list(second.run_id))
+    assert [(row.seq, row.type, row.data) for row in events] == [(1, "run_queued", {"background": False})]
+    with pytest.raises(Conflict) as refused:
+        await store.start_run(start(second.run_id))
+    assert refused.value.code == "run_not_queued"
+    ended = await store.finish_run(finish(first.run_id, first.session_key, [message("user", "a")]))
+    assert ended is not None
+    assert ended.next_turn == NextTurn(second.run_id, background=False, owner="me")
+    started = await store.start_run(start(second.run_id, message_limit=5))
+    assert [json.loads(payload)["text"] for payload in started.history] == ["a"]
+
+
+async def test_a_run_that_is_not_the_callers_is_neither_started_nor_changed(store: Store) -> None:
+    session_id = uuid.uuid4()
+    begun = await store.begin_run(begin(session_id=session_id))
+    assert not await store.append_events(begun.run_id, "other", [event(2)])
+    assert (
+        await store.finish_run(finish(begun.run_id, begun.session_key, [message("user", "a")], owner="other")) is None
+    )
+    accepted = await store.accept_run(accept())
+    with pytest.raises(Conflict):
+        await store.start_run(start(accepted.run_id))
+    await claim(store, owner="other")
+    with pytest.raises(Conflict):
+        await store.start_run(start(accepted.run_id))
+    assert await store.read(lambda tx: (tx.events.last_seq(begun.run_id), tx.events.last_seq(accepted.run_id))) == (
+        1,
+        1,
+    )
+    run, session = await store.read(lambda tx: (tx.runs.get(begun.run_id), tx.sessions.get(session_id)))
+    assert (run.status, session.message_count) == ("running", 0)
 
 
 async def test_the_end_of_a_run_is_stored_whole(store: Store) -> None:
@@ -123,7 +169,7 @@ async def test_a_run_that_has_ended_never_changes_again(store: Store) -> None:
     )
     late = finish(begun.run_id, begun.session_key, [message("user", "late")], events=[event(2)])
     assert not await store.finish_run(late)
-    assert not await store.append_events(begun.run_id, [event(3)])
+    assert not await store.append_events(begun.run_id, "me", [event(3)])
     run = await store.read(lambda tx: tx.runs.get(begun.run_id))
     assert (run.status, run.outcome, run.error) == ("failed", "model_error", {"code": "model_error"})
     assert await store.read(lambda tx: tx.events.last_seq(begun.run_id)) == 1
@@ -133,10 +179,10 @@ async def test_a_run_that_has_ended_never_changes_again(store: Store) -> None:
 async def test_events_are_added_in_order_and_twice_does_no_harm(store: Store) -> None:
     begun = await store.begin_run(begin())
     for _ in range(2):
-        assert await store.append_events(begun.run_id, [event(2), event(3, "tool_result", '{"content":"4"}')])
+        assert await store.append_events(begun.run_id, "me", [event(2), event(3, "tool_result", '{"content":"4"}')])
     events = await store.read(lambda tx: tx.events.list(begun.run_id, after=1))
     assert [(row.seq, row.data) for row in events] == [(2, {}), (3, {"content": "4"})]
-    assert not await store.append_events("run_unknown", [event(1)])
+    assert not await store.append_events("run_unknown", "me", [event(1)])
 
 
 async def test_a_run_is_stored_once(store: Store) -> None:
@@ -162,11 +208,12 @@ async def test_a_hundred_runs_that_make_one_session_at_once_share_it(store: Stor
     assert [session.session_id for session in sessions.data] == [begun[0].session_id]
     runs = await store.read(lambda tx: tx.runs.list(session_id=begun[0].session_id, limit=200))
     assert len(runs.data) == 100
+    assert sum(run.is_ready for run in begun) == sum(run.ready for run in runs.data) == 1
 
 
 async def test_two_stores_on_one_database_that_make_one_session_agree(store: Store) -> None:
     async def turn(place: int) -> uuid.UUID | None:
-        accepted = await store.accept_run(begin(session_id=new_uuid(), session_name=f"plan {place % 7}"))
+        accepted = await store.accept_run(accept(session_id=new_uuid(), session_name=f"plan {place % 7}"))
         return accepted.session_id
 
     found = await asyncio.gather(*(turn(place) for place in range(70)))
@@ -207,7 +254,7 @@ async def test_the_session_of_somebody_else_is_not_found_and_nothing_is_stored(s
     with pytest.raises(NotFound):
         await store.begin_run(asked)
     with pytest.raises(NotFound):
-        await store.accept_run(asked)
+        await store.accept_run(accept(session_id=session_id, user_id=ben, visible_to=ben))
     assert await store.read(lambda tx: tx.runs.find(asked.run_id)) is None
     assert await store.read(lambda tx: tx.users.find(ben)) is None
     assert await store.read(lambda tx: tx.events.list(asked.run_id)) == []
@@ -227,7 +274,7 @@ async def test_a_run_that_names_no_user_is_of_its_sessions_user(store: Store) ->
     await store.begin_run(begin(session_id=session_id, user_id=anna))
     for begun in (
         await store.begin_run(begin(session_id=session_id)),
-        await store.accept_run(begin(session_id=session_id)),
+        await store.accept_run(accept(session_id=session_id)),
     ):
         assert begun.user_id == anna
         assert (await store.read(lambda tx, run_id=begun.run_id: tx.runs.get(run_id))).user_id == anna
@@ -299,7 +346,9 @@ async def test_history_is_cut_only_where_a_users_turn_begins(store: Store) -> No
         first = await take_turn(store, session_id, roles)
         expected = [f"{role}{len(roles) - len(seen) + place}" for place, role in enumerate(seen)]
         begun = await store.begin_run(begin(session_id=session_id, message_limit=limit))
-        accepted = await store.accept_run(begin(session_id=session_id))
+        accepted = await store.accept_run(accept(session_id=session_id))
+        await store.finish_run(finish(begun.run_id, begun.session_key))
+        await claim(store)
         started = await store.start_run(start(accepted.run_id, message_limit=limit))
         key = first.session_key or 0
         read = await store.read(lambda tx, key=key, limit=limit: tx.messages.history(key, limit))
@@ -337,11 +386,16 @@ async def test_the_nearest_variable_wins(store: Store) -> None:
         (["b", "d", "e", "x"], {"b": "user", "d": "session"}),
     ]
     cases.append(([f"n{place}" for place in range(40)] + ["a"], {"a": "agent"}))
+    last = begun
     for wanted, expected in cases:
-        found = (await store.begin_run(begin(**who, variable_names=wanted))).variables
-        assert found == expected
-        accepted = await store.accept_run(begin(**who))
-        assert (await store.start_run(start(accepted.run_id, variable_names=wanted))).variables == expected
+        await store.finish_run(finish(last.run_id, last.session_key))
+        last = await store.begin_run(begin(**who, variable_names=wanted))
+        assert last.variables == expected
+        accepted = await store.accept_run(accept(**who))
+        await store.finish_run(finish(last.run_id, last.session_key))
+        await claim(store)
+        last = await store.start_run(start(accepted.run_id, variable_names=wanted))
+        assert last.variables == expected
         again = await store.read(
             lambda tx, names=wanted: tx.memories.variables(
                 agent_id=agent.id, user_id=anna, session_id=begun.session_key, names=names
@@ -353,39 +407,6 @@ async def test_the_nearest_variable_wins(store: Store) -> None:
     assert (await store.begin_run(begin(variable_names=None))).variables == {}
 
 
-async def test_runs_of_dead_owners_fail_and_queued_ones_are_handed_over(store: Store) -> None:
-    lost = await store.begin_run(begin(owner="dead"))
-    nobodys = await store.begin_run(begin())
-    mine = await store.begin_run(begin(owner="me"))
-    ended = await store.begin_run(begin(owner="dead"))
-    await store.finish_run(finish(ended.run_id))
-    first = await store.accept_run(begin(owner="dead"))
-    second = await store.accept_run(begin())
-    own = await store.accept_run(begin(owner="me"))
-    recovered = await store.recover("me")
-    assert [row.run_id for row in recovered.lost] == [lost.run_id, nobodys.run_id]
-    assert [(row.run_id, row.owner) for row in recovered.queued] == [(first.run_id, "me"), (second.run_id, "me")]
-    assert recovered.queued[0].input == {"message_content": "hello"}
-    run = await store.read(lambda tx: tx.runs.get(lost.run_id))
-    assert (run.status, run.outcome, run.finished_at is not None) == ("failed", "worker_lost", True)
-    assert run.error is not None
-    assert run.error["code"] == "worker_lost"
-    events = await store.read(lambda tx: tx.events.list(lost.run_id))
-    assert [(row.seq, row.type, row.data) for row in events][-1] == (2, "run_finished", {})
-    for run_id, status in ((mine.run_id, "running"), (own.run_id, "queued"), (ended.run_id, "completed")):
-        assert (await store.read(lambda tx, run_id=run_id: tx.runs.get(run_id))).status == status
-    again = await store.recover("me")
-    assert (again.lost, again.queued) == ([], [])
-
-
-async def test_without_an_owner_every_run_under_way_is_recovered(store: Store) -> None:
-    running = await store.begin_run(begin(owner="a"))
-    queued = await store.accept_run(begin(owner="b"))
-    recovered = await store.recover()
-    assert [row.run_id for row in recovered.lost] == [running.run_id]
-    assert [row.run_id for row in recovered.queued] == [queued.run_id]
-
-
 async def test_runs_that_end_at_once_in_one_session_all_count(store: Store) -> None:
     session_id = uuid.uuid4()
     begun = [await store.begin_run(begin(session_id=session_id)) for _ in range(20)]
@@ -394,6 +415,8 @@ async def test_runs_that_end_at_once_in_one_session_all_count(store: Store) -> N
     assert (await store.read(lambda tx: tx.sessions.get(session_id))).message_count == 40
     history = await store.read(lambda tx: tx.messages.history(begun[0].session_key or 0))
     assert [json.loads(payload)["text"] for payload in history] == ["a", "b"] * 20
+    last = await store.begin_run(begin(session_id=session_id))
+    assert (last.is_ready, len(last.history)) == (True, 40)
 
 
 async def test_one_bad_run_among_many_fails_alone(store: Store) -> None:

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from store_samples import begin, finish, make_agent, message, take_turn
+from store_samples import accept, begin, finish, make_agent, message, take_turn
 
 from automagik.errors import Conflict, InvalidInput, NotFound, PreconditionFailed
 from automagik.store import Page, Store, Transaction
@@ -302,7 +302,7 @@ async def test_runs_are_listed_by_what_they_are_and_without_what_is_big(store: S
     failed = await store.begin_run(begin())
     await store.finish_run(finish(plain.run_id, instructions="Be kind."))
     await store.finish_run(finish(failed.run_id, status="failed", outcome="tool_error"))
-    queued = await store.accept_run(begin())
+    queued = await store.accept_run(accept())
     everything = [queued.run_id, failed.run_id, plain.run_id, special.run_id]
     cases: list[tuple[dict[str, Any], list[str]]] = [
         ({}, everything),

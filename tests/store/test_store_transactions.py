@@ -301,26 +301,6 @@ async def test_connections_stay_within_the_pool(postgres_server: PostgresServer,
     postgres_server.drop_database(url)
 
 
-async def test_a_process_that_lives_keeps_its_runs(postgres_server: PostgresServer, tmp_path: Path) -> None:
-    url = postgres_server.create_database()
-    settings = Settings(data_dir=tmp_path, database_url=SecretStr(url))
-    one, two = (Store.from_settings(settings, SystemClock()) for _ in range(2))
-    await one.open()
-    await two.open()
-    await one.acquire_ownership("one")
-    await two.acquire_ownership("two")
-    running = await one.begin_run(begin(owner="one"))
-    queued = await one.accept_run(begin(owner="one"))
-    recovered = await two.recover("two")
-    assert (recovered.lost, recovered.queued) == ([], [])
-    await one.close()
-    recovered = await two.recover("two")
-    assert [row.run_id for row in recovered.lost] == [running.run_id]
-    assert [(row.run_id, row.owner) for row in recovered.queued] == [(queued.run_id, "two")]
-    await two.close()
-    postgres_server.drop_database(url)
-
-
 async def test_stores_that_start_at_once_register_the_same_agents_and_users(
     postgres_server: PostgresServer, tmp_path: Path
 ) -> None:
