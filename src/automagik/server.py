@@ -1,21 +1,24 @@
-"""The ASGI application and the process that serves it."""
+"""The ASGI application and the process that serves it; and the process that only carries out queued work."""
 
+import asyncio
 import gc
 import resource
+import signal
 import socket
 from contextlib import AsyncExitStack
 
 import structlog
 import uvicorn
+import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from automagik.api import create_api
-from automagik.app import Platform
+from automagik.app import Platform, Role
 from automagik.errors import AutomagikError, ConfigurationError
 from automagik.settings import Settings
 from automagik.telemetry import configure_logging
 
-__all__ = ["Application", "create_app", "serve"]
+__all__ = ["Application", "create_app", "serve", "work"]
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -32,9 +35,11 @@ class Application:
     `failure` is why the lifespan could not open it, for the process that serves.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, role: Role = "all") -> None:
+        """`role`: `api` where other processes carry out the queued work."""
         self.failure: AutomagikError | None = None
         self._settings = settings
+        self._role: Role = role
         self._api: ASGIApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,7 +52,7 @@ class Application:
         await receive()
         async with AsyncExitStack() as stack:
             try:
-                platform = await stack.enter_async_context(Platform.open(self._settings))
+                platform = await stack.enter_async_context(Platform.open(self._settings, role=self._role))
             except AutomagikError as error:
                 self.failure = error
                 await send({"type": "lifespan.startup.failed", "message": error.detail})
@@ -55,7 +60,7 @@ class Application:
             self._api = create_api(platform)
             model = await platform.models.default_model_name()
             _freeze_heap()
-            _log.info("server_ready", database=platform.store.dialect, model=model)
+            _log.info("server_ready", database=platform.store.dialect, model=model, role=self._role)
             await send({"type": "lifespan.startup.complete"})
             await receive()
         await send({"type": "lifespan.shutdown.complete"})
@@ -68,12 +73,15 @@ def create_app() -> Application:
     return Application(settings)
 
 
-def serve(settings: Settings, *, reload: bool = False) -> None:
-    """Serve until SIGINT or SIGTERM. With `reload` the server starts anew when the code changes.
+def serve(settings: Settings, *, reload: bool = False, api_only: bool = False) -> None:
+    """Serve until SIGINT or SIGTERM. With `reload` the server starts anew when the code changes; with `api_only` it leaves
+    queued work to the workers.
 
     Raises:
         ConfigurationError: the port is taken, or a setting, the database or the data folder is not as it must be.
     """
+    if api_only:
+        _check_shared(settings, "A server that only answers requests")
     _raise_open_files()
     grace = int(settings.shutdown_grace_seconds) + 5
     if reload:
@@ -89,7 +97,7 @@ def serve(settings: Settings, *, reload: bool = False) -> None:
         )
         return
     configure_logging(settings)
-    application = Application(settings)
+    application = Application(settings, role="api" if api_only else "all")
     config = uvicorn.Config(
         application,
         log_config=None,
@@ -108,6 +116,39 @@ def serve(settings: Settings, *, reload: bool = False) -> None:
                 raise
     if application.failure is not None:
         raise application.failure
+
+
+def work(settings: Settings) -> None:
+    """Carry out queued work until SIGINT or SIGTERM, then let runs finish within the grace time and hand back the rest.
+
+    Raises:
+        ConfigurationError: there is no PostgreSQL to share with a server, or something is not as it must be.
+    """
+    _check_shared(settings, "A worker")
+    configure_logging(settings)
+    uvloop.run(_work(settings))
+
+
+async def _work(settings: Settings) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for wanted in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(wanted, stopping.set)
+    async with Platform.open(settings, role="worker") as platform:
+        _freeze_heap()
+        _log.info(
+            "worker_ready", database=platform.store.dialect, places=platform.settings.max_concurrent_background_runs
+        )
+        await stopping.wait()
+        _log.info("worker_stopping", runs=platform.runs.live_runs)
+
+
+def _check_shared(settings: Settings, what: str) -> None:
+    if settings.database_url is None:
+        raise ConfigurationError(
+            f"{what} needs a PostgreSQL that it shares with others; SQLite serves one process.",
+            hint="Set AUTOMAGIK_DATABASE_URL, or run `automagik serve`, which does both.",
+        )
 
 
 def _freeze_heap() -> None:

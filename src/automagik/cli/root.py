@@ -40,6 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("serve")(serving.serve)
+app.command("worker")(serving.worker)
 app.command("run")(answers.run)
 app.command("chat")(answers.chat)
 app.command("doctor")(doctor.doctor)

@@ -11,7 +11,7 @@ from automagik.types import JsonObject
 
 __all__ = ["app"]
 
-app = typer.Typer(help="See and cancel runs.", no_args_is_help=True)
+app = typer.Typer(help="See, cancel and requeue runs.", no_args_is_help=True)
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.", show_default=False)]
 
@@ -82,6 +82,17 @@ def cancel(run: RunId, as_json: AsJson = False, url: Url = None) -> None:
     """Stop a run. One that has ended stays as it ended."""
     with connect(url) as client:
         document = client.post(f"/api/v1/runs/{quote(run, safe='')}/cancel")
+    if as_json:
+        print_json(document)
+    else:
+        note(f"{document['run_id']} is {document['status']}.")
+
+
+@app.command()
+def requeue(run: RunId, as_json: AsJson = False, url: Url = None) -> None:
+    """Do a run that has ended again, as a new background run: a dead letter (`runs list --outcome retries_exhausted`) above all."""
+    with connect(url) as client:
+        document = client.post(f"/api/v1/runs/{quote(run, safe='')}/requeue")
     if as_json:
         print_json(document)
     else:
