@@ -5,7 +5,7 @@ import socket
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from automagik.agents import AgentFactory
 from automagik.artifacts import ArtifactStore
@@ -24,10 +24,14 @@ from automagik.security import KeyRing
 from automagik.security.secrets import SecretStore
 from automagik.settings import Settings
 from automagik.store import Store
+from automagik.store.signals import Signals
 from automagik.telemetry import Metrics, Tracing
 from automagik.tools import ToolRegistry
 from automagik.types import Clock, SystemClock
 from automagik.webhooks import Webhooks, WebhookSender
+
+if TYPE_CHECKING:
+    from automagik.events.redis_channel import RedisConnections
 
 __all__ = ["Check", "EngineMaker", "Platform", "ReadyReport", "Role"]
 
@@ -78,10 +82,13 @@ class Platform:
     tools: ToolRegistry
     agents: AgentFactory
     events: EventBus
+    redis: "RedisConnections | None"
     runs: RunService
     schedules: Schedules
     metrics: Metrics
     tracing: Tracing
+    drain: Callable[[], None]
+    """Begins the end: no further queued work is taken, and readers of runs that live elsewhere are let go."""
 
     @classmethod
     @asynccontextmanager
@@ -141,7 +148,8 @@ class Platform:
             )
             await agents.discover_agents()
             stack.push_async_callback(agents.cleanup)
-            events = EventBus(store, signals=store.signals, clock=clock)
+            redis, signals = await _open_signals(settings, store, stack)
+            events = EventBus(store, signals=signals, clock=clock)
             await events.open()
             stack.push_async_callback(events.close)
             runtime = Runtime(
@@ -171,8 +179,13 @@ class Platform:
                 sender = WebhookSender(store, outbound, secrets, clock=clock, render=run_document)
                 sending = asyncio.create_task(sender.run())
                 stack.push_async_callback(_end_sending, sender, sending, settings.shutdown_grace_seconds)
-            stack.callback(events.stop_watching)
+
+            def drain() -> None:
+                worker.pause()
+                events.stop_watching()
+
             stack.callback(runs.stop)
+            stack.callback(drain)
             yield cls(
                 settings=settings,
                 clock=clock,
@@ -188,10 +201,12 @@ class Platform:
                 tools=tools,
                 agents=agents,
                 events=events,
+                redis=redis,
                 runs=runs,
                 schedules=Schedules(store=store, runs=runs, clock=clock),
                 metrics=metrics,
                 tracing=tracing,
+                drain=drain,
             )
 
     async def ready(self) -> ReadyReport:
@@ -219,6 +234,23 @@ class Platform:
 
     async def _model_check(self) -> Check:
         return Check("model", "ok", await self.models.default_model_name())
+
+
+async def _open_signals(
+    settings: Settings, store: Store, stack: AsyncExitStack
+) -> tuple["RedisConnections | None", Signals]:
+    """By what instances tell each other of events: Redis where there is one, else the database."""
+    if settings.redis_url is None:
+        return None, store.signals
+    # Imported here: redis-py takes 0.07 s, which a start without it need not pay.
+    from automagik.events.redis_channel import RedisConnections, RedisSignals  # noqa: PLC0415
+
+    redis = RedisConnections(settings.redis_url.get_secret_value())
+    stack.push_async_callback(redis.close)
+    signals = RedisSignals(redis, store.signals)
+    await signals.open()
+    stack.push_async_callback(signals.close)
+    return redis, signals
 
 
 def _durable_engines(settings: Settings, clock: Clock) -> EngineMaker:

@@ -6,6 +6,7 @@ import resource
 import signal
 import socket
 from contextlib import AsyncExitStack
+from types import FrameType
 
 import structlog
 import uvicorn
@@ -41,6 +42,12 @@ class Application:
         self._settings = settings
         self._role: Role = role
         self._api: ASGIApp | None = None
+        self._platform: Platform | None = None
+
+    def drain(self) -> None:
+        """Begin the end, while requests under way are still answered."""
+        if self._platform is not None:
+            self._platform.drain()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -57,6 +64,7 @@ class Application:
                 self.failure = error
                 await send({"type": "lifespan.startup.failed", "message": error.detail})
                 return
+            self._platform = platform
             self._api = create_api(platform)
             model = await platform.models.default_model_name()
             _freeze_heap()
@@ -110,12 +118,30 @@ def serve(settings: Settings, *, reload: bool = False, api_only: bool = False) -
         host, port = listening.getsockname()[:2]
         _log.info("server_starting", url=f"http://{host}:{port}")
         try:
-            uvicorn.Server(config).run(sockets=[listening])
+            _Server(config, application).run(sockets=[listening])
         except SystemExit:  # uvicorn's way to say that the lifespan failed
             if application.failure is None:
                 raise
     if application.failure is not None:
         raise application.failure
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which tells the application at the signal, and not only when all requests are answered."""
+
+    def __init__(self, config: uvicorn.Config, application: Application) -> None:
+        super().__init__(config)
+        self._application = application
+        self._serving: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._serving = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        if self._serving is not None:
+            self._serving.call_soon_threadsafe(self._application.drain)
 
 
 def work(settings: Settings) -> None:

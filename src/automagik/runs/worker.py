@@ -79,10 +79,14 @@ class Worker:
         """Look at the queue now."""
         self._woken.set()
 
-    async def stop(self) -> None:
-        """Take no more, and give back what has not begun. What is under way goes on."""
+    def pause(self) -> None:
+        """Take no more."""
         self._stopping = True
         self.wake()
+
+    async def stop(self) -> None:
+        """Take no more, and give back what has not begun. What is under way goes on."""
+        self.pause()
         if self._loop is not None:
             await asyncio.wait([self._loop])
         if self._starting:
