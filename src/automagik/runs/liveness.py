@@ -24,12 +24,12 @@ _CLOSE_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class LivenessTimes:
-    """When who is dead. With these figures a process that was killed is declared dead 2.5 to 3.5 s later."""
+    """When who is dead. With these figures a process that was killed is declared dead 3 to 3.5 s later."""
 
     beat_seconds: float = 0.5
     """Between two beats, each of which is a look at the others too."""
-    dead_after_seconds: float = 2.5
-    """How long another's beat must have stood still: longer than a living process gets no processor or no connection."""
+    dead_after_seconds: float = 2.75
+    """How long another's beat must have stood still: more than a beat and 2 s, for which a living one may get no processor."""
     late_seconds: float = 1.5
     """A look that comes later than this after its time proves nothing about what came before: counting begins anew."""
     sweep_seconds: float = 2.0
