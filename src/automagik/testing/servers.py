@@ -1,4 +1,4 @@
-"""RunningServer: the real server as a process of its own, on a free port of loopback."""
+"""RunningServer: the real server, or a worker, as a process of its own; a server on a free port of loopback."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,20 +15,27 @@ from typing import Self
 __all__ = ["RunningServer"]
 
 _START_SECONDS = 30
+_STOP_SECONDS = 30
 
 
 class RunningServer:
-    """`automagik serve` in a folder of its own, with a first key in the profile of the command line.
+    """`automagik serve`, or another command that runs until it is ended, in a folder of its own; with a first key in the
+    profile of the command line.
 
     `environment` is what a child needs to speak to it: the address, the data folder, the profile; and nothing of the
     caller's own secrets.
     """
 
-    def __init__(self, data_dir: Path, *, settings: dict[str, str] | None = None) -> None:
-        """`settings`: further environment variables, as AUTOMAGIK_DATABASE_URL."""
+    def __init__(
+        self, data_dir: Path, *, settings: dict[str, str] | None = None, command: Sequence[str] = ("serve",)
+    ) -> None:
+        """`settings`: further environment variables, as AUTOMAGIK_DATABASE_URL. `command`: what is run, as `serve --api-only`,
+        or `worker`, which has no address."""
         self._data_dir = data_dir
         self._process: subprocess.Popen[bytes] | None = None
         self._log = data_dir / "server-output.log"
+        self._command = tuple(command)
+        self._serves = self._command[0] == "serve"
         self.url = ""
         self.environment = {
             "PATH": os.environ["PATH"],
@@ -42,8 +50,10 @@ class RunningServer:
         }
 
     def __enter__(self) -> Self:
+        """Started; a server makes the first key where the profile has none."""
         self.start()
-        self.command("keys", "create", "--first")
+        if self._serves and not self._profile.exists():
+            self.command("keys", "create", "--first")
         return self
 
     def __exit__(
@@ -53,16 +63,24 @@ class RunningServer:
 
     @property
     def pid(self) -> int:
-        """The server's process."""
+        """Its process."""
         return self._running().pid
 
+    @property
+    def output(self) -> str:
+        """All that it has logged, of every start."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
     def start(self) -> None:
-        """Start, and return when it is ready. Raises RuntimeError with its output when it isn't in time."""
+        """Start, and return when it is ready; after `stop` or `kill` anew, a server at another port unless `settings` has one.
+
+        Raises: RuntimeError with its output when it isn't ready in time.
+        """
         self._data_dir.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as output:
             began = output.tell()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "automagik", "serve"],
+                [sys.executable, "-m", "automagik", *self._command],
                 env=self.environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -71,15 +89,23 @@ class RunningServer:
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
             written = self._log.read_bytes()[began:].decode(errors="replace")
-            if "server_ready" in written and (found := re.search(r"http://127\.0\.0\.1:\d+", written)):
-                self.url = found.group(0)
-                self.environment["AUTOMAGIK_URL"] = self.url
+            if self._is_ready(written):
                 return
             if self._process.poll() is not None:
                 break
             time.sleep(0.02)
         self.kill()
-        raise RuntimeError(f"the server did not start:\n{self._log.read_text(errors='replace')[-4000:]}")
+        raise RuntimeError(f"the server did not start:\n{self.output[-4000:]}")
+
+    def _is_ready(self, written: str) -> bool:
+        if not self._serves:
+            return f"{self._command[0]}_ready" in written
+        found = re.search(r"http://127\.0\.0\.1:\d+", written)
+        if "server_ready" not in written or found is None:
+            return False
+        self.url = found.group(0)
+        self.environment["AUTOMAGIK_URL"] = self.url
+        return True
 
     def command(self, *arguments: str) -> str:
         """What `automagik ARGUMENTS` prints. Raises CalledProcessError when it fails."""
@@ -96,16 +122,20 @@ class RunningServer:
     @property
     def key(self) -> str:
         """The first key, as the profile holds it."""
-        profile = json.loads((self._data_dir / "config" / "profile.json").read_text())
-        return str(profile["key"])
+        return str(json.loads(self._profile.read_text())["key"])
+
+    @property
+    def _profile(self) -> Path:
+        return Path(self.environment["AUTOMAGIK_CONFIG_DIR"]) / "profile.json"
 
     def stop(self) -> int:
         """End it as Ctrl-C does; its exit code."""
         process = self._running()
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGCONT)  # a frozen one would not hear
         try:
-            return process.wait(timeout=30)
+            return process.wait(timeout=_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
             raise
@@ -115,6 +145,14 @@ class RunningServer:
         process = self._running()
         process.kill()
         process.wait()
+
+    def freeze(self) -> None:
+        """Have it stand still, as a host does whose virtual machine is paused."""
+        self._running().send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Have a frozen one go on."""
+        self._running().send_signal(signal.SIGCONT)
 
     def _running(self) -> "subprocess.Popen[bytes]":
         if self._process is None:
