@@ -308,11 +308,13 @@ import asyncio, json, sys
 from automagik.runs.liveness import Heart
 from automagik.settings import Settings
 from automagik.store import Store
-from automagik.store.heart import HeartLine, Pulse
+from automagik.store.heart import HeartLine
+from automagik.telemetry import configure_logging
 from automagik.types import SystemClock, new_id
 
 async def main():
     settings = Settings.model_validate({"database_url": sys.argv[1]})
+    configure_logging(settings)
     store = Store.from_settings(settings, SystemClock())
     await store.open()
     executor_id = new_id("exec")
