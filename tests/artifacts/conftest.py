@@ -39,7 +39,7 @@ async def house(
     anyio_backend: str,
 ) -> AsyncIterator[ArtifactHouse]:
     postgres = cast("PostgresServer", request.getfixturevalue("postgres_server")) if dialect == "postgresql" else None
-    clock = TurnedClock(datetime(2026, 11, 24, 9, 30, tzinfo=UTC))
+    clock = TurnedClock(datetime.now(UTC))
     async with fresh_settings(dialect, tmp_path, server=postgres) as settings:
         place: FolderPlace | BucketPlace = FolderPlace(tmp_path / "artifacts")
         if kind == "bucket":

@@ -213,7 +213,9 @@ class ArtifactStore:
     async def _keep(
         self, digest: str, size: int, data: bytes | IO[bytes], media_type: str, used_by: str | None
     ) -> Artifact:
-        row = await self._store.write(lambda tx: tx.artifacts.want(digest, used_by=used_by))
+        row = await self._store.read(lambda tx: tx.artifacts.find(digest))
+        if row is not None:
+            row = await self._store.write(lambda tx: tx.artifacts.want(digest, used_by=used_by))
         if row is not None:
             if await self._objects.size(_name(row)) != size:  # somebody lost them: here they are again
                 await self._objects.put(_name(row), data)

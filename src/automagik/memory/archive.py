@@ -3,10 +3,12 @@
 import asyncio
 import base64
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import orjson
 from pydantic_ai import BinaryContent, ModelMessage
+from pydantic_ai.messages import BaseToolReturnPart
 
 from automagik.artifacts import ArtifactStore
 from automagik.memory.history import dump_message, dump_messages, dump_payload, load_messages, parse_messages
@@ -91,8 +93,9 @@ class MessageArchive:
             artifact = await self._artifacts.put(content.data, media_type=content.media_type, used_by=used_by)
             references.append({"artifact": artifact.digest, "size": artifact.size, "path": list(place.path)})
         # In a thread: the identifier of each medium is a hash of its bytes.
-        payload = dump_payload(await asyncio.to_thread(without_media, message, places))
-        return dump_message(message, f'{payload[:-1]},"artifacts":{orjson.dumps(references).decode()}}}')
+        light = await asyncio.to_thread(without_media, message, places)
+        payload = f'{dump_payload(light)[:-1]},"artifacts":{orjson.dumps(references).decode()}}}'
+        return dump_message(_readable(message, light), payload)
 
     async def _get_all(self, digests: Iterable[str]) -> dict[str, bytes]:
         """The bytes of all of these; the artefact store reads only a few at once."""
@@ -105,3 +108,12 @@ class MessageArchive:
             await asyncio.gather(*reads.values(), return_exceptions=True)
             raise
         return {digest: read.result() for digest, read in reads.items()}
+
+
+def _readable(message: ModelMessage, light: ModelMessage) -> ModelMessage:
+    """The message as its text for people is made: the sizes of media, but no base64 among what a tool returned."""
+    parts = [
+        bare if isinstance(part, BaseToolReturnPart) else part
+        for part, bare in zip(message.parts, light.parts, strict=True)
+    ]
+    return cast("ModelMessage", replace(message, parts=cast("Any", parts)))

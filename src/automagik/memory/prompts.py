@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -27,7 +27,7 @@ DEFAULT_STATUS_KEY: Final = "default"
 _FIELD = ("body", "prompt_text")
 _MAX_WORD = 128
 _FRESH_SECONDS = 5.0
-"""How long another process's activation may go unnoticed."""
+"""How long another process's activation may go unnoticed, where its signal is lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class _Cached:
 class Prompts:
     """Prompt versions, and the parsed active ones at hand. A version that was defined in code is never edited.
 
-    What is changed through this object is seen at once; what another process changed, within five seconds.
+    What is changed through this object is seen at once; what another process changed, as soon as its signal is heard.
     """
 
     def __init__(self, store: Store, *, max_text_chars: int = 1_000_000, clock: Clock | None = None) -> None:
@@ -48,6 +48,9 @@ class Prompts:
         self._clock = clock or SystemClock()
         self._cache: dict[tuple[int, str], _Cached] = {}
         self._numbering = asyncio.Lock()
+        self._expired = 0
+        store.signals.listen("changed", self._hear_change)
+        store.signals.on_gap(self._expire)
 
     # -- for runs
 
@@ -67,6 +70,18 @@ class Prompts:
         """Drop what is at hand for an agent that is gone."""
         for key in [key for key in self._cache if key[0] == agent_id]:
             del self._cache[key]
+
+    def _hear_change(self, text: str) -> None:
+        kind, _, agent_id = text.partition(" ")
+        if kind == "prompts":
+            self._expire(int(agent_id))
+
+    def _expire(self, agent_id: int | None = None) -> None:
+        """Have the active versions looked at anew, of one agent or of all; until then the parsed ones stay at hand."""
+        self._expired += 1
+        for key, cached in self._cache.items():
+            if agent_id in {None, key[0]}:
+                self._cache[key] = replace(cached, read_at=float("-inf"))
 
     async def register_from_code(
         self,
@@ -266,7 +281,7 @@ class Prompts:
         return row
 
     async def _load(self, agent_id: int, status_key: str) -> PromptTemplate | None:
-        read_at = self._clock.monotonic()
+        read_at, expired = self._clock.monotonic(), self._expired
         row = await self._store.read(lambda tx: tx.prompts.find_active(agent_id, status_key))
         cached = self._cache.get((agent_id, status_key))
         if cached is not None and cached.read_at > read_at:
@@ -278,7 +293,8 @@ class Prompts:
             template = known
         else:
             template = PromptTemplate.parse(row.template)
-        self._cache[agent_id, status_key] = _Cached(template, read_at)
+        is_fresh = expired == self._expired  # else something changed meanwhile, perhaps this one
+        self._cache[agent_id, status_key] = _Cached(template, read_at if is_fresh else float("-inf"))
         return template
 
 
