@@ -181,6 +181,8 @@ class Caller:
     scopes: frozenset[str]
     user_id: uuid.UUID | None = None
     rate_limit: str | None = None
+    shared_limits: tuple[tuple[str, str], ...] = ()
+    """The keys with a rate limit that its key descends from, nearest first, each with that limit: all count its requests."""
     _memo: dict[str, bool] = field(default_factory=dict[str, bool], compare=False, repr=False)
 
     def allows(self, scope: str) -> bool:

@@ -3,10 +3,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 from event_house import OpenInstance, begin_run
-from redis.asyncio import ConnectionPool
 
 from automagik.errors import ConfigurationError
-from automagik.events.redis_channel import RedisSignals, redis_pool
+from automagik.events.redis_channel import RedisConnections, RedisSignals
 from automagik.store.signals import LocalSignals, Signals
 from automagik.testing.valkey import ValkeyServer
 
@@ -22,15 +21,15 @@ def valkey() -> Iterator[ValkeyServer]:
 @pytest.fixture
 async def channel(valkey: ValkeyServer, anyio_backend: str) -> AsyncIterator[Callable[[Signals], RedisSignals]]:
     """Makes signals by Valkey, over those that it falls back on."""
-    pools: list[ConnectionPool] = []
+    made: list[RedisConnections] = []
 
     def make(fallback: Signals) -> RedisSignals:
-        pools.append(redis_pool(valkey.url))
-        return RedisSignals(pools[-1], fallback)
+        made.append(RedisConnections(valkey.url))
+        return RedisSignals(made[-1], fallback)
 
     yield make
-    for pool in pools:
-        await pool.disconnect()
+    for connections in made:
+        await connections.close()
 
 
 async def until(holds: Callable[[], object], seconds: float = 10) -> None:
@@ -95,7 +94,7 @@ async def test_a_server_starts_without_its_redis_and_takes_it_up_when_it_comes(
 
 async def test_a_url_that_is_none_is_refused_by_name() -> None:
     with pytest.raises(ConfigurationError, match="AUTOMAGIK_REDIS_URL"):
-        redis_pool("http://example.test")
+        RedisConnections("http://example.test")
 
 
 @pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)

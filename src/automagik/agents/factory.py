@@ -13,6 +13,7 @@ from pydantic_ai.models.instrumented import InstrumentationSettings
 
 from automagik.agents.agent import AgentDependencies, AutomagikAgent
 from automagik.agents.config import AgentConfig, agent_document
+from automagik.agents.registration import differs, register
 from automagik.agents.simple import SimpleAgent
 from automagik.agents.sources import BrokenAgent, Candidate, Source, cause_of, find_agents
 from automagik.agents.spec import AGENT_NAME, SpecAgent
@@ -86,6 +87,7 @@ class AgentFactory:
         self._broken: list[BrokenAgent] = []
         self._changing = asyncio.Lock()
         self._refreshed_at = 0.0
+        self._leave = (store.signals.listen("changed", self._hear_change), store.signals.on_gap(self._expire))
 
     @property
     def agents_registry(self) -> Mapping[str, AutomagikAgent]:
@@ -111,7 +113,8 @@ class AgentFactory:
             self._refreshed_at = self._clock.monotonic()
 
     async def refresh(self, *, max_age_seconds: float = 2.0) -> None:
-        """Take over what another process changed in the API's agents, where the last look is older than `max_age_seconds`."""
+        """Take over what another process changed in the API's agents, where it said so or the last look is older than
+        `max_age_seconds`."""
         if self._clock.monotonic() - self._refreshed_at < max_age_seconds:
             return
         async with self._changing:
@@ -315,10 +318,20 @@ class AgentFactory:
 
     async def cleanup(self) -> None:
         """Let every agent give back what it holds."""
+        for leave in self._leave:
+            leave()
         for agent in self._agents.values():
             await agent.cleanup()
 
     # -- inside
+
+    def _hear_change(self, text: str) -> None:
+        if text == "agents":
+            self._expire()
+
+    def _expire(self) -> None:
+        """Have the agents looked at anew when one is asked for next."""
+        self._refreshed_at = float("-inf")
 
     def _unique(self, found: Iterable[Candidate | BrokenAgent], rows: Mapping[str, AgentRow]) -> list[Candidate]:
         """Those that can be bound. Broken ones, bad names and the later of two with one name are kept as broken."""
@@ -348,12 +361,12 @@ class AgentFactory:
 
     async def _registered(self, found: Sequence[Candidate], rows: Mapping[str, AgentRow]) -> dict[str, AgentRow]:
         """The rows of `found`, written where they are not there or differ."""
-        changed = [candidate for candidate in found if _differs(candidate, rows.get(candidate.agent.name))]
+        changed = [candidate for candidate in found if differs(candidate, rows.get(candidate.agent.name))]
         if not changed:
             return {}
 
         def write(tx: Transaction) -> dict[str, AgentRow]:
-            return {candidate.agent.name: _register(tx, candidate) for candidate in changed}
+            return {candidate.agent.name: register(tx, candidate) for candidate in changed}
 
         return await write_again(self._store, write)
 
@@ -456,35 +469,6 @@ class AgentFactory:
 
 def _source(row: AgentRow) -> Source:
     return cast("Source", row.source)
-
-
-def _differs(candidate: Candidate, row: AgentRow | None) -> bool:
-    agent = candidate.agent
-    if row is None:
-        return True
-    said = (agent.agent_type, candidate.source, agent.config.to_json(), agent.config.description)
-    return said != (row.type, row.source, row.config, row.description)
-
-
-def _register(tx: Transaction, candidate: Candidate) -> AgentRow:
-    """The agent's row as its code says it is now. Whether it is active is for people to say."""
-    agent = candidate.agent
-    config = agent.config.to_json()
-    if tx.agents.find(agent.name) is None:
-        return tx.agents.create(
-            agent.name,
-            type=agent.agent_type,
-            source=candidate.source,
-            config=config,
-            description=agent.config.description,
-        )
-    return tx.agents.update(
-        agent.name,
-        type=agent.agent_type,
-        source=candidate.source,
-        config=config,
-        description=agent.config.description,
-    )
 
 
 def _check_editable(row: AgentRow) -> None:

@@ -1,16 +1,14 @@
 """Admission: from a request to its caller. The key from the headers, its rate limit, and the scopes that a route asks for."""
 
 import math
-import time
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, cast
 
 from fastapi import Depends, Request
 from limits import RateLimitItem, parse
-from limits.aio.storage import MemoryStorage
-from limits.aio.strategies import FixedWindowRateLimiter
 
+from automagik.api.rate_limits import HitCounter
 from automagik.errors import MissingScope, NotFound, RateLimited, Unauthorized
 from automagik.security import KeyRing
 from automagik.types import Caller
@@ -32,11 +30,11 @@ _QUERY_KEYS = (b"x-api-key=", b"api_key=", b"apikey=", b"x_api_key=", b"access_t
 
 
 class Admission:
-    """Admits requests that carry a valid key within its rate limit, which is counted in this process."""
+    """Admits requests that carry a valid key within its rate limit, and within those of the keys that it descends from."""
 
-    def __init__(self, keys: KeyRing) -> None:
+    def __init__(self, keys: KeyRing, hits: HitCounter) -> None:
         self._keys = keys
-        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._hits = hits
         self._limits: dict[str, RateLimitItem] = {}
 
     async def admit(self, scope: "Scope") -> Caller:
@@ -49,7 +47,9 @@ class Admission:
         key = presented_key(scope)
         caller = self._keys.cached(key) or await self._keys.authenticate(key)
         if caller.rate_limit is not None:
-            await self._count(caller, caller.rate_limit)
+            await self._count(caller.key_id or "", caller.rate_limit)
+        for key_id, rate_limit in caller.shared_limits:
+            await self._count(key_id, rate_limit, shared=True)
         scope["automagik.caller"] = caller
         return caller
 
@@ -58,17 +58,17 @@ class Admission:
         names = {name for name, _ in scope["headers"]}
         return await self.admit(scope) if names & {b"x-api-key", b"authorization"} else None
 
-    async def _count(self, caller: Caller, rate_limit: str) -> None:
+    async def _count(self, key_id: str, rate_limit: str, *, shared: bool = False) -> None:
         limit = self._limits.get(rate_limit)
         if limit is None:
             limit = self._limits[rate_limit] = parse(rate_limit)
-        key_id = caller.key_id or ""
-        if await self._limiter.hit(limit, key_id):
+        hits = await self._hits.hit(key_id, limit)
+        if hits.count <= limit.amount:
             return
-        window = await self._limiter.get_window_stats(limit, key_id)
-        wait = max(1, math.ceil(window.reset_time - time.time()))
+        wait = max(1, math.ceil(hits.seconds_left))
+        who = "This key and the one that made it, with all of its keys," if shared else "This key"
         raise RateLimited(
-            f"This key may make {rate_limit.replace('/', ' requests a ')}, and has.",
+            f"{who} may make {rate_limit.replace('/', ' requests a ')}, and {'have' if shared else 'has'}.",
             retry_after_seconds=wait,
             hint=f"Wait {wait} seconds, or use a key with a higher rate limit.",
         )

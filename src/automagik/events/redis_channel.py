@@ -15,13 +15,11 @@ from redis.exceptions import RedisError
 from automagik.errors import ConfigurationError
 from automagik.store.signals import Heard, Listeners, Signals, message_of
 
-__all__ = ["REDIS_FAILURES", "RedisSignals", "redis_pool"]
+__all__ = ["RedisConnections", "RedisSignals"]
 
 _log = structlog.stdlib.get_logger(__name__)
 
-REDIS_FAILURES = (RedisError, OSError)
-"""What is raised when Redis is away."""
-
+_FAILURES = (RedisError, OSError)
 _ANSWER_SECONDS = 2.0
 """How long Redis may take to answer, or to take a connection."""
 _PING_SECONDS = 10.0
@@ -41,25 +39,32 @@ class _PubSub(Protocol):
     async def aclose(self) -> None: ...
 
 
-def redis_pool(url: str) -> ConnectionPool:
-    """Connections to a Redis or Valkey that fail at once where it is away: whoever uses them knows what to do instead.
+class RedisConnections:
+    """Connections to a Redis or Valkey that fail at once where it is away: whoever uses them knows what to do instead."""
 
-    Raises: ConfigurationError for a URL that is none of Redis's.
-    """
-    try:
-        return ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType] - redis-py's own types are incomplete
-            url,
-            decode_responses=True,
-            protocol=2,
-            socket_timeout=_ANSWER_SECONDS,
-            socket_connect_timeout=_ANSWER_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-        )
-    except ValueError as error:
-        raise ConfigurationError(
-            "The URL of AUTOMAGIK_REDIS_URL can't be used.",
-            hint="Write `redis://:PASSWORD@HOST:6379/0`, `rediss://…` for TLS, or `unix:///PATH`.",
-        ) from error
+    failures: tuple[type[Exception], ...] = _FAILURES
+    """What is raised when Redis is away."""
+
+    def __init__(self, url: str) -> None:
+        """Connects when it is first used. Raises ConfigurationError for a URL that is none of Redis's."""
+        try:
+            self.pool = ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType] - redis-py's types have gaps
+                url,
+                decode_responses=True,
+                protocol=2,
+                socket_timeout=_ANSWER_SECONDS,
+                socket_connect_timeout=_ANSWER_SECONDS,
+                retry=Retry(NoBackoff(), 0),
+            )
+        except ValueError as error:
+            raise ConfigurationError(
+                "The URL of AUTOMAGIK_REDIS_URL can't be used.",
+                hint="Write `redis://:PASSWORD@HOST:6379/0`, `rediss://…` for TLS, or `unix:///PATH`.",
+            ) from error
+
+    async def close(self) -> None:
+        """Let go of all connections."""
+        await self.pool.disconnect()
 
 
 class RedisSignals:
@@ -68,10 +73,10 @@ class RedisSignals:
     Each topic is a channel of its own, `automagik:DB:TOPIC`, so an instance gets only what it listens to.
     """
 
-    def __init__(self, pool: ConnectionPool, fallback: Signals) -> None:
-        """Of `pool` and `fallback` it takes what it needs; whoever made them opens and closes them."""
-        self._client = Redis(connection_pool=pool)
-        self._prefix = f"automagik:{pool.connection_kwargs.get('db') or 0}:"
+    def __init__(self, connections: RedisConnections, fallback: Signals) -> None:
+        """Whoever made `connections` and `fallback` opens and closes them."""
+        self._client = Redis(connection_pool=connections.pool)
+        self._prefix = f"automagik:{connections.pool.connection_kwargs.get('db') or 0}:"
         self._fallback = fallback
         self._listeners = Listeners()
         self._topics: set[str] = set()
@@ -121,7 +126,7 @@ class RedisSignals:
                 publish = cast("Callable[[str, str], Awaitable[int]]", self._client.publish)
                 if await publish(self._prefix + topic, message):
                     return
-            except REDIS_FAILURES:
+            except _FAILURES:
                 await self._drop()
         await self._fallback.send(topic, text)
 
@@ -140,7 +145,7 @@ class RedisSignals:
                 self._opened.set()
                 self._listeners.tell_gap()
                 await self._read(pubsub)
-            except REDIS_FAILURES as error:
+            except _FAILURES as error:
                 if was_there:
                     _log.warning(
                         "redis_away", cause=type(error).__name__, hint="Signals go through the database meanwhile."
@@ -149,13 +154,13 @@ class RedisSignals:
             finally:
                 self._pubsub = None
                 self._opened.set()
-                with contextlib.suppress(*REDIS_FAILURES):
+                with contextlib.suppress(*_FAILURES):
                     await pubsub.aclose()
             await asyncio.sleep(wait * random.uniform(0.5, 1.5))  # noqa: S311 - spreads attempts, keeps no secret
             wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
 
     async def _read(self, pubsub: _PubSub) -> None:
-        """Hear until the connection is lost. Raises one of REDIS_FAILURES then."""
+        """Hear until the connection is lost. Raises one of _FAILURES then."""
         pinged = False
         while self._pubsub is pubsub:
             message = await pubsub.get_message(timeout=_PING_SECONDS)
@@ -170,14 +175,14 @@ class RedisSignals:
                 await pubsub.ping()
 
     async def _subscribe(self, pubsub: _PubSub, topic: str) -> None:
-        with contextlib.suppress(*REDIS_FAILURES):  # the task that reads finds out, and subscribes to all anew
+        with contextlib.suppress(*_FAILURES):  # the task that reads finds out, and subscribes to all anew
             await pubsub.subscribe(self._prefix + topic)
 
     async def _drop(self) -> None:
         """Begin anew: Redis did not take a message."""
         pubsub, self._pubsub = self._pubsub, None
         if pubsub is not None:
-            with contextlib.suppress(*REDIS_FAILURES):
+            with contextlib.suppress(*_FAILURES):
                 await pubsub.aclose()
 
 

@@ -9,7 +9,7 @@ import re
 import unicodedata
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -38,7 +38,9 @@ _FORM = re.compile(r"amk_[A-Za-z0-9_-]{43}")
 _KEY_CHARS = 47
 _PREFIX_CHARS = 8
 _CACHE_SECONDS = 5.0
-"""How long a revocation in another process may stay unseen in this one."""
+"""How long a revocation in another process may stay unseen in this one, where its signal is lost."""
+_MOST_MAKERS = 8
+"""From how many keys one may descend where a rate limit binds them: each is looked at when the key is."""
 _TOUCH_SECONDS = 60.0
 """How exact `last_used_at` is."""
 _RATE = re.compile(r"([1-9][0-9]{0,8})/(second|minute|hour|day)")
@@ -73,6 +75,7 @@ class KeyRing:
         self._forgotten = 0
         self._used: dict[str, datetime] = {}
         self._noting: asyncio.Task[None] | None = None
+        self._leave = (store.signals.listen("changed", self._hear_change), store.signals.on_gap(self.forget))
 
     # -- who asks
 
@@ -103,20 +106,20 @@ class KeyRing:
         if _FORM.fullmatch(presented) is None:
             raise _refusal()
         digest, forgotten = _hash(presented), self._forgotten
-        row = await self._store.read(lambda tx: tx.keys.find_by_hash(digest))
+        row, makers = await self._store.read(lambda tx: _with_makers(tx, tx.keys.find_by_hash(digest)))
         now = self._clock.now()
         if row is None or not hmac.compare_digest(row.key_hash, digest) or not _usable(row, now):
             raise _refusal()
-        caller = _caller(row)
+        caller = _caller(row, makers)
         if forgotten == self._forgotten:  # else a key was revoked meanwhile, perhaps this one
             self._remember(row, caller, now)
         return caller
 
     async def caller_of(self, key_id: str) -> Caller:
         """In whose name work is done that the key left for later. Raises Forbidden where the key can't be used any more."""
-        row = await self._store.read(lambda tx: tx.keys.find(key_id))
+        row, makers = await self._store.read(lambda tx: _with_makers(tx, tx.keys.find(key_id)))
         if row is not None and _usable(row, self._clock.now()):
-            return _caller(row)
+            return _caller(row, makers)
         wrong = "is gone" if row is None else "was revoked" if row.revoked_at is not None else "has expired"
         raise Forbidden(
             f"The key {key_id} in whose name this is done {wrong}.", hint="Let somebody with a valid key take it over."
@@ -126,6 +129,18 @@ class KeyRing:
         """Look every key up anew: something changed what keys may do (a user was deleted)."""
         self._forgotten += 1
         self._known.clear()
+
+    def _hear_change(self, text: str) -> None:
+        """Look up anew what another process changed: one key, or all where none is named."""
+        kind, _, key_id = text.partition(" ")
+        if kind != "keys":
+            return
+        if not key_id:
+            self.forget()
+            return
+        self._forgotten += 1
+        for key_hash in [known.key_hash for known in self._known.values() if known.caller.key_id == key_id]:
+            del self._known[key_hash]
 
     # -- keys as things
 
@@ -142,7 +157,8 @@ class KeyRing:
     ) -> tuple[KeyRow, SecretStr]:
         """A new key and its row; the key itself is to be had only here. `rate_limit` is `N/second|minute|hour|day`.
 
-        The key is no stronger than the caller's: it has no scope, later expiry, looser rate limit or other user than that.
+        The key is no stronger than the caller's: it has no scope, later expiry, looser rate limit or other user than that,
+        and where the caller's is limited, the new key's requests count there too.
         A caller bound to a user makes keys for that user, also where `user_id` is not given.
 
         Raises:
@@ -164,8 +180,10 @@ class KeyRing:
         key = new_key()
 
         def work(tx: Transaction) -> KeyRow:
-            limits = self._limits_of(tx, caller, expires_at, rate_limit, rate)
-            return _insert(tx, name, wanted, key, user_id or caller.user_id, *limits, caller, request_id)
+            expires, limit, made_by = self._limits_of(tx, caller, expires_at, rate_limit, rate)
+            return _insert(
+                tx, name, wanted, key, user_id or caller.user_id, expires, limit, caller, request_id, made_by=made_by
+            )
 
         return await self._store.write(work), key
 
@@ -205,7 +223,8 @@ class KeyRing:
         return await self._store.read(lambda tx: tx.keys.list(user_id=user_id, limit=limit, cursor=cursor))
 
     async def revoke(self, key_id: str, caller: Caller, *, request_id: str | None = None) -> KeyRow:
-        """The key, revoked: at once in this process, within 5 seconds in others. One that was revoked stays as it was.
+        """The key, revoked: at once in this process, as soon as they hear of it in others (5 seconds at the most).
+        One that was revoked stays as it was.
 
         Raises:
             NotFound: no such key, or the caller may not see it.
@@ -227,7 +246,9 @@ class KeyRing:
         return row
 
     async def close(self) -> None:
-        """Write down what is known of the last uses."""
+        """Write down what is known of the last uses, and hear no more of changes."""
+        for leave in self._leave:
+            leave()
         if self._noting is not None:
             await asyncio.wait([self._noting])
 
@@ -265,10 +286,11 @@ class KeyRing:
 
     def _limits_of(
         self, tx: Transaction, caller: Caller, expires_at: datetime | None, rate_limit: str | None, rate: float | None
-    ) -> tuple[datetime | None, str | None]:
-        """Expiry and rate limit of a key that `caller` makes: its own where none are given, never more than its own."""
+    ) -> tuple[datetime | None, str | None, str | None]:
+        """Expiry and rate limit of a key that `caller` makes: its own where none are given, never more than its own. And
+        the key that made it, where its limit or that of a key before it counts."""
         if caller.key_id is None:
-            return expires_at, rate_limit
+            return expires_at, rate_limit, None
         maker = tx.keys.find(caller.key_id)
         if maker is None or not _usable(maker, tx.now):
             raise _refusal()
@@ -283,7 +305,13 @@ class KeyRing:
                 "The key would have a looser rate limit than the one that makes it.",
                 hint=f"Choose {maker.rate_limit} or less.",
             )
-        return expires_at or maker.expires_at, rate_limit or maker.rate_limit
+        is_limited = maker.rate_limit is not None or maker.made_by is not None
+        if is_limited and len(tx.keys.makers(maker)) + 1 >= _MOST_MAKERS:
+            raise Forbidden(
+                "The key that makes it descends from too many others whose rate limits count.",
+                hint="Make the key with one of those.",
+            )
+        return expires_at or maker.expires_at, rate_limit or maker.rate_limit, maker.key_id if is_limited else None
 
 
 def _hash(presented: str) -> bytes:
@@ -301,8 +329,18 @@ def _usable(row: KeyRow, now: datetime) -> bool:
     return row.revoked_at is None and (row.expires_at is None or now < row.expires_at)
 
 
-def _caller(row: KeyRow) -> Caller:
-    return Caller(key_id=row.key_id, scopes=frozenset(row.scopes), user_id=row.user_id, rate_limit=row.rate_limit)
+def _with_makers(tx: Transaction, row: KeyRow | None) -> tuple[KeyRow | None, list[KeyRow]]:
+    return row, [] if row is None else tx.keys.makers(row)
+
+
+def _caller(row: KeyRow, makers: Sequence[KeyRow]) -> Caller:
+    return Caller(
+        key_id=row.key_id,
+        scopes=frozenset(row.scopes),
+        user_id=row.user_id,
+        rate_limit=row.rate_limit,
+        shared_limits=tuple((maker.key_id, maker.rate_limit) for maker in makers if maker.rate_limit is not None),
+    )
 
 
 def _insert(
@@ -315,6 +353,8 @@ def _insert(
     rate_limit: str | None,
     caller: Caller,
     request_id: str | None,
+    *,
+    made_by: str | None = None,
 ) -> KeyRow:
     secret = key.get_secret_value()
     row = tx.keys.create(
@@ -324,6 +364,7 @@ def _insert(
         scopes=scopes,
         user_id=user_id,
         rate_limit=rate_limit,
+        made_by=made_by,
         expires_at=expires_at,
     )
     details: JsonObject = {"name": name, "scopes": [*scopes], "user_id": str(user_id) if user_id else None}

@@ -10,6 +10,7 @@ from automagik.store import schema
 from automagik.store.pages import fetch_page
 from automagik.store.repository import Repository, conflicts, insert_new
 from automagik.store.rows import AgentRow, Page
+from automagik.store.turns import notify
 from automagik.types import JsonObject
 
 __all__ = ["AgentChanges", "Agents"]
@@ -46,6 +47,7 @@ class Agents(Repository):
         values = self._values(name, type=type, source=source, config=config, description=description, active=active)
         with conflicts(f"There is already an agent '{name}'.", hint="Choose another name, or change that agent."):
             record = self._connection.execute(insert(_agents).values(values).returning(_agents)).one()
+        notify(self._connection, "changed agents")
         return _row(record)
 
     def register(
@@ -95,6 +97,7 @@ class Agents(Repository):
         record = self._connection.execute(statement.returning(_agents)).one_or_none()
         if record is None:
             raise self._stale(name)
+        notify(self._connection, "changed agents")
         return _row(record)
 
     def delete(self, name: str, *, if_revision: int | None = None) -> AgentRow:
@@ -110,6 +113,7 @@ class Agents(Repository):
         record = self._connection.execute(statement.returning(_agents)).one_or_none()
         if record is None:
             raise self._stale(name)
+        notify(self._connection, "changed agents")
         return _row(record)
 
     def all(self) -> list[AgentRow]:

@@ -12,6 +12,7 @@ from automagik.store import schema
 from automagik.store.pages import fetch_page
 from automagik.store.repository import Repository, conflicts
 from automagik.store.rows import KeyRow, Page
+from automagik.store.turns import notify
 from automagik.store.users import Users
 from automagik.types import new_id
 
@@ -34,6 +35,7 @@ class Keys(Repository):
         scopes: Sequence[str],
         user_id: uuid.UUID | None = None,
         rate_limit: str | None = None,
+        made_by: str | None = None,
         expires_at: datetime | None = None,
         key_id: str | None = None,
     ) -> KeyRow:
@@ -48,6 +50,7 @@ class Keys(Repository):
             "scopes": list(scopes),
             "user_id": user_id,
             "rate_limit": rate_limit,
+            "made_by": made_by,
             "expires_at": expires_at,
             "created_at": self._now,
         }
@@ -72,6 +75,14 @@ class Keys(Repository):
         record = self._connection.execute(select(_keys).where(_keys.c.key_hash == key_hash)).one_or_none()
         return None if record is None else _row(record)
 
+    def makers(self, row: KeyRow) -> list[KeyRow]:
+        """The keys that it descends from, as far as their rate limits count for it, nearest first."""
+        makers: list[KeyRow] = []
+        while row.made_by is not None and (maker := self.find(row.made_by)) is not None:
+            makers.append(maker)
+            row = maker
+        return makers
+
     def lock(self) -> None:
         """Let no other transaction change keys until this one ends, so that what is read of them stays true."""
         if self._connection.dialect.name == "postgresql":  # SQLite has one writer at a time anyway
@@ -86,6 +97,7 @@ class Keys(Repository):
         self._connection.execute(
             update(_keys).where(_keys.c.key_id == key_id, _keys.c.revoked_at.is_(None)).values(revoked_at=self._now)
         )
+        notify(self._connection, f"changed keys {key_id}")
         return self.get(key_id)
 
     def touch(self, key_id: str, used_at: datetime) -> None:
@@ -109,6 +121,7 @@ def _row(record: Row[Any]) -> KeyRow:
         scopes=record.scopes,
         user_id=record.user_id,
         rate_limit=record.rate_limit,
+        made_by=record.made_by,
         expires_at=record.expires_at,
         last_used_at=record.last_used_at,
         revoked_at=record.revoked_at,

@@ -11,6 +11,7 @@ from automagik.store import schema
 from automagik.store.pages import fetch_page
 from automagik.store.repository import Repository, conflicts
 from automagik.store.rows import Page, PromptRow
+from automagik.store.turns import notify
 from automagik.types import new_uuid
 
 __all__ = ["PromptChanges", "Prompts"]
@@ -66,6 +67,7 @@ class Prompts(Repository):
         }
         with conflicts("Another version of this prompt was made at the same moment.", hint="Try again."):
             self._connection.execute(insert(_prompts).values(values))
+        self._tell(agent_id)
         return self.get(prompt_id)
 
     def find(self, prompt_id: uuid.UUID) -> PromptRow | None:
@@ -107,6 +109,7 @@ class Prompts(Repository):
             self._connection.execute(
                 update(_prompts).where(_prompts.c.id == found.id).values(is_active=True, updated_at=self._now)
             )
+        self._tell(found.agent_id)
         return self.get(prompt_id)
 
     def deactivate(self, prompt_id: uuid.UUID) -> PromptRow:
@@ -115,6 +118,7 @@ class Prompts(Repository):
         self._connection.execute(
             update(_prompts).where(_prompts.c.id == found.id).values(is_active=False, updated_at=self._now)
         )
+        self._tell(found.agent_id)
         return self.get(prompt_id)
 
     def update(
@@ -134,6 +138,7 @@ class Prompts(Repository):
         self._connection.execute(
             update(_prompts).where(_prompts.c.id == found.id).values(updated_at=self._now, **changes)
         )
+        self._tell(found.agent_id)
         return self.get(prompt_id)
 
     def delete(self, prompt_id: uuid.UUID) -> PromptRow:
@@ -157,6 +162,10 @@ class Prompts(Repository):
         if status_key is not None:
             statement = statement.where(_prompts.c.status_key == status_key)
         return fetch_page(self._connection, statement, (_prompts.c.id,), _row, limit=limit, cursor=cursor)
+
+    def _tell(self, agent_id: int) -> None:
+        """Have the processes that know the agent's prompts look at them anew."""
+        notify(self._connection, f"changed prompts {agent_id}")
 
     def _take_turn(self, agent_id: int) -> None:
         """Let changes to one agent's prompts follow each other (on SQLite all writes do)."""

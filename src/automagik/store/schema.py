@@ -314,6 +314,8 @@ api_keys = Table(
     Column("user_id", Uid),
     Column("rate_limit", SafeText),
     Column("max_concurrent_runs", Integer),
+    # The key that made it, where that one or one that it descends from has a rate limit, which then counts for both.
+    Column("made_by", Identifier),
     Column("expires_at", UtcTime),
     Column("last_used_at", UtcTime),
     Column("revoked_at", UtcTime),

@@ -12,7 +12,7 @@ from automagik.store.artifacts import Artifacts
 from automagik.store.pages import fetch_page
 from automagik.store.repository import Repository, conflicts, insert_new
 from automagik.store.rows import Page, UserRow
-from automagik.store.turns import dissolve
+from automagik.store.turns import dissolve, notify
 from automagik.types import JsonObject, new_uuid
 
 __all__ = ["UserChanges", "Users"]
@@ -107,6 +107,7 @@ class Users(Repository):
         )
         dissolve(self._connection, schema.sessions.c.user_id == user_id)
         Artifacts(self._connection, self._now).release_user(user_id)
+        notify(self._connection, "changed keys")
         statement = delete_from(_users).where(_users.c.id == user_id).returning(_users)
         record = self._connection.execute(statement).one_or_none()
         if record is None:

@@ -22,6 +22,7 @@ def upgrade() -> None:
     _add_turns()
     _add_queue()
     op.add_column("api_keys", sa.Column("max_concurrent_runs", sa.Integer()))
+    op.add_column("api_keys", sa.Column("made_by", columns.Identifier()))
     _create_idempotency_keys()
     _create_executors()
     _create_schedules()
