@@ -31,6 +31,7 @@ def test_the_doctor_finds_a_new_machine_fit_and_says_what_comes_next(command: Co
         "python": "ok",
         "data folder": "ok",
         "database": "ok",
+        "artefacts": "ok",
         "open files": "ok",
         "key": "warn",
         "server": "ok",

@@ -152,14 +152,16 @@ class ApiClient:
     @contextmanager
     def download(self, path: str) -> Generator[tuple[str, Iterator[bytes]]]:
         """The media type of what is at `path`, and its bytes as they come."""
+        began = False
         try:
             with self._http.stream("GET", path, headers={"accept": "*/*"}) as response:
                 if not response.is_success:
                     response.read()
                     raise self._refused(response)
+                began = True
                 yield response.headers.get("content-type", "application/octet-stream"), response.iter_bytes()
         except httpx2.TransportError as error:
-            raise self._unreachable(error) from error
+            raise (self._away(f"{self.url} broke off.") if began else self._unreachable(error)) from error
 
     # -- inner parts
 
