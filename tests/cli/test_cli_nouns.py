@@ -90,10 +90,27 @@ REQUESTS: list[tuple[list[str], str, str, Any]] = [
      "POST", "/api/v1/prompts",
      {"agent_name": "simple", "prompt_text": "You are {{name}}.", "status_key": "vip", "name": "n", "is_active": True}),
     (["prompts", "activate", "p"], "POST", "/api/v1/prompts/p/activate", None),
+    (["prompts", "deactivate", "p"], "POST", "/api/v1/prompts/p/deactivate", None),
+    (["prompts", "delete", "p", "--yes"], "DELETE", "/api/v1/prompts/p", None),
     (["users", "show", "u"], "GET", "/api/v1/users/u", None),
     (["users", "create", "--email", "a@b.c", "--phone", "1", "--id", "u", "--data", '{"a": 1}'],
      "POST", "/api/v1/users", {"user_id": "u", "email": "a@b.c", "phone_number": "1", "user_data": {"a": 1}}),
+    (["users", "update", "u", "--email", "a@b.c", "--phone", "1", "--data", '{"a": 1}'],
+     "PATCH", "/api/v1/users/u", {"email": "a@b.c", "phone_number": "1", "user_data": {"a": 1}}),
     (["users", "delete", "u", "--yes"], "DELETE", "/api/v1/users/u", None),
+    (["schedules", "create", "s", "--agent", "a", "--cron", "0 9 * * *", "--time-zone", "Europe/Berlin", "-m", "hi",
+      "--session", "daily", "--request", '{"labels": {"a": "b"}, "message_content": "no"}', "--missed", "once", "--paused"],
+     "POST", "/api/v1/schedules",
+     {"name": "s", "agent_name": "a", "cron": "0 9 * * *", "time_zone": "Europe/Berlin", "missed": "once", "active": False,
+      "request": {"labels": {"a": "b"}, "message_content": "hi", "session_name": "daily"}}),
+    (["schedules", "create", "s", "--agent", "a", "--cron", "@daily", "--message", "hi", "--session", SESSION],
+     "POST", "/api/v1/schedules",
+     {"name": "s", "agent_name": "a", "cron": "@daily", "request": {"message_content": "hi", "session_id": SESSION}}),
+    (["schedules", "show", "s"], "GET", "/api/v1/schedules/s", None),
+    (["schedules", "pause", "s"], "PATCH", "/api/v1/schedules/s", {"active": False}),
+    (["schedules", "resume", "s"], "PATCH", "/api/v1/schedules/s", {"active": True}),
+    (["schedules", "fire", "s"], "POST", "/api/v1/schedules/s/fire", None),
+    (["schedules", "delete", "s", "-y"], "DELETE", "/api/v1/schedules/s", None),
     (["runs", "show", "run_1"], "GET", "/api/v1/runs/run_1", None),
     (["runs", "cancel", "run_1"], "POST", "/api/v1/runs/run_1/cancel", None),
     (["keys", "show", "key_1"], "GET", "/api/v1/keys/key_1", None),
@@ -128,6 +145,9 @@ FILTERS: list[tuple[list[str], str, dict[str, str]]] = [
      {"name": "n", "agent_name": "a", "user_id": "u", "session_id": SESSION}),
     (["prompts", "list", "--agent", "a", "--status-key", "k"], "/api/v1/prompts", {"agent_name": "a", "status_key": "k"}),
     (["users", "list"], "/api/v1/users", {}),
+    (["schedules", "list", "--agent", "a"], "/api/v1/schedules", {"agent_name": "a"}),
+    (["audit", "list", "--action", "key.create", "--target", "key_1"], "/api/v1/audit",
+     {"action": "key.create", "target": "key_1"}),
     (["runs", "list", "--status", "failed", "--outcome", "model_error", "--name", "a", "--session", SESSION, "--user", "u"],
      "/api/v1/runs", {"status": "failed", "outcome": "model_error", "name": "a", "session_id": SESSION, "user_id": "u"}),
     (["keys", "list"], "/api/v1/keys", {}),
@@ -166,6 +186,54 @@ def test_an_update_changes_single_fields_and_is_of_what_was_read(api: StubApi, c
     first, second = [asked for asked in api.asked if asked.method == "PATCH"]
     assert (first.headers["if-match"], first.body) == ('"3"', {"config": {"tools": ["x"], "model": "n"}})
     assert second.body == {"config": {"tools": []}}
+
+
+def test_a_prompts_update_is_of_what_was_read(api: StubApi, command: Command) -> None:
+    api.on("GET", "/api/v1/prompts/p", Answer({"prompt_id": "p"}, headers={"etag": '"t"'}))
+    api.on("PATCH", "/api/v1/prompts/p", {"prompt_id": "p"})
+    assert command("prompts", "update", "p", "@-", "--name", "n", stdin="Be {{style}}.").code == 0
+    asked = api.asked[-1]
+    assert (asked.headers["if-match"], asked.body) == ('"t"', {"prompt_text": "Be {{style}}.", "name": "n"})
+
+
+def test_a_schedules_update_keeps_what_is_not_given_of_its_request(api: StubApi, command: Command) -> None:
+    schedule = {"name": "s", "request": {"message_content": "a", "session_id": SESSION, "labels": {"a": "b"}}}
+    api.on("GET", "/api/v1/schedules/s", Answer(schedule, headers={"etag": '"3"'}))
+    api.on("PATCH", "/api/v1/schedules/s", {"name": "s", "next_at": "2026-11-24T09:00:00.000000Z"})
+    assert "2026-11-24T09:00" in command("schedules", "update", "s", "--cron", "@daily").err
+    assert command("schedules", "update", "s", "--message", "b", "--session", "daily").code == 0
+    assert command("schedules", "update", "s", "--request", '{"message_content": "c"}').code == 0
+    first, second, third = [asked for asked in api.asked if asked.method == "PATCH"]
+    assert (first.headers["if-match"], first.body) == ('"3"', {"cron": "@daily"})
+    assert second.body == {"request": {"message_content": "b", "session_name": "daily", "labels": {"a": "b"}}}
+    assert third.body == {"request": {"message_content": "c"}}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["schedules", "update", "s"],
+        ["prompts", "update", "p"],
+        ["users", "update", "u"],
+        ["schedules", "create", "s", "--agent", "a", "--cron", "@daily"],
+    ],
+    ids=_name_of,
+)
+def test_a_verb_with_nothing_to_say_asks_nothing(api: StubApi, command: Command, arguments: list[str]) -> None:
+    done = command(*arguments)
+    assert (done.code, api.asked) == (2, [])
+    assert "hint: Add " in done.err
+
+
+def test_the_next_times_of_a_schedule_are_shown_in_local_time(api: StubApi, command: Command) -> None:
+    times = [{"next_at": "2026-11-24T08:00:00.000000Z", "local_time": "2026-11-24T09:00:00+01:00"}]
+    api.on("GET", "/api/v1/schedules/s/next", {"data": times, "next_cursor": None})
+    assert command("schedules", "next", "s", "--count", "1").out.split() == [
+        "2026-11-24T09:00:00+01:00",
+        "2026-11-24T08:00:00.000000Z",
+    ]
+    assert api.asked[0].query == {"count": "1"}
+    assert command("schedules", "next", "s", "--json").lines == times
 
 
 def test_a_template_and_a_config_may_come_from_files(api: StubApi, command: Command, tmp_path: Path) -> None:

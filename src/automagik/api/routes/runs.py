@@ -30,7 +30,7 @@ from automagik.runs import RunRequest, run_document, usage_document
 from automagik.store.rows import RunRow
 from automagik.types import Caller, Json, JsonObject, RunOutcome, RunStatus
 
-__all__ = ["router", "run_request"]
+__all__ = ["Key", "router", "run_request"]
 
 router = APIRouter(prefix="/api/v1", tags=["runs"], route_class=ApiRoute)
 

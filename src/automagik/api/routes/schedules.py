@@ -11,7 +11,7 @@ from automagik.api.paging import Cursor, Limit
 from automagik.api.platform import PlatformOf
 from automagik.api.problems import problems
 from automagik.api.route import ApiRoute
-from automagik.api.routes.runs import run_request
+from automagik.api.routes.runs import Key, run_request
 from automagik.api.schemas.common import PageOf
 from automagik.api.schemas.runs import AgentRunRequest, RunResource
 from automagik.api.schemas.schedules import (
@@ -135,9 +135,13 @@ async def delete_schedule(
     status_code=202,
     responses={202: {"model": RunResource, "description": "The run, accepted and stored"}, **problems(404, 409, 413)},
 )
-async def fire_schedule(schedule: str, request: Request, platform: PlatformOf, caller: Writer) -> Response:
+async def fire_schedule(
+    schedule: str, request: Request, platform: PlatformOf, caller: Writer, idempotency_key: Key = None
+) -> Response:
     """The run of its request in the name of this key, out of turn; also where it is paused. Its times stay as they are."""
-    run = await platform.schedules.fire(schedule, caller, request_id=request_id_of(request))
+    run = await platform.schedules.fire(
+        schedule, caller, idempotency_key=idempotency_key, request_id=request_id_of(request)
+    )
     return answer(run_document(run), 202, headers={"Location": f"/api/v1/runs/{run.run_id}"})
 
 
