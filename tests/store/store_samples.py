@@ -47,11 +47,17 @@ def accept(**changes: Any) -> BeginRun:
 
 
 async def claim(
-    store: Store, count: int = 10, *, owner: str = "me", host: str = "here", limits: ClaimLimits | None = None
+    store: Store,
+    count: int = 10,
+    *,
+    owner: str = "me",
+    host: str = "here",
+    limits: ClaimLimits | None = None,
+    lease: float = 300.0,
 ) -> list[ClaimedRun]:
     """What a worker takes from the queue."""
     bounds = limits or ClaimLimits()
-    return await store.write(lambda tx: tx.queue.claim(owner, host, count, limits=bounds, host_lease_seconds=300.0))
+    return await store.write(lambda tx: tx.queue.claim(owner, host, count, limits=bounds, host_lease_seconds=lease))
 
 
 def start(run_id: str, **changes: Any) -> StartRun:
