@@ -6,12 +6,15 @@ import re
 import sqlite3
 import subprocess
 import sys
+import uuid
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -22,10 +25,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from automagik.errors import ConfigurationError
 from automagik.settings import Settings
-from automagik.store import Store, schema
+from automagik.store import BeginRun, FinishRun, NextTurn, StartRun, Store, Transaction, schema
 from automagik.store.migrator import MIGRATIONS
+from automagik.store.queue import ClaimLimits
+from automagik.store.sqlite import connect_sqlite, sqlite_transaction
 from automagik.testing.postgres import PostgresServer
-from automagik.types import SystemClock
+from automagik.types import SystemClock, utc_text
 
 pytestmark = pytest.mark.anyio
 
@@ -186,6 +191,110 @@ async def _execute(settings: Settings, statement: str) -> list[tuple[Any, ...]]:
     async with plain_engine(settings.database_url) as engine, engine.begin() as connection:
         result = await connection.execute(text(statement))
         return [tuple(row) for row in result] if result.returns_rows else []
+
+
+# -- work that an earlier version left
+
+ALONE, SHARED, GONE = (uuid.UUID(int=n) for n in (1, 2, 3))
+
+_SESSIONS = (
+    "INSERT INTO sessions (id, session_id, status, session_origin, metadata, message_count, created_at, updated_at)"
+    " VALUES ({id}, '{session_id}', 'active', 'cli', '{{}}', 0, '{at}', '{at}')"
+)
+_RUNS = (
+    "INSERT INTO runs (run_id, kind, name, session_id, labels, status, attempt, priority, input, requests, tool_calls,"
+    " input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, owner, created_at)"
+    " VALUES ('{run_id}', 'agent', 'simple', {session}, '{{}}', '{status}', 1, 0, '{{\"message_content\":\"hello\"}}',"
+    " 0, 0, 0, 0, 0, 0, {owner}, '{at}')"
+)
+_EVENTS = "INSERT INTO run_events (run_id, seq, type, at, data) VALUES ('{run_id}', 1, '{type}', '{at}', '{data}')"
+
+
+def _pending_work() -> list[str]:
+    """What the version before turns and the queue wrote: run_1 … run_9 in the order of their acceptance."""
+    at = utc_text(datetime(2026, 11, 1, tzinfo=UTC))
+    background, waiting = '{"background":true}', '{"background": false}'  # with a space or without: both were written
+    left: list[tuple[uuid.UUID | None, str, str, str, str | None]] = [
+        (None, "queued", "run_queued", background, "host:proc_1"),
+        (None, "running", "run_started", "{}", "host:proc_1"),
+        (ALONE, "running", "run_queued", background, "host:proc_1"),
+        (SHARED, "completed", "run_started", "{}", "host:proc_1"),
+        (SHARED, "queued", "run_queued", background, "host:proc_1"),
+        (SHARED, "running", "run_started", "{}", "host:proc_1"),
+        (SHARED, "queued", "run_queued", waiting, "host:proc_1"),
+        (SHARED, "queued", "run_queued", background.replace(":", ": "), "host:proc_1"),
+        (GONE, "queued", "run_queued", background, None),
+        (GONE, "running", "run_started", "{}", None),
+    ]
+    statements = [
+        _SESSIONS.format(id=place, session_id=session_id, at=at) for place, session_id in enumerate((ALONE, SHARED), 1)
+    ]
+    for place, (session_id, status, kind, data, owner) in enumerate(left):
+        run_id = f"run_{place}"
+        session = "NULL" if session_id is None else f"'{session_id}'"
+        owned = "NULL" if owner is None else f"'{owner}'"
+        statements.append(_RUNS.format(run_id=run_id, session=session, status=status, owner=owned, at=at))
+        statements.append(_EVENTS.format(run_id=run_id, type=kind, data=data, at=at))
+    return statements
+
+
+async def _make_earlier(settings: Settings) -> None:
+    """The database as revision 0001 has it, with pending work."""
+
+    def make(connection: Connection) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        config.set_main_option("path_separator", "os")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        for statement in _pending_work():
+            connection.exec_driver_sql(statement)
+
+    if settings.database_url is not None:
+        async with plain_engine(settings.database_url) as engine, engine.begin() as connection:
+            await connection.run_sync(make)
+        return
+    raw = connect_sqlite(settings.data_dir / "automagik.db")
+    with contextlib.closing(raw), sqlite_transaction(raw) as connection:
+        make(connection)
+
+
+async def test_the_work_that_an_earlier_version_left_goes_on(empty: Settings) -> None:
+    await _make_earlier(empty)
+    async with opened(empty) as store:
+        rows = await store.read(lambda tx: {n: tx.runs.get(f"run_{n}") for n in range(10)})
+        assert [n for n, row in rows.items() if row.background] == [0, 4, 7, 8]
+        assert [n for n, row in rows.items() if not row.ready] == [4, 6, 7], "behind the one that is under way"
+        counts = text("SELECT turns, open_runs FROM sessions ORDER BY id")
+        assert await store.read(lambda tx: [tuple(row) for row in tx.connection.execute(counts)]) == [(1, 1), (4, 4)]
+        assert await store.read(lambda tx: tx.queue.stuck_sessions()) == []
+
+        def claim(tx: Transaction) -> list[str]:
+            taken = tx.queue.claim("me", "here", 10, limits=ClaimLimits(), host_lease_seconds=300)
+            return [claimed.row.run_id for claimed in taken]
+
+        assert await store.write(claim) == ["run_0", "run_8"]
+        owners = await store.read(lambda tx: tx.queue.owners())
+        assert sorted(owners) == ["host:proc_1", "me", "unknown"]
+        rescued = [
+            await store.write(lambda tx, owner=owner: tx.queue.rescue(owner, lost={"code": "worker_lost"}))
+            for owner in ("host:proc_1", "unknown")
+        ]
+        failed = [ended.row for some in rescued for ended in some.failed]
+        assert [row.run_id for row in failed] == ["run_1", "run_2", "run_5", "run_6", "run_9"]
+        assert {row.outcome for row in failed} == {"worker_lost"}
+        assert await store.read(lambda tx: tx.events.last_seq("run_5")) == 2
+        assert await store.write(claim) == ["run_4"]
+        begun = await store.start_run(StartRun("run_4", SystemClock().now(), "me"))
+        ended = await store.finish_run(
+            FinishRun("run_4", "me", "completed", "completed", SystemClock().now(), session_key=begun.session_key)
+        )
+        assert ended is not None
+        assert ended.next_turn == NextTurn("run_7", background=True, owner=None)
+        accepted = await store.begin_run(
+            BeginRun("run_x", "agent", "simple", SystemClock().now(), session_id=ALONE, owner="me")
+        )
+        assert accepted.is_ready
 
 
 OPENER = """
