@@ -390,6 +390,8 @@ def _parse(text: str, field: Sequence[str | int]) -> httpx2.URL:
         if len(text) > _MAX_URL_CHARS or not text.isprintable():
             raise httpx2.InvalidURL("too long, or control characters")
         url = httpx2.URL(text).copy_with(fragment=None)
+        if url.port is not None and not 0 < url.port < 65536:
+            raise httpx2.InvalidURL("no port")
     except httpx2.InvalidURL:
         raise FetchFailed("This is no URL.", field=field, hint="Give a URL like https://example.com/file.") from None
     if url.scheme not in {"http", "https"} or not url.host:

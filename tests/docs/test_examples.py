@@ -57,7 +57,8 @@ def test_the_examples_of_a_page_work(page: str, tmp_path: Path, request: pytest.
             path = (data if example.file.startswith("agents/") else tmp_path) / example.file
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(example.text, encoding="utf-8")
-    with RunningServer(data) as server:
+    # What a page that has its own receiver tells its reader to set.
+    with RunningServer(data, settings={"AUTOMAGIK_OUTBOUND_ALLOW": "127.0.0.1"}) as server:
         environment = {**server.environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         if any("$POSTGRESQL_URL" in example.text for example in found):
             postgres: PostgresServer = request.getfixturevalue("postgres_server")

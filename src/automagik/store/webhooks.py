@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypedDict, Unpack
 
-from sqlalchemy import Row, case, insert, or_, select, update
+from sqlalchemy import Row, case, insert, literal, or_, select, update
 from sqlalchemy import delete as delete_from
 
 from automagik.errors import Conflict, NotFound, PreconditionFailed
@@ -277,7 +277,8 @@ class Webhooks(Repository):
             self._connection.execute(statement.values(status="failed", next_at=None))
             return
         active = select(_webhooks.c.active).where(_webhooks.c.webhook_id == _deliveries.c.webhook_id).scalar_subquery()
-        self._connection.execute(statement.values(next_at=case((active, next_at), else_=None)))
+        again = literal(next_at, _deliveries.c.next_at.type)
+        self._connection.execute(statement.values(next_at=case((active, again), else_=None)))
 
     # -- inside
 

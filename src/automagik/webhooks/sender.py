@@ -127,13 +127,14 @@ class WebhookSender:
         self._busy = frozenset()
         while (free := _AT_ONCE - len(self._sending)) > 0 and not self._closing:
             chosen, busy = self._choose(await self._due(), free)
+            claimed = await self._claim(tuple(chosen)) if chosen else ()
+            for row in claimed:
+                self._start(row, chosen[row.delivery_id])
+            started += len(claimed)
+            if len(claimed) < len(chosen):  # another sender was faster: what it left is looked at anew
+                continue
             self._busy |= busy
-            if chosen:
-                claimed = await self._claim(tuple(chosen))
-                for row in claimed:
-                    self._start(row, chosen[row.delivery_id])
-                started += len(claimed)
-            elif not busy:
+            if not chosen and not busy:
                 break
         return started
 
