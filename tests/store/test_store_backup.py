@@ -5,19 +5,21 @@ import contextlib
 import sqlite3
 import uuid
 from collections.abc import AsyncGenerator, Iterator
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import select, text
+from sqlalchemy import Boolean, Column, Integer, func, insert, select, text
 from store_samples import begin, event, finish, message, take_turn
 
 from automagik.errors import ConfigurationError, Conflict, InvalidInput
 from automagik.settings import Settings
 from automagik.store import Store, Transaction, schema
-from automagik.store.backup import backup, copy, restore
+from automagik.store.backup import backup, copy, restore, server_of
+from automagik.store.columns import Bytes, CleanText, JsonValue, SafeText, Uid, UtcTime
 from automagik.testing.postgres import PostgresServer
 from automagik.types import SystemClock, Usage
 
@@ -89,6 +91,33 @@ async def fill(store: Store) -> None:
             tx.memories.create("a", "c", agent_id=agent_id, user_id=user_id),
         )
     )
+    await store.write(fill_what_is_empty)
+
+
+PASSING = {"executors", "rate_counters"}
+"""What is true of a moment only, and so in no backup."""
+
+KEPT = [table for table in schema.metadata.sorted_tables if table.name not in PASSING]
+
+
+def fill_what_is_empty(tx: Transaction) -> None:
+    """A row in each table that has none; all texts are the same, so that rows find those they belong to."""
+    for table in schema.metadata.sorted_tables:
+        if not tx.connection.scalar(select(func.count()).select_from(table)):
+            tx.connection.execute(insert(table).values({column.name: sample_of(column) for column in table.columns}))
+
+
+def sample_of(column: Column[Any]) -> Any:
+    samples: list[tuple[type[Any] | tuple[type[Any], ...], Any]] = [
+        ((SafeText, CleanText), "x\u00e4"),
+        (UtcTime, datetime(2026, 11, 24, 9, 30, 0, 123456, tzinfo=UTC)),
+        (JsonValue, {"a": "\x00"}),
+        (Bytes, b"\x00\xff"),
+        (Uid, uuid.UUID(int=7)),
+        (Boolean, True),
+        (Integer, 7),
+    ]
+    return next(sample for kinds, sample in samples if isinstance(column.type, kinds))
 
 
 def everything(tx: Transaction) -> dict[str, list[Any]]:
@@ -96,7 +125,7 @@ def everything(tx: Transaction) -> dict[str, list[Any]]:
         table.name: [
             tuple(row) for row in tx.connection.execute(select(table).order_by(*table.primary_key.columns)).all()
         ]
-        for table in schema.metadata.sorted_tables
+        for table in KEPT
     }
 
 
@@ -199,6 +228,39 @@ async def test_a_backup_while_runs_are_written_is_one_moment(places: Places, tmp
         )
         assert await store.read(lambda tx: tx.connection.scalar(counts)) == 0
         assert await store.read(lambda tx: tx.connection.scalar(text("SELECT count(*) FROM messages"))) > 0
+
+
+@pytest.mark.parametrize(("origin", "target"), WAYS)
+async def test_what_is_true_of_a_moment_only_is_neither_carried_over_nor_in_the_way(
+    places: Places, tmp_path: Path, origin: str, target: str
+) -> None:
+    async with opened(places[origin]) as store:
+        await fill(store)
+        saved = await backup(places[origin], tmp_path / "a.db")
+    assert not PASSING & set(saved.rows)
+    with contextlib.closing(sqlite3.connect(tmp_path / "a.db")) as archive:
+        for name in PASSING:
+            assert archive.execute(f"SELECT count(*) FROM {name}").fetchone() == (0,)
+    living = insert(schema.executors).values(
+        executor_id="exec_1", host="h", role="all", version="1", started_at=datetime.now(UTC), beat_at=datetime.now(UTC)
+    )
+    async with opened(places[target]) as store:
+        await store.write(lambda tx: tx.connection.execute(living) and None)
+    await restore(places[target], tmp_path / "a.db")
+    async with opened(places[target]) as store:
+        names = await store.read(lambda tx: list(tx.connection.scalars(select(schema.executors.c.executor_id))))
+    assert names == ["exec_1"]
+
+
+async def test_a_copy_can_tell_that_a_server_runs(places: Places) -> None:
+    settings = places["sqlite"]
+    assert server_of(settings) is None
+    async with opened(settings) as store:
+        assert server_of(settings) is None
+        await store.acquire_ownership("host:exec_1")
+        assert server_of(settings) == "host:exec_1"
+        assert server_of(settings) == "host:exec_1", "to look takes nothing away"
+    assert server_of(settings) is None
 
 
 async def test_a_backup_never_overwrites(places: Places, tmp_path: Path) -> None:
