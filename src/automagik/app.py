@@ -11,7 +11,7 @@ from automagik.agents import AgentFactory
 from automagik.artifacts import ArtifactStore
 from automagik.errors import AutomagikError
 from automagik.events import EventBus
-from automagik.memory import MemoryStore, Prompts
+from automagik.memory import MemoryStore, MessageArchive, Prompts
 from automagik.outbound import Outbound
 from automagik.providers import ModelRegistry
 from automagik.runs import RunService, Scheduler, Schedules, run_document
@@ -156,6 +156,7 @@ class Platform:
                 settings=settings,
                 clock=clock,
                 store=store,
+                archive=MessageArchive(artifacts),
                 agents=agents,
                 memories=memories,
                 events=events,

@@ -76,7 +76,11 @@ class Objects:
     @property
     def place(self) -> str:
         """Where the bytes are, for people: the folder, or the bucket's URL."""
-        return self._settings.artifacts_url or str(self._settings.data_dir / "artifacts")
+        url = self._settings.artifacts_url
+        if url is None:
+            return str(self._settings.data_dir / "artifacts")
+        parts = urlsplit(url)  # what else a wrong URL has may be a secret
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
     async def open(self) -> None:
         """Make the folder where it is missing, or the client of the object store; a bucket is not asked yet.
@@ -107,9 +111,7 @@ class Objects:
         read = b"".join([chunk async for chunk in self.read(name)])
         await self.delete([name])
         if read != b"automagik":
-            raise ServiceUnavailable(
-                f"The artefact store {self.place} does not give back what was written.", hint="Check the store."
-            )
+            raise ServiceUnavailable("The artefact store does not give back what was written.", hint="Check it.")
 
     async def put(self, name: str, data: bytes | IO[bytes]) -> None:
         """Store an object; one that is there is replaced. It is durable when this returns."""
@@ -146,7 +148,7 @@ class Objects:
             found = result.meta["size"]
             if expected is not None and found != expected:
                 raise ArtifactDamaged(
-                    f"The artefact has {found} bytes in {self.place} instead of {expected}.", hint=_RESTORE
+                    f"The artefact has {found} bytes in the artefact store instead of {expected}.", hint=_RESTORE
                 )
             async for chunk in result.stream(min_chunk_size=_CHUNK_BYTES):
                 yield bytes(chunk)
@@ -232,10 +234,10 @@ class Objects:
         except AutomagikError:
             raise
         except FileNotFoundError as error:
-            raise ArtifactDamaged(f"The artefact's bytes are not in {self.place}.", hint=_SHARE) from error
+            raise ArtifactDamaged("The artefact's bytes are not in the artefact store.", hint=_SHARE) from error
         except (exceptions.BaseError, OSError, ValueError) as error:
             raise ServiceUnavailable(
-                f"The artefact store {self.place} can't be used: {_reason(error)}.",
+                f"The artefact store can't be used: {_reason(error)}.",
                 hint="Check the store, AUTOMAGIK_ARTIFACTS_URL and its keys (`automagik doctor`).",
             ) from error
 

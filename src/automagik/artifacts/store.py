@@ -92,7 +92,7 @@ class ArtifactStore:
         row = await self._store.read(lambda tx: tx.artifacts.newest())
         if row is not None and await self._objects.size(_name(row)) != row.size:
             raise ArtifactDamaged(
-                f"The artefact {row.digest} is not in {self.place}.",
+                f"The artefact {row.digest} is not there.",
                 hint="All hosts must use one artefact store: set AUTOMAGIK_ARTIFACTS_URL.",
             )
 

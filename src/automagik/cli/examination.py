@@ -112,7 +112,8 @@ async def _artifacts(settings: Settings) -> Finding:
                 await artifacts.open()
                 await artifacts.check()
     except AutomagikError as error:
-        return Finding("artefacts", "fail", error.detail, error.hint or "Check AUTOMAGIK_ARTIFACTS_URL.")
+        detail = f"{objects.place}: {error.detail}"
+        return Finding("artefacts", "fail", detail, error.hint or "Check AUTOMAGIK_ARTIFACTS_URL.")
     return Finding("artefacts", "ok", f"{objects.place} can be written and read")
 
 

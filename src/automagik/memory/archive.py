@@ -2,22 +2,26 @@
 
 import asyncio
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 import orjson
+import structlog
 from pydantic_ai import BinaryContent, ModelMessage
 from pydantic_ai.messages import BaseToolReturnPart
 
 from automagik.artifacts import ArtifactStore
-from automagik.memory.history import dump_message, dump_messages, dump_payload, load_messages, parse_messages
+from automagik.errors import ServiceUnavailable
+from automagik.memory.history import dump_message, dump_messages, dump_payload, parse_messages
 from automagik.memory.media import has_media, media_at, media_of, without_media
 from automagik.store import NewMessage
 from automagik.store.artifacts import REFERENCES
 from automagik.types import Json, JsonObject
 
 __all__ = ["LEAST_BYTES", "MessageArchive"]
+
+_log = structlog.stdlib.get_logger(__name__)
 
 LEAST_BYTES = 8 * 1024
 """Media up to this size stand in the database: an object of their own would cost more than their base64."""
@@ -26,7 +30,7 @@ LEAST_BYTES = 8 * 1024
 class MessageArchive:
     """Dumps and loads messages, and the media of a request. Messages without large media cost what they cost without it.
 
-    Raises, wherever media are large: ServiceUnavailable when the artefact store is away; ArtifactDamaged on loading.
+    Raises, where media are large: ServiceUnavailable when the artefact store is away; ArtifactDamaged on loading.
     """
 
     def __init__(self, artifacts: ArtifactStore, *, least_bytes: int = LEAST_BYTES) -> None:
@@ -34,10 +38,17 @@ class MessageArchive:
         self._least_bytes = least_bytes
 
     async def dump(self, messages: Sequence[ModelMessage], *, used_by: str) -> list[NewMessage]:
-        """What is stored of `messages`, as `dump_messages` gives it; their large media are artefacts that `used_by` holds."""
+        """What is stored of `messages`, as `dump_messages` gives it; their large media are artefacts that `used_by` holds.
+
+        While the artefact store is away they stand in the messages themselves: what was answered must not wait for it.
+        """
         if not has_media(messages, self._least_bytes):
             return dump_messages(messages)
-        return [await self._dump(message, used_by) for message in messages]
+        try:
+            return [await self._dump(message, used_by) for message in messages]
+        except ServiceUnavailable as away:
+            _log.warning("media_kept_in_database", used_by=used_by, reason=away.detail)
+            return dump_messages(messages)
 
     async def load(self, payloads: Iterable[str]) -> list[ModelMessage]:
         """The messages whose stored payloads are given, in their order, with all their media.
@@ -46,7 +57,7 @@ class MessageArchive:
         """
         stored = payloads if isinstance(payloads, list) else list(payloads)
         if not any(REFERENCES in payload for payload in stored):
-            return load_messages(stored)
+            return parse_messages(",".join(stored))
         messages = parse_messages(",".join(stored))
         places: list[tuple[BinaryContent, str]] = []
         for message, payload in zip(messages, stored, strict=True):
@@ -58,17 +69,23 @@ class MessageArchive:
             content.data = found[digest]
         return messages
 
-    async def keep_media(self, media: Sequence[BinaryContent], *, used_by: str) -> list[Json]:
-        """The media of a request as they are stored with its run: large ones as artefacts that `used_by` holds."""
+    async def keep_media(
+        self, media: Sequence[BinaryContent], *, stored: Sequence[Json] = (), used_by: str
+    ) -> list[Json]:
+        """The media of a request as they are stored with its run: large ones as artefacts that `used_by` holds.
+
+        `stored` comes instead of `media` where the request was stored before, and is already in that form, or whole.
+
+        Raises: NotFound where an artefact of `stored` is gone.
+        """
         kept: list[Json] = []
-        for content in media:
-            document: JsonObject = {"mime_type": content.media_type}
-            if len(content.data) > self._least_bytes:
-                artifact = await self._artifacts.put(content.data, media_type=content.media_type, used_by=used_by)
-                document.update(artifact=artifact.digest, size=artifact.size)
+        for document in cast("Sequence[dict[str, str]]", () if media else stored):
+            if "artifact" in document:
+                await self._artifacts.use(document["artifact"], used_by)
+                kept.append(cast("JsonObject", document))
             else:
-                document["data"] = base64.b64encode(content.data).decode()
-            kept.append(document)
+                kept.append(await self._keep(_inline(document), used_by))
+        kept += [await self._keep(content, used_by) for content in media]
         return kept
 
     async def load_media(self, documents: Sequence[Json]) -> tuple[BinaryContent, ...]:
@@ -76,12 +93,17 @@ class MessageArchive:
         stored = cast("Sequence[dict[str, str]]", documents)
         found = await self._get_all({item["artifact"] for item in stored if "artifact" in item})
         return tuple(
-            BinaryContent(
-                found[item["artifact"]] if "artifact" in item else base64.b64decode(item["data"]),
-                media_type=item["mime_type"],
-            )
+            BinaryContent(found[item["artifact"]], media_type=item["mime_type"])
+            if "artifact" in item
+            else _inline(item)
             for item in stored
         )
+
+    async def _keep(self, content: BinaryContent, used_by: str) -> JsonObject:
+        if len(content.data) <= self._least_bytes:
+            return {"mime_type": content.media_type, "data": base64.b64encode(content.data).decode()}
+        artifact = await self._artifacts.put(content.data, media_type=content.media_type, used_by=used_by)
+        return {"mime_type": content.media_type, "artifact": artifact.digest, "size": artifact.size}
 
     async def _dump(self, message: ModelMessage, used_by: str) -> NewMessage:
         places = media_of(message, self._least_bytes)
@@ -108,6 +130,10 @@ class MessageArchive:
             await asyncio.gather(*reads.values(), return_exceptions=True)
             raise
         return {digest: read.result() for digest, read in reads.items()}
+
+
+def _inline(document: Mapping[str, str]) -> BinaryContent:
+    return BinaryContent(base64.b64decode(document["data"]), media_type=document["mime_type"])
 
 
 def _readable(message: ModelMessage, light: ModelMessage) -> ModelMessage:

@@ -1,6 +1,7 @@
 """From a request to the rows that accept it."""
 
 import hashlib
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import cast
 
@@ -11,7 +12,7 @@ from automagik.errors import InvalidInput
 from automagik.runs.request import RunRequest
 from automagik.store import BeginRun, Idempotency
 from automagik.store.rows import RunRow
-from automagik.types import Caller, JsonObject, RunStatus, Usage, new_id
+from automagik.types import Caller, Json, JsonObject, RunStatus, Usage, new_id
 
 __all__ = ["begin_of", "idempotency_of", "new_row"]
 
@@ -28,7 +29,7 @@ def new_row(
     requeue_of: str | None = None,
     queue_timeout_seconds: float | None = None,
 ) -> RunRow:
-    """The run as it begins; without an `owner` it is one of the background. Its id sorts by time."""
+    """The run as it begins, its media left out; without an `owner` it is one of the background. Its id sorts by time."""
     wait = request.queue_timeout_seconds or queue_timeout_seconds
     return RunRow(
         run_id=new_id("run"),
@@ -45,7 +46,7 @@ def new_row(
         outcome=None,
         attempt=1,
         priority=request.priority,
-        input=request.to_input(),
+        input=request.to_input(media=()),
         output=None,
         error=None,
         waiting_for=None,
@@ -114,13 +115,16 @@ def idempotency_of(key: str | None, request: RunRequest, caller: Caller, *, back
             field=("header", "idempotency-key"),
             hint="Use a UUID, and the same one for each repetition of the same request.",
         )
+    media: Sequence[Json] = request.stored_media or [
+        {"mime_type": item.media_type, "sha256": hashlib.sha256(item.data).hexdigest()} for item in request.media
+    ]
     said = {
         "agent": request.agent_name,
         "session_id": request.session_id,
         "session_name": request.session_name,
         "user_id": request.user_id,
         "labels": dict(request.labels),
-        "input": request.to_input(),
+        "input": request.to_input(media=media),
         "background": background,
     }
     body = orjson.dumps(said, option=orjson.OPT_SORT_KEYS)

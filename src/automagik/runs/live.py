@@ -14,11 +14,12 @@ from pydantic_ai import RunUsage
 from automagik.agents import AgentInput, AgentResponse, AutomagikAgent, RunOptions, usage_of
 from automagik.errors import Conflict, ServiceUnavailable
 from automagik.events import EventStream, RunEvent
-from automagik.memory.history import dump_messages, load_messages
+from automagik.memory import MessageArchive
 from automagik.runs.document import run_document, usage_document
 from automagik.runs.outcomes import WORKER_LOST, Failure, failure_of, worker_lost
 from automagik.runs.request import RunRequest
-from automagik.store import BegunRun, FinishRun, NewEvent, NextTurn, StartRun, Store
+from automagik.store import BegunRun, FinishRun, NewEvent, NewMessage, NextTurn, StartRun, Store
+from automagik.store.artifacts import session_holder
 from automagik.store.rows import RunRow
 from automagik.telemetry import Tracing
 from automagik.tools import AgentContext
@@ -73,6 +74,7 @@ class LiveRun:
     agent: AutomagikAgent
     stream: EventStream
     store: Store
+    archive: MessageArchive
     clock: Clock
     observer: RunObserver
     tracing: Tracing
@@ -200,7 +202,8 @@ class LiveRun:
     async def _answer(self) -> AgentResponse:
         begun = self.begun or await self._start()
         request = self.request
-        history = request.history if request.history is not None else load_messages(begun.history)
+        history = request.history if request.history is not None else await self.archive.load(begun.history)
+        media = request.media or await self.archive.load_media(request.stored_media)
         options = RunOptions(
             context=self.make_context(self, begun),
             history=history,
@@ -217,7 +220,7 @@ class LiveRun:
         about = {"automagik.run_id": self.row.run_id, "gen_ai.agent.name": self.row.name}
         with self.tracing.span(f"run {self.row.name}", about):
             async with asyncio.timeout(self.timeout_seconds):
-                return await self.agent.process_message(AgentInput(request.text, request.media), options)
+                return await self.agent.process_message(AgentInput(request.text, media), options)
 
     async def _start(self) -> BegunRun:
         event = self.stream.next("run_started", {})
@@ -349,7 +352,9 @@ class LiveRun:
 
     async def _store_end(self, response: AgentResponse | None, events: list[RunEvent]) -> None:
         row = self.row
-        keeps_messages = response is not None and self.begun is not None and self.request.has_session
+        messages: list[NewMessage] = []
+        if response is not None and self.begun is not None and row.session_id is not None and self.request.has_session:
+            messages = await self.archive.dump(response.new_messages, used_by=session_holder(row.session_id))
         end = FinishRun(
             run_id=row.run_id,
             owner=self.owner,
@@ -363,7 +368,7 @@ class LiveRun:
             finished_at=cast("datetime", row.finished_at),
             session_key=self.begun.session_key if self.begun is not None else None,
             claims_next=self.claims_next,
-            messages=dump_messages(response.new_messages) if response is not None and keeps_messages else [],
+            messages=messages,
             events=[new_event(event) for event in events],
         )
         finished = await self._persist("run_end_not_stored", lambda: self.store.finish_run(end))

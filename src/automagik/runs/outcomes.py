@@ -22,7 +22,7 @@ from pydantic_ai.exceptions import (
     UsageLimitExceeded,
 )
 
-from automagik.errors import AutomagikError, RunFailed, ServiceUnavailable
+from automagik.errors import ArtifactDamaged, AutomagikError, RunFailed, ServiceUnavailable
 from automagik.types import JsonObject, RunOutcome
 
 __all__ = ["WORKER_LOST", "Failure", "failure_of", "worker_lost"]
@@ -118,6 +118,8 @@ def failure_of(error: BaseException, *, tool_under_way: str | None) -> Failure:
             )
         case ServiceUnavailable():
             return Failure(RunOutcome.INTERNAL_ERROR, error.detail, error.hint, retryable=True)
+        case ArtifactDamaged():
+            return Failure(RunOutcome.INTERNAL_ERROR, error.detail, error.hint)
         case AutomagikError() if error.status < 500:
             return Failure(RunOutcome.POLICY, error.detail, error.hint)
         case _ if tool_under_way is not None:

@@ -48,18 +48,26 @@ class RunRequest:
     history: Sequence[ModelMessage] | None = None
     """The conversation so far, where the caller keeps it; the run then belongs to no session."""
 
+    stored_media: Sequence[Json] = ()
+    """The media of a request that was stored, as `media_contents` in its run's input; they are read when the run begins."""
+
     @property
     def has_session(self) -> bool:
         """Whether the turn is kept in a session."""
         return self.history is None
 
-    def to_input(self) -> JsonObject:
-        """What is stored as the run's `input`: the request's own words, all that is needed to carry it out later."""
+    def to_input(self, *, media: Sequence[Json] | None = None) -> JsonObject:
+        """What is stored as the run's `input`: the request's own words, all that is needed to carry it out later.
+
+        `media` stands for the request's media; without it they stand there whole.
+        """
         stored: JsonObject = {"message_content": self.text}
-        if self.media:
-            stored["media_contents"] = [
+        if media is None:
+            media = self.stored_media or [
                 {"mime_type": item.media_type, "data": base64.b64encode(item.data).decode()} for item in self.media
             ]
+        if media:
+            stored["media_contents"] = list(media)
         optional: dict[str, Json] = {
             "session_name": self.session_name,
             "message_limit": self.message_limit,
@@ -94,11 +102,10 @@ class RunRequest:
         labels: Mapping[str, str] | None = None,
     ) -> "RunRequest":
         """The request that `to_input` stored, with what it leaves to columns of its own."""
-        media = cast("list[dict[str, str]]", stored.get("media_contents") or [])
         return cls(
             agent_name=agent_name,
             text=cast("str", stored["message_content"]),
-            media=tuple(BinaryContent(base64.b64decode(item["data"]), media_type=item["mime_type"]) for item in media),
+            stored_media=cast("list[Json]", stored.get("media_contents") or []),
             session_id=session_id,
             session_name=cast("str | None", stored.get("session_name")),
             user_id=user_id,

@@ -7,7 +7,7 @@ import structlog
 
 from automagik.agents import AgentFactory, AutomagikAgent
 from automagik.events import EventBus, EventStream, RunEvent
-from automagik.memory import MemoryStore
+from automagik.memory import MemoryStore, MessageArchive
 from automagik.runs.live import LiveRun, RunObserver, new_event
 from automagik.runs.request import RunRequest
 from automagik.runs.turns import Turns
@@ -36,6 +36,7 @@ class Runtime:
         settings: Settings,
         clock: Clock,
         store: Store,
+        archive: MessageArchive,
         agents: AgentFactory,
         memories: MemoryStore,
         events: EventBus,
@@ -46,6 +47,7 @@ class Runtime:
         self.settings = settings
         self.clock = clock
         self.store = store
+        self.archive = archive
         self.agents = agents
         self.events = events
         self.executor_id = executor_id
@@ -77,6 +79,7 @@ class Runtime:
             agent=agent,
             stream=EventStream(row.run_id, self.clock, self._store_events, last_seq=last_seq),
             store=self.store,
+            archive=self.archive,
             clock=self.clock,
             observer=self._observer,
             tracing=self._tracing,

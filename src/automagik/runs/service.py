@@ -30,6 +30,7 @@ from automagik.runs.request import RunRequest
 from automagik.runs.runtime import Runtime
 from automagik.runs.stream import RunStream
 from automagik.store import Idempotency, Page, Transaction
+from automagik.store.artifacts import run_holder
 from automagik.store.hot import KEY_TAKEN
 from automagik.store.rows import EventRow, RunRow
 from automagik.types import TERMINAL, Caller, JsonObject, RunOutcome, RunStatus, new_uuid
@@ -256,6 +257,11 @@ class RunService:
                 requeue_of=requeue_of,
                 queue_timeout_seconds=self._settings.queue_timeout_seconds,
             )
+            if named.media or named.stored_media:
+                kept = await self._runtime.archive.keep_media(
+                    named.media, stored=named.stored_media, used_by=run_holder(row.run_id)
+                )
+                row = replace(row, input=named.to_input(media=kept))
             try:
                 if background:
                     return await self._enqueue(row, named, caller, agent, key)
