@@ -39,7 +39,8 @@ async def main():
             print("begun", begun.run_id, flush=True)
             messages = [message("user", "a"), message("assistant", "b")]
             events = [event(2, "usage"), event(3, "run_finished")]
-            await store.finish_run(finish(begun.run_id, begun.session_key, messages, events=events))
+            ending = finish(begun.run_id, begun.session_key, messages, events=events, owner="first")
+            assert await store.finish_run(ending)
             print("finished", begun.run_id, flush=True)
     await asyncio.gather(*(work() for _ in range(8)))
 asyncio.run(main())
