@@ -10,12 +10,11 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-import asyncpg
 import pytest
 from artifact_house import ArtifactHouse, FolderPlace
 
@@ -23,6 +22,7 @@ from automagik.artifacts import ArtifactStore
 from automagik.artifacts.objects import Objects
 from automagik.errors import ConfigurationError, ServiceUnavailable
 from automagik.settings import Settings
+from automagik.store.postgres import connect_postgres
 from automagik.testing.s3 import S3Server
 
 pytestmark = pytest.mark.anyio
@@ -33,6 +33,7 @@ from automagik.artifacts import ArtifactStore
 from automagik.artifacts.objects import Objects
 from automagik.errors import ConfigurationError, ServiceUnavailable
 from automagik.settings import Settings
+from automagik.store.postgres import connect_postgres
 from automagik.store import Store
 from automagik.types import SystemClock
 async def main():
@@ -54,7 +55,7 @@ asyncio.run(main())
 
 
 @contextmanager
-def putter(settings: Settings, first: int, last: int) -> Iterator["subprocess.Popen[str]"]:
+def putter(settings: Settings, first: int, last: int) -> Generator["subprocess.Popen[str]"]:
     """A process that stores artefacts as soon as it is told to."""
     shown = settings.model_dump(mode="json", exclude_defaults=True)
     for name in ("database_url", "artifacts_access_key", "artifacts_secret_key"):
@@ -103,7 +104,7 @@ async def check_rows(house: ArtifactHouse, indexes: range) -> set[str]:
 
 
 @asynccontextmanager
-async def held_table(house: ArtifactHouse) -> AsyncIterator[None]:
+async def held_table(house: ArtifactHouse) -> AsyncGenerator[None]:
     """While it lasts, nobody can write a row of an artefact; everybody can read."""
     if house.store.dialect == "sqlite":
         with contextlib.closing(sqlite3.connect(house.settings.data_dir / "automagik.db")) as holder:
@@ -112,11 +113,11 @@ async def held_table(house: ArtifactHouse) -> AsyncIterator[None]:
             holder.rollback()
         return
     assert house.settings.database_url is not None
-    holder = await asyncpg.connect(house.settings.database_url.get_secret_value())
-    await holder.execute("BEGIN")
-    await holder.execute("LOCK TABLE artifacts IN SHARE MODE")
+    other = await connect_postgres(house.settings.database_url.get_secret_value())
+    await other.execute("BEGIN")
+    await other.execute("LOCK TABLE artifacts IN SHARE MODE")
     yield
-    await holder.close()
+    await other.close()
 
 
 async def test_a_kill_between_the_bytes_and_the_row_leaves_bytes_that_are_swept(house: ArtifactHouse) -> None:

@@ -27,7 +27,7 @@ from automagik.artifacts import ArtifactStore
 from automagik.errors import ArtifactDamaged, Internal, NotFound
 from automagik.memory import MessageArchive, MessageHistory, dump_messages, load_messages
 from automagik.settings import Settings
-from automagik.types import SystemClock
+from automagik.types import Json, SystemClock
 
 pytestmark = pytest.mark.anyio
 
@@ -94,7 +94,8 @@ async def test_a_medium_under_a_key_that_not_everything_carries_stays_in_the_pay
     (loaded,) = await archive.load([row.raw_payload])
     part = loaded.parts[0]
     assert isinstance(part, ToolReturnPart)
-    assert part.content["a\x00"].data == LARGE
+    content: Any = part.content
+    assert content["a\x00"].data == LARGE
 
 
 async def test_an_image_is_an_image_again(archive: MessageArchive) -> None:
@@ -150,9 +151,12 @@ async def test_what_a_model_or_tool_says_is_never_taken_for_a_reference(
 
 
 def _media(message: ModelMessage) -> list[BinaryContent]:
-    contents = [getattr(part, "content", None) for part in message.parts]
-    items = [item for content in contents for item in (content if isinstance(content, list) else [content])]
-    return [item for item in items if isinstance(item, BinaryContent)]
+    contents: list[Any] = [getattr(part, "content", None) for part in message.parts]
+    found: list[BinaryContent] = []
+    for content in contents:
+        items: list[Any] = content if isinstance(content, list) else [content]
+        found += [item for item in items if isinstance(item, BinaryContent)]
+    return found
 
 
 async def test_a_history_with_one_picture_many_times_reads_it_once(
@@ -196,7 +200,7 @@ async def test_the_media_of_a_request_are_kept_and_come_back(archive: MessageArc
     assert [(item.data, item.media_type) for item in await archive.load_media(kept)] == [
         (item.data, item.media_type) for item in media
     ]
-    earlier = {"mime_type": "image/png", "data": base64.b64encode(LARGE).decode()}
+    earlier: dict[str, Json] = {"mime_type": "image/png", "data": base64.b64encode(LARGE).decode()}
     (inline,) = await archive.load_media([earlier])
     assert inline.data == LARGE
 

@@ -165,7 +165,7 @@ class Objects:
 
     async def walk(self) -> AsyncGenerator[list[StoredObject]]:
         """All objects, some at a time."""
-        listing = cast("AsyncIterator[Sequence[dict[str, Any]]]", self._store().list(chunk_size=500))
+        listing = cast("AsyncIterator[Sequence[dict[str, Any]]]", cast("Any", self._store()).list(chunk_size=500))
         with self._meanings():
             async for chunk in listing:
                 yield [StoredObject(item["path"], item["size"]) for item in chunk]

@@ -142,4 +142,4 @@ def _readable(message: ModelMessage, light: ModelMessage) -> ModelMessage:
         bare if isinstance(part, BaseToolReturnPart) else part
         for part, bare in zip(message.parts, light.parts, strict=True)
     ]
-    return cast("ModelMessage", replace(message, parts=cast("Any", parts)))
+    return replace(message, parts=cast("Any", parts))

@@ -66,7 +66,7 @@ def without_media(message: ModelMessage, places: Sequence[MediaPlace]) -> ModelM
             content = list(cast("Sequence[Any]", content))
             content[cast("int", rest[0])] = empty
         parts[cast("int", index)] = replace(part, **{cast("str", name): content})
-    return cast("ModelMessage", replace(message, parts=parts))
+    return replace(message, parts=parts)
 
 
 def media_at(message: ModelMessage, path: Sequence[str | int]) -> BinaryContent:

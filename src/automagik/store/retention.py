@@ -51,7 +51,7 @@ class Retention(Repository):
 
     def claim(self, every: timedelta) -> bool:
         """Whether nobody has pruned for `every`; then the caller is who does it now."""
-        values = {"name": _LAST_PRUNED, "value": {}, "updated_at": _LONG_AGO}
+        values: dict[str, Any] = {"name": _LAST_PRUNED, "value": {}, "updated_at": _LONG_AGO}
         insert_new(self._connection, _platform, values)
         due = _platform.c.updated_at <= self._now - every
         claimed = update(_platform).where(_platform.c.name == _LAST_PRUNED, due).values(updated_at=self._now)
