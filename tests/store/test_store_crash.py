@@ -4,6 +4,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
@@ -47,6 +48,13 @@ asyncio.run(main())
 """
 
 
+async def _wait_for_the_server_to_notice(store: Store, killed: datetime) -> None:
+    """Return when the dead process has no session at the server any more: its last statements may end after it."""
+    old = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_start < :killed")
+    while await store.read(lambda tx: tx.connection.scalar(old, {"killed": killed})):
+        await asyncio.sleep(0.01)
+
+
 async def test_after_kill_9_what_was_confirmed_is_there_and_nothing_is_half_there(
     dialect: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -63,6 +71,7 @@ async def test_after_kill_9_what_was_confirmed_is_there_and_nothing_is_half_ther
         lines = [await asyncio.to_thread(writer.stdout.readline) for _ in range(200)]
         writer.send_signal(signal.SIGKILL)
         lines += (await asyncio.to_thread(writer.stdout.read)).splitlines(keepends=True)
+    killed = datetime.now(UTC)
     told = {tuple(line.split()) for line in lines if line.endswith("\n")}
     assert len(told) >= 200
 
@@ -70,6 +79,8 @@ async def test_after_kill_9_what_was_confirmed_is_there_and_nothing_is_half_ther
     store = Store.from_settings(settings, SystemClock())
     await store.open()
     await store.acquire_ownership("second")
+    if server is not None:
+        await _wait_for_the_server_to_notice(store, killed)
 
     def wholes(tx: Transaction) -> tuple[dict[str, str], set[str], int]:
         statuses = {row[0]: row[1] for row in tx.connection.execute(text("SELECT run_id, status FROM runs"))}
