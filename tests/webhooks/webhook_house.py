@@ -18,7 +18,6 @@ from automagik.runs.document import run_document
 from automagik.security.secrets import SecretStore
 from automagik.settings import Settings
 from automagik.store import BeginRun, FinishRun, Store
-from automagik.store.delivery_sql import queue_deliveries
 from automagik.store.rows import AttemptRow, DeliveryRow, WebhookRow
 from automagik.types import SYSTEM, Caller, new_id
 from automagik.webhooks import Webhooks, WebhookSender
@@ -186,7 +185,6 @@ class WebhookHouse:
             **changes,
         )
         assert await self.store.finish_run(finish)
-        await self.store.write(lambda tx: queue_deliveries(tx.connection, run_id))
         return run_id
 
     async def deliver(self) -> int:

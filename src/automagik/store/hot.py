@@ -198,10 +198,11 @@ class NextTurn:
 
 @dataclass(frozen=True, slots=True)
 class FinishedRun:
-    """A run that ended now, and whose turn has come by that."""
+    """A run that ended now, and whose turn has come by that. `wakes_senders`: it left deliveries that nobody was told of."""
 
     run_id: str
     next_turn: NextTurn | None
+    wakes_senders: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """The hot path's statements on PostgreSQL: each takes arrays, one element a run, so that runs that come together go together."""
 
+from automagik.store.delivery_sql import QUEUED_CTE, QUEUED_SIGNAL
+
 __all__ = ["ACCEPT", "APPEND", "BEGIN", "FINISH", "START"]
 
 # Which sessions are there, which runs may use them, what is made. A run whose session was made by somebody else at the
@@ -174,7 +176,9 @@ FROM started a LEFT JOIN sessions z ON z.session_id = a.session_id"""
 )
 """Start queued runs whose turn has come; those that are not queued any more, or not their owner's, are left out."""
 
-FINISH = """
+FINISH = "".join(
+    (
+        """
 WITH held AS MATERIALIZED (
   SELECT s.id FROM sessions s
   WHERE s.session_id IN (SELECT r.session_id FROM runs r WHERE r.run_id = ANY ($1::text[]))
@@ -194,8 +198,8 @@ WITH held AS MATERIALIZED (
     model, finished_at, session_key, new_messages
   ), (SELECT count(*) AS sessions FROM held) h
   WHERE r.run_id = f.run_id AND r.status IN ('queued', 'running', 'waiting') AND r.owner = f.owner AND h.sessions >= 0
-  RETURNING r.run_id, r.session_id, r.turn, r.ready, r.background, r.name, r.key_id, r.owner, f.claims_next, f.session_key,
-    f.new_messages, f.finished_at
+  RETURNING r.run_id, r.session_id, r.user_id, r.status, r.turn, r.ready, r.background, r.name, r.key_id, r.owner, f.claims_next,
+    f.session_key, f.new_messages, f.finished_at
 ), bumped AS (
   UPDATE sessions s SET message_count = s.message_count + e.new_messages, open_runs = s.open_runs - e.runs,
     updated_at = CASE WHEN e.new_messages > 0 THEN e.finished_at ELSE s.updated_at END
@@ -235,12 +239,18 @@ WITH held AS MATERIALIZED (
   FROM unnest($25::text[], $26::integer[], $27::text[], $28::timestamptz[], $29::text[]) AS e(run_id, seq, type, at, data)
     JOIN ended ON ended.run_id = e.run_id
   ON CONFLICT (run_id, seq) DO NOTHING
-)
-SELECT e.run_id, b.id AS session_key, b.session_id, n.run_id AS next_run, n.background AS next_background, n.owner AS next_owner,
+), """,
+        QUEUED_CTE,
+        "\nSELECT ",
+        QUEUED_SIGNAL,
+        """, e.run_id, b.id AS session_key, b.session_id,
+  n.run_id AS next_run, n.background AS next_background, n.owner AS next_owner,
   e.ready AND coalesce(b.open_runs, 0) > 0 AND n.run_id IS NULL AS next_missed,
   CASE WHEN n.run_id IS NOT NULL AND (NOT n.background OR n.owner IS NULL)
     THEN pg_notify('automagik', CASE WHEN n.background THEN 'work' ELSE 'ready ' || n.run_id END)::text END AS told
-FROM ended e LEFT JOIN bumped b ON b.run_id = e.run_id LEFT JOIN following n ON n.after = e.run_id"""
+FROM ended e LEFT JOIN bumped b ON b.run_id = e.run_id LEFT JOIN following n ON n.after = e.run_id""",
+    )
+)
 """End runs, and give the turn to the next of their sessions; those that had ended, or are another's, are left out."""
 
 APPEND = """

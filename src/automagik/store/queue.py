@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import Select, case, delete, exists, func, insert, or_, select, text, true, update
 
 from automagik.store import schema
+from automagik.store.delivery_sql import queue_deliveries
 from automagik.store.hot import NextTurn
 from automagik.store.repository import Repository
 from automagik.store.rows import RunRow
@@ -196,6 +197,7 @@ class Queue(Repository):
         if ended is None:
             return None
         self._add_event(run_id, "run_finished", {})
+        queue_deliveries(self._connection, run_id)
         is_in_line = session_id is not None and ended.turn is not None
         following = leave_turn(self._connection, session_id) if is_in_line else None
         notify(self._connection, f"ended {run_id}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from automagik.errors import NotFound
 from automagik.store.columns import clean
+from automagik.store.delivery_sql import QUEUE_ONE
 from automagik.store.hot import (
     DEFAULT_ORIGIN,
     AcceptedRun,
@@ -286,13 +287,14 @@ def _finish(finish: FinishRun, handle: SqliteHandle) -> FinishedRun | None:
     if turn is not None:  # else it has no session, or the session was deleted meanwhile and its messages with it
         _add_messages(raw, finish, finished)
     _add_events(raw, finish.run_id, finish.events)
+    wakes = raw.execute(QUEUE_ONE, (finish.run_id,)).rowcount > 0
     if turn is None or not raw.execute(_LEAVE_SESSION, (session_id,)).fetchone()[0] or not ready:
-        return FinishedRun(finish.run_id, None)
+        return FinishedRun(finish.run_id, None, wakes)
     claims = finish.claims_next and bool(background)
     following = raw.execute(_NEXT_TURN, (session_id, claims, name, key_id, finish.owner, finished)).fetchone()
     if following is None:
-        return FinishedRun(finish.run_id, None)
-    return FinishedRun(finish.run_id, NextTurn(following[0], bool(following[1]), following[2]))
+        return FinishedRun(finish.run_id, None, wakes)
+    return FinishedRun(finish.run_id, NextTurn(following[0], bool(following[1]), following[2]), wakes)
 
 
 def _add_messages(raw: sqlite3.Connection, finish: FinishRun, finished: str) -> None:

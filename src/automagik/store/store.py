@@ -7,6 +7,7 @@ from sqlalchemy import Connection, text
 
 from automagik.settings import Settings
 from automagik.store.columns import storable
+from automagik.store.delivery_sql import DELIVERY_TOPIC
 from automagik.store.hot import (
     AcceptedRun,
     BeginRun,
@@ -134,7 +135,10 @@ class Store:
 
     async def finish_run(self, finish: FinishRun) -> FinishedRun | None:
         """The run that ended now; None where it had ended before or is another's: then nothing is written."""
-        return await self._backend.hot.finish_run(finish)
+        finished = await self._backend.hot.finish_run(finish)
+        if finished is not None and finished.wakes_senders:
+            await self.signals.send(DELIVERY_TOPIC)
+        return finished
 
     async def append_events(self, run_id: str, owner: str, events: Sequence[NewEvent]) -> bool:
         """Whether the events were added; to a run that has ended, or is another's, none are. Adding one twice does no harm."""

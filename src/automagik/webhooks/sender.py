@@ -45,10 +45,11 @@ _LEASE: Final = timedelta(seconds=60)
 _AT_ONCE: Final = 32
 _AT_ONCE_PER_HOST: Final = 4
 """Attempts under way in this process, in all and to one host: a slow receiver holds only its own back."""
-_POLL_SECONDS: Final = 30.0
-"""How long it takes at the most where a signal was lost."""
+_POLL_SECONDS: Final = {"postgresql": 30.0, "sqlite": 1.0}
+"""How long it takes at the most where there was no signal: on SQLite ends outside the hot path give none, and looking is cheap."""
 _PAUSE_SECONDS: Final = 1.0
-"""How long a sender waits after the database failed, at first; up to `_POLL_SECONDS`."""
+_LONGEST_PAUSE_SECONDS: Final = 30.0
+"""How long a sender waits after the database failed: at first, and at the most."""
 _CUT_SECONDS: Final = 0.05
 _PATIENCE: Final = 20
 _GONE: Final = 410
@@ -96,6 +97,7 @@ class WebhookSender:
         self._busy: frozenset[str] = frozenset()
         self._changed = asyncio.Event()
         self._closing = False
+        self._poll_seconds = _POLL_SECONDS[store.dialect]
 
     async def run(self) -> None:
         """Deliver until `close`. What the database refuses is tried again later."""
@@ -113,7 +115,7 @@ class WebhookSender:
                     pause = _PAUSE_SECONDS
                 except AutomagikError as error:
                     _log.warning("deliveries_wait", cause=error.detail)
-                    wait, pause = pause, min(2 * pause, _POLL_SECONDS)
+                    wait, pause = pause, min(2 * pause, _LONGEST_PAUSE_SECONDS)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait):
                         await self._changed.wait()
@@ -181,12 +183,12 @@ class WebhookSender:
     async def _until_next(self) -> float:
         """Seconds until something is due that can be sent; a place that becomes free sets `_changed`."""
         if len(self._sending) >= _AT_ONCE:
-            return _POLL_SECONDS
+            return self._poll_seconds
         busy = self._busy
         next_at = await self._store.read(lambda tx: tx.webhooks.next_due(without=busy))
         if next_at is None:
-            return _POLL_SECONDS
-        return min(max((next_at - self._clock.now()).total_seconds(), 0), _POLL_SECONDS)
+            return self._poll_seconds
+        return min(max((next_at - self._clock.now()).total_seconds(), 0), self._poll_seconds)
 
     # -- sending
 
