@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from memory_house import House
@@ -154,7 +154,7 @@ def _media(message: ModelMessage) -> list[BinaryContent]:
     contents: list[Any] = [getattr(part, "content", None) for part in message.parts]
     found: list[BinaryContent] = []
     for content in contents:
-        items: list[Any] = content if isinstance(content, list) else [content]
+        items = cast("list[Any]", content) if isinstance(content, list) else [content]
         found += [item for item in items if isinstance(item, BinaryContent)]
     return found
 
