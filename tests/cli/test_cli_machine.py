@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from cli_harness import Command, StubApi, problem
 
+from automagik.store.locks import FileLock
 from automagik.testing.postgres import PostgresServer
 
 
@@ -160,6 +161,13 @@ def test_a_copy_to_postgresql_keeps_the_keys(command: Command, postgres_server: 
     copied = command("db", "copy", "--to", "-", "--json", stdin=f"{url}\n")
     assert copied.code == 0, copied
     assert copied.lines[0]["rows"]["api_keys"] == 1
+    assert "warning" not in copied.err
     assert command("db", "copy", "--to", url).code == 2
     kept = command("keys", "create", "--first", "--json", AUTOMAGIK_DATABASE_URL=url).lines[0]
     assert (kept["key_id"], kept["created"]) == (key_id, False)
+    served = FileLock(command.data_dir / "server.lock")
+    served.acquire("host:exec_1")
+    warned = command("db", "copy", "--to", url, "--yes")
+    served.release()
+    assert warned.code == 0
+    assert "warning: A server (host:exec_1) uses the data folder" in warned.err
