@@ -42,9 +42,9 @@ def check(as_json: AsJson = False) -> None:
             }
         )
     else:
-        note(f"{checked.total} secrets, encrypted with the key of {checked.source}.")
+        note(f"Secrets: {checked.total}, encrypted with the key of {checked.source}.")
         if checked.behind:
-            note(f"{checked.behind} of them are under an older key: `automagik secrets rotate`.")
+            note(f"Under an older key: {checked.behind}. `automagik secrets rotate` changes that.")
     if checked.unreadable:
         raise CliError(
             f"These can't be opened: {', '.join(checked.unreadable)}.",
@@ -60,7 +60,7 @@ def rotate(as_json: AsJson = False) -> None:
     if as_json:
         print_json({"changed": changed})
     else:
-        note(f"{changed} secrets are under the newest key now; older keys open nothing any more.")
+        note(f"Secrets put under the newest key: {changed}. Older keys open nothing any more.")
 
 
 @app.command()
@@ -71,7 +71,7 @@ def reset(yes: Yes = False, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"deleted": deleted})
     else:
-        note(f"Deleted {deleted} secrets.")
+        note(f"Secrets deleted: {deleted}.")
 
 
 def _with_secrets(work: "Callable[[SecretStore], Coroutine[Any, Any, T]]", *, opened: bool = True) -> T:
