@@ -47,7 +47,9 @@ _MOST_ATTEMPTS = 20
 """How often a workflow that is handed over begins, before DBOS sets it aside."""
 _PRUNE_BATCH = 1000
 _CANCEL_SECONDS = 5.0
+_SETTLE_SECONDS = 3.0
 _DESTROY_SECONDS = 15.0
+_QUIET_SECONDS = 60.0
 _FINISHED = ["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
 
 _one_engine = threading.Lock()
@@ -77,6 +79,7 @@ class DurableEngine:
         self._data_dir = data_dir
         self._database_url = database_url
         self._clock = clock
+        self._quieter = _Quieter()
         self._opening = asyncio.Lock()
         self._dbos: Any = None
         self._instance: Any = None
@@ -189,6 +192,7 @@ class DurableEngine:
         logger = logging.getLogger("dbos")
         if not logger.handlers:
             logger.addHandler(logging.NullHandler())  # where there is a handler, DBOS adds none of its own
+        logger.addFilter(self._quieter)
         dbos: Any = DBOS
         self._instance = dbos(config=self._config())
         dbos.listen_queues([])  # of queues only the internal one, where workflows wait that were handed over
@@ -211,7 +215,7 @@ class DurableEngine:
             "executor_id": self._executor_id,
             "system_database_url": place.url,
             "dbos_system_schema": "dbos",
-            "db_engine_kwargs": {"connect_args": dict(place.connect_args)},
+            "db_engine_kwargs": dict(place.engine_options),
             "sys_db_pool_size": _POOL_SIZE,
             "sys_db_idle_transaction_timeout_sec": _IDLE_TRANSACTION_SECONDS,
             "max_executor_threads": _THREADS,
@@ -287,14 +291,17 @@ class DurableEngine:
 
     async def _stop_dbos(self) -> None:
         """End what is left in this loop, and DBOS; blocks it until DBOS's threads have ended."""
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        if tasks:
+            _, tasks = await asyncio.wait(tasks, timeout=_SETTLE_SECONDS)  # ends are being stored
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks, timeout=_CANCEL_SECONDS)
+            await asyncio.wait(tasks, timeout=_SETTLE_SECONDS)
         from dbos import DBOS  # noqa: PLC0415 - as above
 
         DBOS.destroy(destroy_registry=True)
+        logging.getLogger("dbos").removeFilter(self._quieter)
 
     # -- in the main event loop
 
@@ -330,6 +337,24 @@ class DurableEngine:
         self._loop = None
         loop.call_soon_threadsafe(loop.stop)
         _one_engine.release()
+
+
+class _Quieter(logging.Filter):
+    """Lets each line of DBOS's code warn once in a while: with its database away, five threads say so each second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._heard: dict[tuple[str, int], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.ERROR:
+            return True
+        line = (record.pathname, record.lineno)
+        heard = self._heard.get(line)
+        if heard is not None and record.created - heard < _QUIET_SECONDS:
+            return False
+        self._heard[line] = record.created
+        return True
 
 
 def _run_loop(loop: asyncio.AbstractEventLoop) -> None:

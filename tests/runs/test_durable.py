@@ -1,0 +1,591 @@
+"""DurableEngine: what is started is carried out once, goes on elsewhere or is forgotten; on both databases, with real kills."""
+
+import asyncio
+import logging
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import pytest
+from sqlalchemy import text
+
+from automagik.errors import ConfigurationError, Conflict, Internal, ServiceUnavailable
+from automagik.runs.durable import APPLICATION_VERSION, DurableEngine
+from automagik.store import Store
+from automagik.testing.postgres import PostgresServer
+from automagik.testing.stores import fresh_settings
+from automagik.types import Json, SystemClock, new_id
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass
+class House:
+    """A database, DBOS's rows in it, and the engines and workers that use it."""
+
+    store: Store
+    data_dir: Path
+    url: str | None
+    children: "list[subprocess.Popen[str]]" = field(default_factory=list["subprocess.Popen[str]"])
+    engines: list[DurableEngine] = field(default_factory=list[DurableEngine])
+
+    def engine(self, carry: Callable[[str], Awaitable[None]], executor_id: str | None = None) -> DurableEngine:
+        engine = DurableEngine(
+            carry,
+            executor_id=executor_id or new_id("exec"),
+            data_dir=self.data_dir,
+            database_url=self.url,
+            clock=SystemClock(),
+        )
+        self.engines.append(engine)
+        return engine
+
+    @asynccontextmanager
+    async def opened(
+        self, carry: Callable[[str], Awaitable[None]], executor_id: str | None = None
+    ) -> AsyncGenerator[DurableEngine]:
+        engine = self.engine(carry, executor_id)
+        await engine.open()
+        try:
+            yield engine
+        finally:
+            await engine.close()
+
+    async def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """What a query of DBOS's tables finds."""
+        if self.url is None:
+            connection = sqlite3.connect(self.data_dir / "durable.db")
+            try:
+                return connection.execute(query).fetchall()
+            finally:
+                connection.close()
+        statement = text(query.replace(" FROM ", " FROM dbos."))
+        return await self.store.read(lambda tx: [tuple(row) for row in tx.connection.execute(statement)])
+
+    async def status(self, workflow_id: str) -> str | None:
+        found = await self.rows(f"SELECT status FROM workflow_status WHERE workflow_uuid = '{workflow_id}'")
+        return found[0][0] if found else None
+
+    async def until_status(self, workflow_id: str, *wanted: str | None) -> None:
+        async with asyncio.timeout(20):
+            while await self.status(workflow_id) not in wanted:
+                await asyncio.sleep(0.05)
+
+    async def worker(self, *plan: str) -> "Worker":
+        """A process that registers as an executor, opens an engine and starts the runs of the plan."""
+        executor_id = new_id("exec")
+        process = subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(self.data_dir), self.url or "", executor_id, *plan],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"},
+        )
+        self.children.append(process)
+        worker = Worker(process, executor_id)
+        assert await worker.said() == "ready"
+        return worker
+
+    async def declare_lost(self, executor_id: str) -> tuple[int, int]:
+        """What a rescue does in its transaction: how many workflows were forgotten, and how many handed over."""
+
+        def rescue(tx: Any) -> tuple[int, int]:
+            tx.executors.retire(executor_id)
+            return tx.executors.forget_workflows(), tx.executors.hand_over_workflows(version=APPLICATION_VERSION)
+
+        return await self.store.write(rescue)
+
+
+@dataclass
+class Worker:
+    process: "subprocess.Popen[str]"
+    executor_id: str
+
+    async def said(self) -> str:
+        assert self.process.stdout is not None
+        return (await asyncio.to_thread(self.process.stdout.readline)).strip()
+
+    async def hears(self, *wanted: str) -> None:
+        for words in wanted:
+            assert await self.said() == words
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+WORKER = """
+import asyncio, sys
+from pathlib import Path
+from automagik.runs.durable import DurableEngine
+from automagik.settings import Settings
+from automagik.store import Store
+from automagik.telemetry import configure_logging
+from automagik.types import SystemClock
+
+data_dir, url, executor_id, *plan = sys.argv[1:]
+settings = Settings.model_validate({"data_dir": data_dir, "database_url": url or None})
+configure_logging(settings)
+
+def say(words):
+    print(words, flush=True)
+
+async def main():
+    if url:
+        store = Store.from_settings(settings, SystemClock())
+        await store.open()
+        await store.write(lambda tx: tx.executors.register(executor_id, host="here", role="worker", version="1"))
+
+    async def step(name, run_id):
+        say(f"{name} {run_id}")
+        if "slow" in run_id and name == "two":
+            await asyncio.sleep(4)
+        if "stuck" in run_id and name == "two" and "go-on" not in plan:
+            await asyncio.sleep(60)
+        return {"name": name}
+
+    async def carry(run_id):
+        if "plain" in run_id:
+            say(f"begun {run_id}")
+            await asyncio.sleep(60)
+        try:
+            for name in ("one", "two", "three"):
+                assert await engine.step(name, lambda: step(name, run_id)) == {"name": name}
+        except Exception as error:
+            say(f"{getattr(error, 'code', type(error).__name__)} {run_id}")
+            raise
+        say(f"ended {run_id}")
+
+    engine = DurableEngine(
+        carry, executor_id=executor_id, data_dir=Path(data_dir), database_url=url or None, clock=SystemClock()
+    )
+    await engine.open()
+    say("ready")
+    for run_id in plan:
+        if run_id.startswith("run"):
+            await engine.start(f"{run_id}:1", run_id, resumable="plain" not in run_id)
+    await asyncio.sleep(120)
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+async def house(
+    dialect: Literal["sqlite", "postgresql"], tmp_path: Path, request: pytest.FixtureRequest, anyio_backend: str
+) -> AsyncIterator[House]:
+    server = cast("PostgresServer", request.getfixturevalue("postgres_server")) if dialect == "postgresql" else None
+    async with fresh_settings(dialect, tmp_path, server=server) as settings:
+        store = Store.from_settings(settings, SystemClock())
+        await store.open()
+        url = settings.database_url.get_secret_value() if settings.database_url is not None else None
+        made = House(store, tmp_path, url)
+        try:
+            yield made
+        finally:
+            for child in made.children:
+                child.kill()
+                child.wait()
+                if child.stdout is not None:
+                    child.stdout.close()
+            for engine in made.engines:
+                await engine.close()
+            await store.close()
+
+
+async def nothing(run_id: str) -> None:
+    del run_id
+
+
+# -- carrying out
+
+
+async def test_what_is_started_is_carried_out_once_in_the_event_loop_that_opened_the_engine(house: House) -> None:
+    carried: list[tuple[str, int]] = []
+
+    async def carry(run_id: str) -> None:
+        await asyncio.sleep(0)
+        carried.append((run_id, threading.get_ident()))
+
+    async with house.opened(carry) as engine:
+        for number in range(5):
+            await engine.start(f"run_{number}:1", f"run_{number}")
+        await engine.start("run_0:1", "run_0")
+        for number in range(5):
+            await house.until_status(f"run_{number}:1", "SUCCESS")
+    assert sorted(carried) == [(f"run_{number}", threading.get_ident()) for number in range(5)]
+    stored = await house.rows("SELECT name, application_version, serialization FROM workflow_status")
+    assert set(stored) == {("carry_out", APPLICATION_VERSION, "portable_json")}, "nothing is pickled"
+
+
+async def test_the_engine_opens_itself_with_the_first_start_and_dbos_is_not_even_imported_before(house: House) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c"),
+            "import sys, automagik.app, automagik.runs.durable; print('dbos' in sys.modules, 'psycopg' in sys.modules)",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["False", "False"]
+    engine = house.engine(nothing)
+    assert not engine.is_open
+    await asyncio.gather(*(engine.start(f"run_{number}:1", f"run_{number}") for number in range(3)))
+    assert engine.is_open
+    await engine.close(1)
+    assert not engine.is_open
+    with pytest.raises(ServiceUnavailable):
+        await engine.start("run_9:1", "run_9")
+
+
+async def test_a_carrier_that_raises_ends_its_workflow_and_no_other(house: House) -> None:
+    async def carry(run_id: str) -> None:
+        if run_id == "run_bad":
+            raise Internal("Something is broken.")
+
+    async with house.opened(carry) as engine:
+        await engine.start("run_bad:1", "run_bad")
+        await engine.start("run_good:1", "run_good")
+        await house.until_status("run_bad:1", "ERROR")
+        await house.until_status("run_good:1", "SUCCESS")
+
+
+async def test_a_second_engine_in_one_process_is_refused_until_the_first_is_closed(house: House) -> None:
+    first, second = house.engine(nothing), house.engine(nothing)
+    await first.open()
+    await first.open()
+    with pytest.raises(ConfigurationError, match="Another Platform") as refused:
+        await second.open()
+    assert "process" in (refused.value.hint or "")
+    await first.start("run_a:1", "run_a")
+    await house.until_status("run_a:1", "SUCCESS")
+    await first.close()
+    await first.close()
+    await second.open()
+    await second.start("run_b:1", "run_b")
+    await house.until_status("run_b:1", "SUCCESS")
+    await second.close()
+
+
+async def test_closing_waits_for_what_is_under_way_and_cancels_the_rest_before_it_returns(house: House) -> None:
+    said: list[str] = []
+
+    async def carry(run_id: str) -> None:
+        try:
+            await asyncio.sleep(0.3 if run_id == "run_short" else 60)
+            said.append(f"{run_id} ended")
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.1)
+            said.append(f"{run_id} cancelled")
+            raise
+
+    engine = house.engine(carry)
+    for run_id in ("run_short", "run_long"):
+        await engine.start(f"{run_id}:1", run_id)
+    await engine.start("run_resumable:1", "run_resumable", resumable=True)
+    await engine.close(1)
+    assert sorted(said) == ["run_long cancelled", "run_resumable cancelled", "run_short ended"]
+    assert await house.status("run_short:1") == "SUCCESS"
+    assert await house.status("run_long:1") == "SUCCESS", "for DBOS it is over: what becomes of the run is in our rows"
+    assert await house.status("run_resumable:1") == "PENDING", "it waits to be handed over"
+
+
+async def test_the_event_loop_keeps_its_own_threads(house: House) -> None:
+    names: list[str] = []
+
+    async def carry(run_id: str) -> None:
+        names.append(await asyncio.to_thread(lambda: threading.current_thread().name))
+
+    engine = house.engine(carry)
+    await engine.start("run_a:1", "run_a")
+    await house.until_status("run_a:1", "SUCCESS")
+    await engine.close()
+    names.append(await asyncio.to_thread(lambda: threading.current_thread().name))
+    assert not [name for name in names if "dbos" in name]
+
+
+async def test_a_workflow_that_is_begun_while_another_is_carried_out_is_not_its_child(house: House) -> None:
+    async def carry(run_id: str) -> None:
+        if run_id == "run_a":
+            await engine.start("run_b:1", "run_b")
+
+    engine = house.engine(carry)
+    await engine.start("run_a:1", "run_a")
+    await house.until_status("run_b:1", "SUCCESS")
+    await engine.close()
+    assert await house.rows("SELECT workflow_uuid FROM workflow_status WHERE parent_workflow_id IS NOT NULL") == []
+
+
+async def test_dbos_says_only_what_is_wrong_and_says_it_where_all_logs_go(
+    house: House, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with house.opened(nothing) as engine:
+        await engine.start("run_a:1", "run_a")
+        await house.until_status("run_a:1", "SUCCESS")
+    assert not [record for record in caplog.records if record.name == "dbos"]
+    assert capfd.readouterr().out == ""
+    assert [type(handler) for handler in logging.getLogger("dbos").handlers] == [logging.NullHandler]
+    assert logging.getLogger("dbos").propagate
+
+
+# -- steps
+
+
+async def test_a_step_gives_what_its_function_gave(house: House) -> None:
+    results: list[Json] = []
+    threads: list[int] = []
+
+    async def give(value: Json) -> Json:
+        threads.append(threading.get_ident())
+        return value
+
+    async def carry(run_id: str) -> None:
+        for value in cast("list[Json]", [None, 1, "x", [1, 2], {"a": [True, None]}]):
+            results.append(await engine.step("give", lambda value=value: give(value)))
+
+    engine = house.engine(carry)
+    await engine.start("run_a:1", "run_a", resumable=True)
+    await house.until_status("run_a:1", "SUCCESS")
+    await engine.close()
+    assert results == [None, 1, "x", [1, 2], {"a": [True, None]}]
+    assert set(threads) == {threading.get_ident()}
+    kept = await house.rows("SELECT function_name, serialization FROM operation_outputs")
+    assert kept == [("give", "portable_json")] * 5
+
+
+async def test_what_a_step_raises_and_a_cancellation_reach_who_takes_it(house: House) -> None:
+    said: list[str] = []
+
+    async def refuse() -> Json:
+        raise Conflict("No.")
+
+    async def wait() -> Json:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            said.append("step cancelled")
+            raise
+        return None
+
+    async def carry(run_id: str) -> None:
+        with pytest.raises(Conflict, match="No"):
+            await engine.step("refuse", refuse)
+        said.append("refused")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await engine.step("wait", wait)
+        said.append("timed out")
+
+    engine = house.engine(carry)
+    await engine.start("run_a:1", "run_a", resumable=True)
+    await house.until_status("run_a:1", "SUCCESS", "ERROR")
+    with pytest.raises(Internal, match="outside"):
+        await engine.step("wait", wait)
+    await engine.close()
+    assert said == ["refused", "step cancelled", "timed out"]
+
+
+# -- when a process dies
+
+
+async def test_what_a_killed_process_carried_out_step_by_step_goes_on_in_another_from_its_last_step(
+    house: House,
+) -> None:
+    first = await house.worker("run_stuck")
+    await first.hears("one run_stuck", "two run_stuck")
+    first.kill()
+    if house.url is not None:
+        assert await house.declare_lost(first.executor_id) == (0, 1)
+        assert await house.declare_lost(first.executor_id) == (0, 0)
+    second = await house.worker("go-on")
+    await second.hears("two run_stuck", "three run_stuck", "ended run_stuck")
+    await house.until_status("run_stuck:1", "SUCCESS")
+    steps = await house.rows("SELECT function_name FROM operation_outputs ORDER BY function_id")
+    assert steps == [("one",), ("two",), ("three",)]
+
+
+async def test_what_else_a_killed_process_carried_out_is_forgotten_and_never_run_again(house: House) -> None:
+    first = await house.worker("run_plain")
+    await first.hears("begun run_plain")
+    first.kill()
+    assert await house.status("run_plain:1") == "PENDING"
+    if house.url is not None:
+        assert await house.declare_lost(first.executor_id) == (1, 0)
+    again: list[str] = []
+
+    async def carry(run_id: str) -> None:
+        again.append(run_id)
+
+    async with house.opened(carry, first.executor_id if house.url is not None else None) as engine:
+        assert await house.status("run_plain:1") == "CANCELLED"
+        await engine.start("run_plain:2", "run_plain")
+        await house.until_status("run_plain:2", "SUCCESS")
+        await asyncio.sleep(1.5)
+    assert again == ["run_plain"]
+
+
+async def test_workflows_of_living_executors_are_neither_forgotten_nor_handed_over(house: House) -> None:
+    if house.url is None:
+        return  # one process owns a data folder
+    worker = await house.worker("run_plain", "run_stuck")
+    await worker.hears("begun run_plain", "one run_stuck", "two run_stuck")
+    dead = await house.worker()
+    assert await house.declare_lost(dead.executor_id) == (0, 0)
+    assert await house.status("run_plain:1") == "PENDING"
+    assert await house.status("run_stuck:1") == "PENDING"
+
+
+async def test_a_frozen_process_that_wakes_begins_no_further_step_and_keeps_nothing(house: House) -> None:
+    if house.url is None:
+        return  # as above
+    first = await house.worker("run_slow")
+    await first.hears("one run_slow", "two run_slow")
+    first.process.send_signal(signal.SIGSTOP)
+    assert await house.declare_lost(first.executor_id) == (0, 1)
+    second = await house.worker()
+    await second.hears("two run_slow", "three run_slow", "ended run_slow")
+    first.process.send_signal(signal.SIGCONT)
+    await first.hears("taken_over run_slow")
+    await house.until_status("run_slow:1", "SUCCESS")
+    steps = await house.rows("SELECT function_name FROM operation_outputs ORDER BY function_id")
+    assert steps == [("one",), ("two",), ("three",)]
+
+
+async def test_a_database_that_is_away_for_a_while_ends_nothing_that_is_under_way(tmp_path: Path) -> None:
+    with PostgresServer() as server:
+        async with fresh_settings("postgresql", tmp_path, server=server) as settings:
+            assert settings.database_url is not None
+            store = Store.from_settings(settings, SystemClock())
+            await store.open()
+            house = House(store, tmp_path, settings.database_url.get_secret_value())
+            go_on = asyncio.Event()
+
+            async def carry(run_id: str) -> None:
+                await go_on.wait()
+
+            async with house.opened(carry) as engine:
+                await engine.start("run_a:1", "run_a")
+                await asyncio.to_thread(server.halt)
+                go_on.set()
+                start = asyncio.create_task(engine.start("run_b:1", "run_b"))
+                await asyncio.sleep(3)
+                await asyncio.to_thread(server.revive)
+                await start
+                for run_id in ("run_a", "run_b"):
+                    await house.until_status(f"{run_id}:1", "SUCCESS")
+            await store.close()
+
+
+# -- housekeeping
+
+
+async def test_pruning_deletes_what_ended_before_and_keeps_what_is_under_way(house: House) -> None:
+    go_on = asyncio.Event()
+
+    async def carry(run_id: str) -> None:
+        if run_id == "run_open":
+            await go_on.wait()
+        elif run_id == "run_bad":
+            raise Internal("Something is broken.")
+
+    async with house.opened(carry) as engine:
+        for run_id in ("run_a", "run_b", "run_bad", "run_open"):
+            await engine.start(f"{run_id}:1", run_id)
+        for run_id, status in (("run_a", "SUCCESS"), ("run_b", "SUCCESS"), ("run_bad", "ERROR")):
+            await house.until_status(f"{run_id}:1", status)
+        assert await engine.prune(timedelta(hours=1)) == 0
+        await asyncio.sleep(0.01)
+        assert await engine.prune(timedelta(0)) == 3
+        assert await house.rows("SELECT workflow_uuid FROM workflow_status") == [("run_open:1",)]
+        assert await house.rows("SELECT workflow_uuid FROM workflow_input") == [("run_open:1",)]
+        assert await house.rows("SELECT workflow_uuid FROM workflow_output") == []
+        go_on.set()
+        await house.until_status("run_open:1", "SUCCESS")
+
+
+async def test_on_sqlite_dbos_has_a_file_of_its_own_that_only_its_owner_reads(house: House) -> None:
+    async with house.opened(nothing) as engine:
+        await engine.start("run_a:1", "run_a")
+        files = [path for path in house.data_dir.iterdir() if path.name.startswith("durable.db")]
+        assert len(files) == (0 if house.url is not None else 3)
+        assert {stat.S_IMODE(path.stat().st_mode) for path in files} <= {0o600}
+    if house.url is None:
+        connection = sqlite3.connect(house.data_dir / "durable.db")
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        connection.close()
+        assert "workflow_status" in tables
+        assert "runs" not in tables
+
+
+async def test_dbos_holds_at_most_four_connections(house: House) -> None:
+    if house.url is None:
+        return  # connections to a file cost nothing
+    async with house.opened(nothing) as engine:
+        await asyncio.gather(*(engine.start(f"run_{number}:1", f"run_{number}") for number in range(50)))
+        count = text(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'automagik durable' AND datname = :name"
+        )
+        name = house.url.split("/")[3].split("?")[0]
+        held = await house.store.read(lambda tx: tx.connection.scalar(count, {"name": name}))
+        assert 1 <= (held or 0) <= 4
+        for number in range(50):
+            await house.until_status(f"run_{number}:1", "SUCCESS")
+
+
+# -- what is used of DBOS beyond its public parts
+
+
+COLUMNS = {
+    "workflow_status": "workflow_uuid status name executor_id application_version owner_xid queue_name deduplication_id"
+    " started_at_epoch_ms updated_at completed_at",
+    "operation_outputs": "workflow_uuid function_id function_name output",
+    "workflow_input": "workflow_uuid inputs",
+    "workflow_output": "workflow_uuid output error",
+}
+
+
+async def test_dbos_has_the_columns_words_and_functions_that_the_store_and_the_engine_use(house: House) -> None:
+    from dbos import DBOS, WorkflowStatusString
+    from dbos._context import current_owner_xid
+    from dbos._error import DBOSWorkflowConflictIDError
+    from dbos._sys_db import SystemDatabase
+    from dbos._utils import INTERNAL_QUEUE_NAME
+
+    from automagik.store.executors import RESCUE_QUEUE
+
+    async with house.opened(nothing) as engine:
+        await engine.start("run_a:1", "run_a")
+        await house.until_status("run_a:1", "SUCCESS")
+        for table, columns in COLUMNS.items():
+            await house.rows(f"SELECT {', '.join(columns.split())} FROM {table}")
+        (found,) = await house.rows("SELECT executor_id, owner_xid, completed_at > 1700000000000 FROM workflow_status")
+        assert found[0].startswith("exec_")
+        assert found[1:] in [(None, True), (None, 1)], "times are milliseconds, and what has ended has no owner"
+    words = {status.value for status in WorkflowStatusString}
+    assert words == {
+        "PENDING",
+        "SUCCESS",
+        "ERROR",
+        "CANCELLED",
+        "ENQUEUED",
+        "DELAYED",
+        "MAX_RECOVERY_ATTEMPTS_EXCEEDED",
+    }
+    assert RESCUE_QUEUE == INTERNAL_QUEUE_NAME
+    used: Sequence[object] = (
+        vars(DBOS)["_recover_pending_workflows"],
+        SystemDatabase.get_workflow_owner,
+        current_owner_xid,
+    )
+    assert all(used)
+    assert issubclass(DBOSWorkflowConflictIDError, BaseException)
