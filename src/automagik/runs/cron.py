@@ -117,13 +117,13 @@ class CronTimes:
     def _named_after(self, local: datetime) -> datetime | None:
         """The first local time after `local` that the expression names, whether the clocks show it or not."""
         try:
-            return cast("datetime", self._cron.get_next(datetime, start_time=local))
+            return self._cron.get_next(datetime, start_time=local)
         except CroniterBadDateError:
             return None
 
     def _named_before(self, local: datetime) -> datetime | None:
         try:
-            return cast("datetime", self._cron.get_prev(datetime, start_time=local))
+            return self._cron.get_prev(datetime, start_time=local)
         except CroniterBadDateError:
             return None
 

@@ -143,32 +143,31 @@ class Scheduler:
             except InvalidInput as wrong:  # its time zone was known when it was made
                 await self._failed(row, None, wrong)
                 return
-            target = _target(row, row.next_at, times, now)
-            if target != row.next_at:
+            due = row.next_at
+            target = _target(row, due, times, now)
+            if target != due:
                 await self._store.write(lambda tx: tx.schedules.advance(row, target))
-                _log.warning("schedule_times_missed", schedule=row.name, since=utc_text(row.next_at), missed=row.missed)
+                _log.warning("schedule_times_missed", schedule=row.name, since=utc_text(due), missed=row.missed)
                 return
-            await self._fire_time(row, target, times.after(target))
+            await self._fire_time(row, due, times.after(due))
 
-    async def _fire_time(self, row: ScheduleRow, target: datetime, following: datetime | None) -> None:
+    async def _fire_time(self, row: ScheduleRow, due: datetime, following: datetime | None) -> None:
         try:
-            run = await self._submit(row, target)
+            run = await self._submit(row, due)
         except (RateLimited, ServiceUnavailable) as busy:  # it passes: the same time is tried again
             self._hold(row.schedule_id, min(busy.retry_after_seconds, _HOLD_SECONDS))
-            await self._failed(row, row.next_at, busy)
+            await self._failed(row, due, busy)
         except AutomagikError as error:
             await self._failed(row, following, error)
         else:
             await self._store.write(lambda tx: tx.schedules.fired(row, following, run.run_id))
-            _log.info("schedule_fired", schedule=row.name, at=utc_text(target), run_id=run.run_id)
+            _log.info("schedule_fired", schedule=row.name, at=utc_text(due), run_id=run.run_id)
 
-    async def _submit(self, row: ScheduleRow, target: datetime) -> RunRow:
+    async def _submit(self, row: ScheduleRow, due: datetime) -> RunRow:
         request = labelled(row)
-        request = replace(request, labels={**request.labels, "scheduled_at": utc_text(target)})
+        request = replace(request, labels={**request.labels, "scheduled_at": utc_text(due)})
         caller = await self._keys.caller_of(row.key_id or "")
-        return await self._runs.submit(
-            request, caller, idempotency_key=f"schedule:{row.schedule_id}:{utc_text(target)}"
-        )
+        return await self._runs.submit(request, caller, idempotency_key=f"schedule:{row.schedule_id}:{utc_text(due)}")
 
     async def _set_aside(self, schedule_id: str, error: BaseException) -> None:
         if isinstance(error, AutomagikError):  # the database went away in between

@@ -50,15 +50,9 @@ Asked = Annotated[
 ]
 
 
-class ScheduleChange(Body):
-    """A change of a schedule, which from then on fires in the name of the key that made it (unless it only pauses it)."""
-
-    name: ScheduleName | None = None
-    agent_name: Word | None = None
-    cron: Cron | None = None
+class _Options(Body):
     time_zone: Zone | None = None
     """An IANA name, as `Europe/Berlin`; unset: `UTC`."""
-    request: Asked | None = None
     missed: Missed | None = None
     """What becomes of times that are over a minute past before anybody could fire: `skip` (as unset) passes over them,
     `once` makes up for all of them with one run, `all` gives each its run, the latest hundred at the most."""
@@ -66,13 +60,22 @@ class ScheduleChange(Body):
     """false pauses it; times that pass meanwhile are not missed."""
 
 
-class ScheduleCreate(ScheduleChange):
-    """A schedule to make."""
+class ScheduleCreate(_Options):
+    """A schedule to make; it fires in the name of the key that makes it."""
 
     name: ScheduleName
     agent_name: Word
     cron: Cron
     request: Asked
+
+
+class ScheduleChange(_Options):
+    """A change of a schedule, which from then on fires in the name of the key that made it (unless it only pauses it)."""
+
+    name: ScheduleName | None = None
+    agent_name: Word | None = None
+    cron: Cron | None = None
+    request: Asked | None = None
 
 
 class ScheduleSummary(Resource):
