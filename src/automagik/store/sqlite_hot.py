@@ -54,7 +54,8 @@ _KEEP_KEY = (
     " ON CONFLICT DO NOTHING"
 )
 _START_RUN = (
-    "UPDATE runs SET status = 'running', started_at = ? WHERE run_id = ? AND status = 'queued' AND ready AND owner = ?"
+    "UPDATE runs SET status = 'running', started_at = ?1 WHERE run_id = ?2 AND ready AND owner = ?3"
+    " AND (status = 'queued' OR status = 'running' AND started_at = ?1)"
     " RETURNING agent_id, session_id, user_id"
 )
 _END_RUN = (
@@ -288,7 +289,8 @@ def _finish(finish: FinishRun, handle: SqliteHandle) -> FinishedRun | None:
         _add_messages(raw, finish, finished)
     _add_events(raw, finish.run_id, finish.events)
     wakes = raw.execute(QUEUE_ONE, (finish.run_id,)).rowcount > 0
-    if turn is None or not raw.execute(_LEAVE_SESSION, (session_id,)).fetchone()[0] or not ready:
+    left = raw.execute(_LEAVE_SESSION, (session_id,)).fetchone() if turn is not None else None
+    if left is None or not left[0] or not ready:
         return FinishedRun(finish.run_id, None, wakes)
     claims = finish.claims_next and bool(background)
     following = raw.execute(_NEXT_TURN, (session_id, claims, name, key_id, finish.owner, finished)).fetchone()
@@ -300,7 +302,8 @@ def _finish(finish: FinishRun, handle: SqliteHandle) -> FinishedRun | None:
 def _add_messages(raw: sqlite3.Connection, finish: FinishRun, finished: str) -> None:
     key = finish.session_key
     if finish.messages and key is not None:
-        raw.execute(_BUMP_SESSION, (len(finish.messages), finished, key))
+        if not raw.execute(_BUMP_SESSION, (len(finish.messages), finished, key)).rowcount:
+            return
         rows = [
             (str(m.message_id), key, finish.run_id, m.role, clean(m.content), m.raw_payload, finished)
             for m in finish.messages

@@ -41,10 +41,11 @@ def dissolve(connection: Connection, *which: ColumnElement[bool]) -> None:
     going = select(_sessions.c.session_id).where(*which)
     connection.execute(going.order_by(_sessions.c.id).with_for_update())
     in_line = (_runs.c.session_id.in_(going), _OPEN, _runs.c.turn.is_not(None))
-    waiting = connection.execute(select(_runs.c.run_id, _runs.c.background).where(*in_line, ~_runs.c.ready)).all()
-    connection.execute(update(_runs).where(*in_line).values(ready=True, turn=None))
-    for run in waiting:
-        _tell(connection, run.run_id, background=run.background)
+    opened = select(_runs.c.run_id, _runs.c.ready, _runs.c.background).where(*in_line).order_by(_runs.c.run_id)
+    for run in connection.execute(opened.with_for_update()).all():
+        connection.execute(update(_runs).where(_runs.c.run_id == run.run_id).values(ready=True, turn=None))
+        if not run.ready:
+            _tell(connection, run.run_id, background=run.background)
 
 
 def recount(connection: Connection, session_id: uuid.UUID) -> None:
