@@ -68,13 +68,10 @@ class Watcher:
             self._woken.set()
 
     def hear(self, piece: Piece) -> None:
-        """Take a piece that the run's owner sent."""
-        if piece.kind == "events":
-            self.wake(through=piece.seq)
-            return
+        """Take a piece that the run's owner sent; pieces are gone through in the order in which they came."""
         if len(self._pieces) >= _MOST_PIECES:
             self._pieces.clear()
-            self._text.lacks = True
+            self._text.lacks = self._must_look = True
         self._pieces.append(piece)
         self._woken.set()
 
@@ -87,8 +84,6 @@ class Watcher:
         """What comes, in order, until the run is finished or `stop` is called."""
         while not self._stopped:
             self._woken.clear()
-            if self._must_look and (events := await self._new_events()):
-                yield events
             while self._pieces and not self.is_finished:
                 if self._pieces[0].seq > self.after:
                     events = await self._new_events()
@@ -97,6 +92,8 @@ class Watcher:
                     yield events
                 elif shown := self._shown():
                     yield shown
+            if self._must_look and not self.is_finished and (events := await self._new_events()):
+                yield events
             if self.is_finished:
                 return
             self._ask_for_what_lacks()
@@ -122,8 +119,7 @@ class Watcher:
         texts: list[tuple[str, list[str]]] = []
         while self._pieces and self._pieces[0].seq <= self.after:
             piece = self._pieces.popleft()
-            taken = self._text.take(piece) if piece.seq == self.after else None
-            if taken is None:
+            if piece.seq < self.after or piece.kind == "events" or (taken := self._text.take(piece)) is None:
                 continue
             kind, text = taken
             if texts and texts[-1][0] == kind and kind != "text_snapshot":
