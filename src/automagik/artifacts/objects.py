@@ -233,9 +233,9 @@ class Objects:
             yield
         except AutomagikError:
             raise
-        except FileNotFoundError as error:
-            raise ArtifactDamaged("The artefact's bytes are not in the artefact store.", hint=_SHARE) from error
         except (exceptions.BaseError, OSError, ValueError) as error:
+            if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error):
+                raise ArtifactDamaged("The artefact's bytes are not in the artefact store.", hint=_SHARE) from error
             raise ServiceUnavailable(
                 f"The artefact store can't be used: {_reason(error)}.",
                 hint="Check the store, AUTOMAGIK_ARTIFACTS_URL and its keys (`automagik doctor`).",
