@@ -173,7 +173,7 @@ class Platform:
             metrics.active_runs.set_function(lambda: runs.live_runs)
             stack.push_async_callback(runs.close)
             if role != "api":
-                worker.open(at_once=role == "worker")
+                await worker.open(at_once=role == "worker")
                 stack.push_async_callback(worker.stop)
                 scheduler = Scheduler(store=store, runs=runs, keys=keys, clock=clock)
                 stack.push_async_callback(_end_scheduling, scheduler, asyncio.create_task(scheduler.run()))

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from automagik.api import create_api
 from automagik.app import Platform
 from automagik.settings import Settings
+from automagik.testing.engines import DirectEngine
 from automagik.types import SYSTEM
 
 __all__ = ["AGENTS", "ApiHouse", "SseEvent", "open_house", "read_events"]
@@ -152,7 +153,7 @@ async def open_house(settings: Settings, **changes: Any) -> AsyncGenerator[ApiHo
     (folder / "echo.py").write_text(AGENTS)
     (folder / "tooled.py").write_text(TOOLED)
     wanted = settings.model_copy(update={"model": "demo", "shutdown_grace_seconds": 0.2, **changes})
-    async with Platform.open(wanted) as platform, AsyncExitStack() as stack:
+    async with Platform.open(wanted, make_engine=DirectEngine) as platform, AsyncExitStack() as stack:
         house = ApiHouse(platform, create_api(platform), stack)
         house.admin = await house.client("admin")
         yield house

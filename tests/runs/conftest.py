@@ -9,6 +9,7 @@ import pytest
 from run_house import AGENTS, TOOLED, OpenPlatform
 
 from automagik.app import Platform
+from automagik.testing.engines import DirectEngine
 from automagik.testing.fixtures import dialect, postgres_server
 from automagik.testing.postgres import PostgresServer
 from automagik.testing.stores import fresh_settings
@@ -30,7 +31,7 @@ async def open_platform(
 
         async def open_one(**changes: object) -> Platform:
             changed = settings.model_copy(update={"model": "demo", **changes})
-            return await stack.enter_async_context(Platform.open(changed))
+            return await stack.enter_async_context(Platform.open(changed, make_engine=DirectEngine))
 
         yield open_one
 

@@ -2,15 +2,15 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 
 import structlog
 
 from automagik import __version__
-from automagik.errors import ServiceUnavailable
+from automagik.errors import AutomagikError, ServiceUnavailable
 from automagik.runs.liveness import Heart, PulseLine
-from automagik.runs.outcomes import WORKER_LOST, Failure
+from automagik.runs.outcomes import CANCELLED, WORKER_LOST, Failure
 from automagik.runs.runtime import Runtime
 from automagik.store.queue import Rescued
 from automagik.store.transaction import Transaction
@@ -23,7 +23,9 @@ _log = structlog.stdlib.get_logger(__name__)
 _SWEEP_SECONDS = 1.0
 """How often runs that waited too long in the queue are looked for."""
 _HEAL_SECONDS = 2.0
-"""How often it is looked whether a signal was lost: for a turn or a wish to cancel of a run of this process."""
+"""How often it is looked whether a signal was lost: for a turn or a wish to cancel of a run of this process.
+
+And how long a run may be this process's without being known here, before it is taken for one whose answer was lost."""
 _MEND_SECONDS = 10.0
 """How often sessions are looked for whose turn was lost with a process."""
 _KEY_HOURS = 24
@@ -66,6 +68,7 @@ class Keeper:
         self._renewing: asyncio.Task[None] | None = None
         self._leave: list[Callable[[], None]] = []
         self._heal_now = asyncio.Event()
+        self._strays: dict[str, float] = {}
 
     async def open(self) -> None:
         """Be known as alive, take over what earlier processes left, and begin to listen and sweep."""
@@ -152,7 +155,7 @@ class Keeper:
         def work(tx: Transaction) -> Rescued | None:
             if not tx.executors.lose(executor_id, seen=seen, to=own):
                 return None
-            rescued = tx.queue.rescue(executor_id, lost=WORKER_LOST.to_json())
+            rescued = _rescue(tx, executor_id)
             tx.executors.forget_workflows()
             return rescued
 
@@ -167,17 +170,15 @@ class Keeper:
         def work(tx: Transaction) -> list[tuple[str, Rescued]]:
             tx.executors.lose_others(own)
             others = [owner for owner in tx.queue.owners() if owner != own]
-            return [(owner, tx.queue.rescue(owner, lost=WORKER_LOST.to_json())) for owner in others]
+            return [(owner, _rescue(tx, owner)) for owner in others]
 
         for executor_id, rescued in await self._runtime.store.write(work):
             self._tell(executor_id, rescued)
 
     def _tell(self, executor_id: str, rescued: Rescued) -> None:
-        _log.warning(
-            "executor_taken_over", executor_id=executor_id, failed=len(rescued.failed), queued=len(rescued.queued)
-        )
+        _log.warning("runs_taken_over", executor_id=executor_id, ended=len(rescued.failed), queued=len(rescued.queued))
         for ended in rescued.failed:
-            self._runtime.follow(ended.next_turn)
+            self._runtime.tell_ended(ended)
         if rescued.queued:
             self._runtime.on_work()
 
@@ -190,21 +191,23 @@ class Keeper:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_SWEEP_SECONDS):
                     await self._heal_now.wait()
+            if self._heal_now.is_set():
+                self._heal_now.clear()
+                healed = float("-inf")
             now = clock.monotonic()
             try:
                 await self._end_expired()
-                if self._heal_now.is_set() or now - healed >= _HEAL_SECONDS:
-                    self._heal_now.clear()
-                    healed = now
+                if now - healed >= _HEAL_SECONDS:
                     await self._heal()
+                    healed = now
                 if now - mended >= _MEND_SECONDS:
-                    mended = now
                     await self._mend()
+                    mended = now
                 if now - forgot >= _FORGET_SECONDS:
-                    forgot = now
                     await self._forget_keys()
-            except ServiceUnavailable as away:
-                _log.warning("sweep_put_off", reason=away.detail)
+                    forgot = now
+            except AutomagikError as error:
+                _log.warning("sweep_put_off", reason=error.detail, exc_info=not isinstance(error, ServiceUnavailable))
 
     async def _end_expired(self) -> None:
         store = self._runtime.store
@@ -215,8 +218,7 @@ class Keeper:
                 )
             )
             if ended is not None:
-                self._runtime.look_again(run_id)
-                self._runtime.follow(ended.next_turn)
+                self._runtime.tell_ended(ended)
 
     async def _heal(self) -> None:
         """Do what signals asked for that may have been lost."""
@@ -225,10 +227,22 @@ class Keeper:
         if waiting:
             for run_id in await runtime.store.read(lambda tx: tx.queue.ready(waiting)):
                 runtime.turns.come(run_id)
+        owner = runtime.executor_id
         if runtime.live:
-            owner = runtime.executor_id
             for run_id in await runtime.store.read(lambda tx: tx.queue.cancels(owner)):
                 runtime.cancel(run_id)
+        strays = self._lost_here(await runtime.store.read(lambda tx: tx.queue.owned(owner)))
+        if strays:
+            self._tell(owner, await runtime.store.write(lambda tx: _rescue(tx, owner, run_ids=strays)))
+
+    def _lost_here(self, owned: Sequence[str]) -> list[str]:
+        """The runs that are this process's and that it does not know, for long enough: it was given them by a statement whose
+        answer was lost with a connection."""
+        runtime = self._runtime
+        now = runtime.clock.monotonic()
+        unknown = [run_id for run_id in owned if run_id not in runtime.live and not runtime.has_taken(run_id)]
+        self._strays = {run_id: self._strays.get(run_id, now) for run_id in unknown}
+        return [run_id for run_id, since in self._strays.items() if now - since >= _HEAL_SECONDS]
 
     async def _mend(self) -> None:
         store = self._runtime.store
@@ -238,3 +252,7 @@ class Keeper:
     async def _forget_keys(self) -> None:
         before = self._runtime.clock.now() - timedelta(hours=_KEY_HOURS)
         await self._runtime.store.write(lambda tx: tx.queue.forget_keys(before))
+
+
+def _rescue(tx: Transaction, owner: str, *, run_ids: Sequence[str] | None = None) -> Rescued:
+    return tx.queue.rescue(owner, lost=WORKER_LOST.to_json(), cancelled=CANCELLED.to_json(), run_ids=run_ids)

@@ -16,7 +16,7 @@ from automagik.errors import Conflict, ServiceUnavailable
 from automagik.events import EventStream, RunEvent
 from automagik.memory import MessageArchive
 from automagik.runs.document import run_document, usage_document
-from automagik.runs.outcomes import WORKER_LOST, Failure, failure_of, worker_lost
+from automagik.runs.outcomes import CANCELLED, WORKER_LOST, Failure, failure_of, worker_lost
 from automagik.runs.request import RunRequest
 from automagik.store import BegunRun, FinishRun, NewEvent, NewMessage, NextTurn, StartRun, Store
 from automagik.store.artifacts import session_holder
@@ -64,6 +64,11 @@ def _no_next(following: NextTurn | None) -> None:
     """Where nobody has to be told whose turn has come."""
 
 
+def _never() -> bool:
+    """What a run claims that no worker carries out."""
+    return False
+
+
 @dataclass(slots=True)
 class LiveRun:
     """One run under way. `task` ends when its end is stored, or when it is not this process's any more; `row` is the run as
@@ -86,7 +91,7 @@ class LiveRun:
     turn: "asyncio.Future[None] | None" = None
     """What to wait for before the run may begin; None: nothing."""
     begun: BegunRun | None = None
-    claims_next: bool = False
+    claims_next: Callable[[], bool] = _never
     """Whether the next background run of the session becomes this process's by this one's end; it is `next_turn` then."""
     tell_next: Callable[[NextTurn | None], None] = _no_next
     task: "asyncio.Task[RunRow] | None" = None
@@ -133,9 +138,12 @@ class LiveRun:
             _log.warning("run_failed", run_id=self.row.run_id, outcome=failure.outcome.value, exc_info=error)
         self._ending = True
         try:
-            if failure is None or not await self._put_back(failure):
-                await self._end(response, self._final(failure))
-                self.observer.run_finished(self.row)
+            if failure is not None:
+                failure = await self._try_again(failure)
+                if failure is None:
+                    return self.row
+            await self._end(response, failure)
+            self.observer.run_finished(self.row)
         except _NotOurs:
             return await self._abandon()
         finally:
@@ -245,31 +253,40 @@ class LiveRun:
 
     def _stopped(self) -> Failure:
         if not self.lost:
-            return Failure(RunOutcome.CANCELLED, "The run was cancelled.")
+            return CANCELLED
         return worker_lost(self._wrote) if self.row.background and not self._repeatable else WORKER_LOST
 
     @property
     def _repeatable(self) -> bool:
         return self._wrote is None or self.agent.config.repeatable
 
-    async def _put_back(self, failure: Failure) -> bool:
-        """Whether the run waits in the queue again: for its next attempt, or because this process is stopping."""
-        row = self.row
-        if not row.background or not self._repeatable:
-            return False
+    async def _try_again(self, failure: Failure) -> Failure | None:
+        """The failure that the run ends with; None where it waits in the queue again: for its next attempt, or because this
+        process is stopping."""
+        row, config = self.row, self.agent.config
+        if self._cancelled and not self.lost:
+            return CANCELLED
+        if not row.background:
+            return failure
         if self.lost and failure.outcome is RunOutcome.WORKER_LOST:
-            return await self._wait_again(failure, attempt=row.attempt, available_at=None)
-        if not failure.passes or row.attempt >= self.agent.config.max_attempts:
-            return False
-        wait = min(self.agent.config.retry_after_seconds * 2 ** (row.attempt - 1), _LONGEST_RETRY_SECONDS)
+            return await self._wait_again(failure, row.attempt, None) if self._repeatable else failure
+        if not failure.passes:
+            return failure
+        if row.attempt >= config.max_attempts:
+            return failure.exhausted(row.attempt) if row.attempt > 1 else failure
+        if not self._repeatable:
+            return failure
+        wait = min(config.retry_after_seconds * 2 ** (row.attempt - 1), _LONGEST_RETRY_SECONDS)
         available_at = self.clock.now() + timedelta(seconds=wait * _random.uniform(0.5, 1.5))
-        return await self._wait_again(failure, attempt=row.attempt + 1, available_at=available_at)
+        return await self._wait_again(failure, row.attempt + 1, available_at)
 
-    async def _wait_again(self, failure: Failure, *, attempt: int, available_at: datetime | None) -> bool:
+    async def _wait_again(self, failure: Failure, attempt: int, available_at: datetime | None) -> Failure | None:
+        """Put the run back into the queue. CANCELLED where somebody asked to stop it meanwhile."""
         run_id, owner = self.row.run_id, self.owner
-        if self.begun is None:
-            await self._persist("run_not_let_go", lambda: self.store.write(lambda tx: tx.queue.let_go(run_id, owner)))
-            return True
+        if self.begun is None and await self._persist(
+            "run_not_let_go", lambda: self.store.write(lambda tx: tx.queue.let_go(run_id, owner))
+        ):
+            return None
         await self.written_down()
         data: JsonObject = {
             "background": True,
@@ -284,16 +301,9 @@ class LiveRun:
                 lambda tx: tx.queue.put_back(run_id, owner, attempt=attempt, available_at=available_at, data=data)
             ),
         ):
-            raise _NotOurs
+            return CANCELLED  # or it is not ours any more: then its end is not stored
         _log.info("run_waits_again", run_id=run_id, attempt=attempt, reason=failure.outcome.value)
-        return True
-
-    def _final(self, failure: Failure | None) -> Failure | None:
-        """The failure as it is stored: that of a run that was tried as often as it may be has it as its cause."""
-        attempts = self.row.attempt
-        if failure is None or not self.row.background or not failure.passes:
-            return failure
-        return failure.exhausted(attempts) if 1 < attempts >= self.agent.config.max_attempts else failure
+        return None
 
     async def _abandon(self) -> RunRow:
         """The run as it stands, now that it is not ours: nothing is written."""
@@ -367,7 +377,7 @@ class LiveRun:
             model=row.model,
             finished_at=cast("datetime", row.finished_at),
             session_key=self.begun.session_key if self.begun is not None else None,
-            claims_next=self.claims_next,
+            claims_next=self.claims_next(),
             messages=messages,
             events=[new_event(event) for event in events],
         )

@@ -25,7 +25,7 @@ from pydantic_ai.exceptions import (
 from automagik.errors import ArtifactDamaged, AutomagikError, RunFailed, ServiceUnavailable
 from automagik.types import JsonObject, RunOutcome
 
-__all__ = ["WORKER_LOST", "Failure", "failure_of", "worker_lost"]
+__all__ = ["CANCELLED", "WORKER_LOST", "Failure", "failure_of", "worker_lost"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,9 @@ class Failure:
             self.detail, outcome=self.outcome.value, run_id=run_id, hint=self.hint, retryable=self.retryable
         )
 
+
+CANCELLED = Failure(RunOutcome.CANCELLED, "The run was cancelled.")
+"""Why a run ended that somebody stopped."""
 
 WORKER_LOST = Failure(
     RunOutcome.WORKER_LOST, "The server stopped before the run ended.", "Send the request again.", retryable=True

@@ -81,6 +81,7 @@ class RunRequest:
             "context": self.context or None,
             "prompt_variables": cast("JsonObject", dict(self.prompt_variables)) or None,
             "metadata": self.metadata or None,
+            "has_session": None if self.has_session else False,
         }
         stored.update({name: value for name, value in optional.items() if value is not None})
         return stored
@@ -107,7 +108,7 @@ class RunRequest:
             text=cast("str", stored["message_content"]),
             stored_media=cast("list[Json]", stored.get("media_contents") or []),
             session_id=session_id,
-            session_name=cast("str | None", stored.get("session_name")),
+            session_name=cast("str | None", stored.get("session_name")) if session_id is None else None,
             user_id=user_id,
             message_limit=cast("int | None", stored.get("message_limit")),
             context=cast("JsonObject", stored.get("context") or {}),

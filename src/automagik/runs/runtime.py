@@ -13,6 +13,7 @@ from automagik.runs.request import RunRequest
 from automagik.runs.turns import Turns
 from automagik.settings import Settings
 from automagik.store import BegunRun, NextTurn, Store
+from automagik.store.queue import EndedRun
 from automagik.store.rows import RunRow
 from automagik.telemetry import Tracing
 from automagik.tools import AgentContext
@@ -25,6 +26,12 @@ _log = structlog.stdlib.get_logger(__name__)
 
 def _nobody() -> None:
     """Who is woken in a process without a worker."""
+
+
+def _nothing(run_id: str) -> bool:
+    """What has been taken in a process without a worker."""
+    del run_id
+    return False
 
 
 class Runtime:
@@ -56,6 +63,8 @@ class Runtime:
         self.turns = Turns()
         self.on_work: Callable[[], None] = _nobody
         """Called when a run came into the queue, or a place of a worker's became free."""
+        self.has_taken: Callable[[str], bool] = _nothing
+        """Whether the worker of this process has claimed a run, and means to carry it out."""
         self._memories = memories
         self._observer = observer
         self._tracing = tracing
@@ -83,7 +92,7 @@ class Runtime:
             clock=self.clock,
             observer=self._observer,
             tracing=self._tracing,
-            owner=self.executor_id,
+            owner=row.owner or self.executor_id,
             make_context=self._context,
             message_limit=request.message_limit if request.message_limit is not None else config.message_limit,
             timeout_seconds=min(limit for limit in limits if limit is not None),
@@ -111,6 +120,14 @@ class Runtime:
             self.on_work()
         else:
             self.turns.come(following.run_id)
+
+    def tell_ended(self, ended: EndedRun) -> None:
+        """Tell those here who look on at a run, wait for it or follow it in its session that it was ended from outside."""
+        run_id = ended.row.run_id
+        self.events.wake(run_id)
+        self.turns.come(run_id)
+        self._observer.run_finished(ended.row)
+        self.follow(ended.next_turn)
 
     def cancel(self, run_id: str) -> None:
         """Stop a run that is alive here; any other is fine."""

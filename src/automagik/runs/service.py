@@ -2,10 +2,10 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 from automagik.agents import AutomagikAgent
 from automagik.errors import (
@@ -25,15 +25,16 @@ from automagik.runs.acceptance import begin_of, idempotency_of, new_row
 from automagik.runs.document import run_document
 from automagik.runs.live import LiveRun
 from automagik.runs.names import Name, SessionNames
-from automagik.runs.outcomes import Failure
+from automagik.runs.outcomes import CANCELLED
 from automagik.runs.request import RunRequest
 from automagik.runs.runtime import Runtime
 from automagik.runs.stream import RunStream
 from automagik.store import Idempotency, Page, Transaction
 from automagik.store.artifacts import run_holder
 from automagik.store.hot import KEY_TAKEN
+from automagik.store.queue import EndedRun
 from automagik.store.rows import EventRow, RunRow
-from automagik.types import TERMINAL, Caller, JsonObject, RunOutcome, RunStatus, new_uuid
+from automagik.types import TERMINAL, Caller, JsonObject, RunStatus, new_uuid
 
 __all__ = ["RunService"]
 
@@ -41,8 +42,6 @@ _DEPTH_SECONDS = 0.5
 """How long the queue's counted depth is believed; what this process accepts meanwhile is added."""
 _FULL_SECONDS = 5
 """When a caller whom the full queue refused should come again."""
-
-_CANCELLED = Failure(RunOutcome.CANCELLED, "The run was cancelled.")
 
 
 class RunService:
@@ -57,6 +56,7 @@ class RunService:
         self._events = runtime.events
         self._models = models
         self._names = SessionNames(self._find_session)
+        self._accepting: set[asyncio.Task[LiveRun]] = set()
         self._stopping = False
         self._depth = 0
         self._depth_at = float("-inf")
@@ -79,7 +79,8 @@ class RunService:
         """The events of a run that is accepted when this returns. Leaving the stream ends nothing. Raises as `run`."""
         accepted = await self._accept(request, caller, wants_text=True, idempotency_key=idempotency_key)
         if isinstance(accepted, LiveRun):
-            return RunStream(accepted.row, accepted.stream.subscribe())
+            run_id = accepted.row.run_id
+            return RunStream(accepted.row, accepted.stream.subscribe(), lambda after: self._watch(run_id, after))
         return RunStream(accepted, self._watch(accepted.run_id, 0))
 
     async def submit(
@@ -107,12 +108,19 @@ class RunService:
     async def requeue(self, run_id: str, caller: Caller, *, idempotency_key: str | None = None) -> RunRow:
         """A new run that asks what a run that has ended asked, waiting in the queue; `requeue_of` is the old one.
 
-        Raises: Conflict where the run has not ended; what `submit` raises, for the caller must be allowed to ask that.
+        Raises: Conflict where the run has not ended, or its conversation is not kept here; what `submit` raises, for the caller
+        must be allowed to ask that.
         """
         row = await self.get(run_id, caller)
         if RunStatus(row.status) not in TERMINAL:
             raise Conflict(
                 f"The run '{run_id}' has not ended.", code="run_not_ended", hint="Cancel it first, or wait for its end."
+            )
+        if (row.input or {}).get("has_session") is False:
+            raise Conflict(
+                f"The conversation of the run '{run_id}' was its caller's and is not kept here.",
+                code="conversation_not_kept",
+                hint="Send the whole conversation again.",
             )
         return await self.submit(
             RunRequest.from_row(row), caller, idempotency_key=idempotency_key, requeue_of=row.run_id
@@ -185,17 +193,13 @@ class RunService:
         live = self._runtime.live.get(run_id)
         if live is not None:
             live.cancel()
-            return await live.ended()
+            row = await live.ended()
         if RunStatus(row.status) in TERMINAL:
             return row
-        ended = await self._store.write(
-            lambda tx: tx.queue.end(run_id, _CANCELLED.outcome, _CANCELLED.to_json(), statuses=(RunStatus.QUEUED,))
-        )
+        ended = await self._store.write(lambda tx: _end_queued_or_ask(tx, run_id))
         if ended is not None:
-            self._events.wake(run_id)
-            self._runtime.follow(ended.next_turn)
+            self._runtime.tell_ended(ended)
             return ended.row
-        await self._store.write(lambda tx: tx.queue.request_cancel(run_id))
         return await self._end_of(row)
 
     # -- the process's life
@@ -208,6 +212,8 @@ class RunService:
         """Accept no more, let runs finish within the grace time, then end the rest: what belongs to the background goes back to
         the queue where that is safe, all else is `worker_lost`."""
         self._stopping = True
+        if self._accepting:
+            await asyncio.wait(self._accepting)
         runs = self._runtime.live
         running = [live.task for live in runs.values() if live.begun is not None and live.task is not None]
         if running:
@@ -219,6 +225,11 @@ class RunService:
         tasks = [live.task for live in rest if live.task is not None]
         if tasks:
             await asyncio.wait(tasks)
+
+    @property
+    def executor_id(self) -> str:
+        """By what this process owns the runs that it carries out."""
+        return self._runtime.executor_id
 
     @property
     def live_runs(self) -> int:
@@ -246,7 +257,12 @@ class RunService:
         await self._check_overrides(agent, request, caller)
         key = idempotency_of(idempotency_key, request, caller, background=background)
         if background:
-            await self._check_depth()
+            try:
+                await self._check_depth()
+            except QueueFull:
+                if key is None or await self._store.read(lambda tx: tx.queue.idempotent(key.key_id, key.key)) is None:
+                    raise
+                return await self._known_by(key)
         async with self._named(request) as named:
             row = new_row(
                 named,
@@ -265,7 +281,7 @@ class RunService:
             try:
                 if background:
                     return await self._enqueue(row, named, caller, agent, key)
-                return await self._begin(row, named, caller, agent, key, wants_text=wants_text)
+                return await self._to_its_end(self._begin(row, named, caller, agent, key, wants_text=wants_text))
             except Conflict as conflict:
                 if key is None or conflict.code != KEY_TAKEN:
                     raise
@@ -307,6 +323,18 @@ class RunService:
         live.stream.show([RunEvent(row.run_id, 1, "run_started" if starts else "run_queued", row.created_at, data)])
         self._runtime.launch(live)
         return live
+
+    async def _to_its_end(self, accepting: Coroutine[Any, Any, LiveRun]) -> LiveRun:
+        """What `accepting` gives. A caller that goes away does not stop it: what is stored is carried out."""
+        task = asyncio.get_running_loop().create_task(accepting)
+        self._accepting.add(task)
+        task.add_done_callback(self._accepted)
+        return await asyncio.shield(task)
+
+    def _accepted(self, task: "asyncio.Task[LiveRun]") -> None:
+        self._accepting.discard(task)
+        if not task.cancelled():
+            task.exception()  # the caller has it, unless that one is gone
 
     async def _enqueue(
         self, row: RunRow, request: RunRequest, caller: Caller, agent: AutomagikAgent, key: Idempotency | None
@@ -411,7 +439,7 @@ class RunService:
 
     # -- looking on
 
-    def _watch(self, run_id: str, after: int) -> AsyncIterator[Sequence[RunEvent]]:
+    def _watch(self, run_id: str, after: int) -> AsyncGenerator[Sequence[RunEvent]]:
         return self._events.watch(run_id, after, self._look)
 
     async def _look(self, run_id: str, after: int) -> Looked:
@@ -433,7 +461,9 @@ class RunService:
         """
         live = self._runtime.live.get(row.run_id)
         if live is not None:
-            return await live.ended()
+            ended = await live.ended()
+            if RunStatus(ended.status) in TERMINAL:
+                return ended
         async for _ in self._watch(row.run_id, 0):
             pass
         now = await self._store.read(lambda tx: tx.runs.get(row.run_id))
@@ -459,6 +489,14 @@ class RunService:
 def _event(event: EventRow, row: RunRow) -> RunEvent:
     data: JsonObject = {"run": run_document(row)} if event.type == "run_finished" else event.data
     return RunEvent(event.run_id, event.seq, event.type, event.at, data)
+
+
+def _end_queued_or_ask(tx: Transaction, run_id: str) -> EndedRun | None:
+    """The run, cancelled, where it is queued; else its owner is asked to stop it."""
+    ended = tx.queue.end(run_id, CANCELLED.outcome, CANCELLED.to_json(), statuses=(RunStatus.QUEUED,))
+    if ended is None:
+        tx.queue.request_cancel(run_id)
+    return ended
 
 
 def _sees(caller: Caller, row: RunRow) -> bool:

@@ -1,6 +1,6 @@
 """RunStream: the events of one run as a reader gets them."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 
 from automagik.events import RunEvent, Subscription
@@ -14,12 +14,22 @@ class RunStream:
     """The events of one run as they come: an async iterator of batches that ends after `run_finished`."""
 
     row: RunRow
-    batches: AsyncIterator[Sequence[RunEvent]]
+    batches: Subscription | AsyncGenerator[Sequence[RunEvent]]
+    go_on: Callable[[int], AsyncGenerator[Sequence[RunEvent]]] | None = None
+    """What comes after a `seq`, where `batches` ends before the run does: it is another process's then."""
 
-    def __aiter__(self) -> AsyncIterator[Sequence[RunEvent]]:
-        return self.batches
+    async def __aiter__(self) -> AsyncGenerator[Sequence[RunEvent]]:
+        seen = 0
+        async for batch in self.batches:
+            seen = max([event.seq or 0 for event in batch], default=seen) or seen
+            yield batch
+            if batch[-1].type == "run_finished":
+                return
+        if self.go_on is not None:
+            self.batches = self.go_on(seen)
+            async for batch in self.batches:
+                yield batch
 
     async def aclose(self) -> None:
         """Stop reading; the run goes on."""
-        if isinstance(self.batches, Subscription):
-            await self.batches.aclose()
+        await self.batches.aclose()

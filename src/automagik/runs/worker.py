@@ -1,16 +1,19 @@
 """Worker: takes runs out of the queue and carries them out, a session's one after the other."""
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, cast
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, cast
 
 import structlog
 
 from automagik.agents import AutomagikAgent
-from automagik.errors import NotFound, ServiceUnavailable
-from automagik.runs.outcomes import Failure, worker_lost
+from automagik.errors import AutomagikError, NotFound, ServiceUnavailable
+from automagik.runs.outcomes import Failure, failure_of, worker_lost
 from automagik.runs.request import RunRequest
 from automagik.runs.runtime import Runtime
+from automagik.store import NextTurn
 from automagik.store.queue import ClaimedRun, ClaimLimits
 from automagik.store.rows import EventRow, RunRow
 from automagik.types import RunOutcome, RunStatus
@@ -22,12 +25,17 @@ _log = structlog.stdlib.get_logger(__name__)
 _POLL_SECONDS = 1.0
 """How often the queue is looked at without a signal: for runs whose time has come, and for signals that were lost."""
 _AWAY_SECONDS = 0.5
-"""How long a store that is away is left alone."""
+"""How long a store that is away, or an engine that failed, is left alone."""
+_STOP_SECONDS = 5.0
+"""How long a stop waits for what is being claimed, handed over or let go."""
 _LARGEST_CLAIM = 16
 _LANE_TURNS = 50
-"""How many runs of one session are carried out in a row before others get the place."""
+_LANE_SECONDS = 1.0
+"""How many runs of one session are carried out in a row, and how long, before others get the place."""
 _LIMITS_SECONDS = 1.0
 """How long what the limits are is remembered."""
+
+T = TypeVar("T")
 
 Carry = Callable[[str], Awaitable[None]]
 """Carries out a claimed run, and what follows it in its session; returns when nothing more is to be done."""
@@ -49,6 +57,13 @@ class Engine(Protocol):
         ...
 
 
+@dataclass(slots=True, eq=False)
+class _Place:
+    """What one of the worker's places is taken by: a claimed run, and later those of its session that follow it."""
+
+    claimed: ClaimedRun
+
+
 class Worker:
     """Carries out background runs in this process, at most `max_concurrent_background_runs` at once."""
 
@@ -58,22 +73,30 @@ class Worker:
         self._host = host
         self._make_engine = make_engine
         self._engine: Engine | None = None
+        self._engine_of = ""
         self._opening = asyncio.Lock()
         self._slots = runtime.settings.max_concurrent_background_runs
-        self._claimed: dict[str, ClaimedRun] = {}
-        self._places: set[str] = set()
+        self._places: set[_Place] = set()
+        self._claimed: dict[str, _Place] = {}
+        self._handed_over = itertools.count(1)
         self._starting: set[asyncio.Task[None]] = set()
+        self._carrying: set[asyncio.Task[object]] = set()
         self._woken = asyncio.Event()
         self._stopping = False
         self._loop: asyncio.Task[None] | None = None
         self._limits = ClaimLimits()
         self._limits_at = float("-inf")
+        runtime.has_taken = self._has_taken
 
-    def open(self, *, at_once: bool) -> None:
-        """Begin to take runs. `at_once`: make the engine ready now, instead of when there is a run for it."""
+    async def open(self, *, at_once: bool) -> None:
+        """Begin to take runs. `at_once`: make the engine ready now, instead of when there is a run for it.
+
+        Raises: what the engine raises that can't be made ready.
+        """
+        if at_once:
+            await self._open_engine()
         self._runtime.on_work = self.wake
-        loop = asyncio.get_running_loop()
-        self._loop = loop.create_task(self._work(at_once=at_once), name="worker")
+        self._loop = asyncio.get_running_loop().create_task(self._work(), name="worker")
 
     def wake(self) -> None:
         """Look at the queue now."""
@@ -87,25 +110,32 @@ class Worker:
     async def stop(self) -> None:
         """Take no more, and give back what has not begun. What is under way goes on."""
         self.pause()
-        if self._loop is not None:
-            await asyncio.wait([self._loop])
-        if self._starting:
-            await asyncio.wait(self._starting)
-        for claimed in list(self._claimed.values()):
-            await self._give_back(claimed.row.run_id)
+        pending = [*self._starting, *([self._loop] if self._loop is not None else [])]
+        if pending:
+            _, late = await asyncio.wait(pending, timeout=_STOP_SECONDS)
+            for task in late:
+                task.cancel()
+        for place in list(self._claimed.values()):
+            await self._give_back(place)
 
     async def close(self) -> None:
         """Let go of the engine; `stop` was called, and what was under way has ended."""
+        if self._carrying:
+            await asyncio.wait(self._carrying, timeout=_STOP_SECONDS)
         async with self._opening:
             engine, self._engine = self._engine, None
-        if engine is not None:
-            await engine.close()
+            if engine is not None:
+                await engine.close()
 
     async def renew(self) -> None:
         """Go on with an engine of the executor's new id; what was claimed under the old one belongs to nobody here."""
-        self._claimed.clear()
-        self._places.intersection_update(self._runtime.live)
-        await self.close()
+        owner = self._runtime.executor_id
+        for run_id, place in list(self._claimed.items()):
+            if place.claimed.row.owner != owner:
+                del self._claimed[run_id]
+                self._free(place)
+        if self._engine is not None and self._engine_of != owner:
+            await self.close()
         self.wake()
 
     @property
@@ -113,20 +143,25 @@ class Worker:
         """How many places are taken."""
         return len(self._places)
 
+    def _has_taken(self, run_id: str) -> bool:
+        return any(place.claimed.row.run_id == run_id for place in self._places)
+
     # -- the queue
 
-    async def _work(self, *, at_once: bool) -> None:
-        if at_once:
-            await self._open_engine()
+    async def _work(self) -> None:
         while not self._stopping:
             self._woken.clear()
             free = min(self._slots - len(self._places), _LARGEST_CLAIM)
+            if self._engine is not None and self._engine_of != self._runtime.executor_id:
+                free = 0  # until there is an engine of the new executor's
             taken: list[ClaimedRun] = []
             if free > 0:
                 try:
                     taken = await self._claim(free)
-                except ServiceUnavailable as away:
-                    _log.warning("queue_not_read", reason=away.detail)
+                except AutomagikError as away:
+                    _log.warning(
+                        "queue_not_read", reason=away.detail, exc_info=not isinstance(away, ServiceUnavailable)
+                    )
                     await asyncio.sleep(_AWAY_SECONDS)
             for claimed in taken:
                 self._take(claimed)
@@ -162,49 +197,66 @@ class Worker:
         return self._limits
 
     def _take(self, claimed: ClaimedRun) -> None:
-        run_id = claimed.row.run_id
-        self._places.add(run_id)
-        self._claimed[run_id] = claimed
-        task = asyncio.get_running_loop().create_task(self._start(claimed.row))
+        if claimed.row.owner != self._runtime.executor_id:
+            return  # this process was taken for dead while it claimed; others have the run
+        place = _Place(claimed)
+        self._places.add(place)
+        self._claimed[claimed.row.run_id] = place
+        task = asyncio.get_running_loop().create_task(self._start(place))
         self._starting.add(task)
         task.add_done_callback(self._starting.discard)
 
-    async def _start(self, row: RunRow) -> None:
+    async def _start(self, place: _Place) -> None:
         """Hand the run to the engine; it stands in the queue again where that fails."""
+        row = place.claimed.row
+        # The engine does no work twice: what is handed over once more after a failure has a name of its own.
+        workflow_id = f"{row.run_id}:{row.attempt}:{self._runtime.executor_id}:{next(self._handed_over)}"
         started = False
         try:
             engine = await self._open_engine()
-            await engine.start(f"{row.run_id}:{row.attempt}:{self._runtime.executor_id}", row.run_id)
+            await engine.start(workflow_id, row.run_id)
             started = True
         except Exception as error:  # noqa: BLE001 - the worker's edge: an engine that fails must not lose the run
             _log.error("run_not_started", run_id=row.run_id, exc_info=error)
+            await asyncio.sleep(_AWAY_SECONDS)
         if not started:
-            await self._give_back(row.run_id)
+            await self._give_back(place)
 
     async def _open_engine(self) -> Engine:
         async with self._opening:
             if self._engine is None:
-                engine = self._make_engine(self.carry, self._runtime.executor_id)
+                executor_id = self._runtime.executor_id
+                engine = self._make_engine(self.carry, executor_id)
                 await engine.open()
-                self._engine = engine
+                self._engine, self._engine_of = engine, executor_id
             return self._engine
 
-    async def _give_back(self, run_id: str) -> None:
-        if self._claimed.pop(run_id, None) is None:
-            return
+    async def _give_back(self, place: _Place) -> None:
+        """Let the claimed run of a place go that has not begun."""
+        if self._claimed.get(place.claimed.row.run_id) is place:
+            del self._claimed[place.claimed.row.run_id]
+            await self._let_go(place.claimed.row.run_id)
+            self._free(place)
+
+    async def _let_go(self, run_id: str) -> None:
         owner = self._runtime.executor_id
+        try:
+            await self._patiently(lambda: self._runtime.store.write(lambda tx: tx.queue.let_go(run_id, owner)))
+        except ServiceUnavailable as away:  # it is found when this executor is missed
+            _log.warning("run_not_let_go", run_id=run_id, reason=away.detail)
+
+    async def _patiently(self, do: Callable[[], Awaitable[T]]) -> T:
+        """What `do` gives, however long the store is away. Raises ServiceUnavailable where this worker stops meanwhile."""
         while True:
             try:
-                await self._runtime.store.write(lambda tx: tx.queue.let_go(run_id, owner))
-                break
+                return await do()
             except ServiceUnavailable:
                 if self._stopping:
-                    break  # it is found when this executor is missed
+                    raise
                 await asyncio.sleep(_AWAY_SECONDS)
-        self._free(run_id)
 
-    def _free(self, run_id: str) -> None:
-        self._places.discard(run_id)
+    def _free(self, place: _Place) -> None:
+        self._places.discard(place)
         self.wake()
 
     # -- carrying out
@@ -212,40 +264,69 @@ class Worker:
     async def carry(self, run_id: str) -> None:
         """Carry out a run that this worker has claimed, and then the runs of its session that follow. Any other is left alone:
         whoever owns it carries it out."""
-        claimed = self._claimed.pop(run_id, None)
-        if claimed is None:
+        place = self._claimed.pop(run_id, None)
+        if place is None:
             return
+        task = cast("asyncio.Task[object]", asyncio.current_task())
+        self._carrying.add(task)
         try:
-            for turn in range(_LANE_TURNS):
-                following = await self._carry_one(claimed, goes_on=turn + 1 < _LANE_TURNS)
-                if following is None:
-                    return
-                claimed = following
+            await self._carry_lane(place)
+        except ServiceUnavailable as away:  # this worker stops; whoever misses it takes the run
+            _log.warning("run_left_to_others", run_id=place.claimed.row.run_id, reason=away.detail)
         finally:
-            self._free(run_id)
+            self._carrying.discard(task)
+            self._free(place)
 
-    async def _carry_one(self, claimed: ClaimedRun, *, goes_on: bool) -> ClaimedRun | None:
-        """Carry out one run; the next of its session where that belongs to this worker by the end of this one."""
+    async def _carry_lane(self, place: _Place) -> None:
+        began, turns = self._runtime.clock.monotonic(), 0
+
+        def goes_on() -> bool:
+            is_fair = turns < _LANE_TURNS and self._runtime.clock.monotonic() - began < _LANE_SECONDS
+            return is_fair and not self._stopping
+
+        while True:
+            turns += 1
+            row = place.claimed.row
+            try:
+                following = await self._carry_one(place.claimed, goes_on)
+            except ServiceUnavailable:
+                raise
+            except Exception as error:  # noqa: BLE001 - the worker's edge: a run that can't be carried out must end all the same
+                _log.error("run_not_carried_out", run_id=row.run_id, exc_info=error)
+                await self._refuse(row, failure_of(error, tool_under_way=None))
+                return
+            owner = self._runtime.executor_id
+            if following is None or not following.background or following.owner != owner:
+                return
+            run_id = following.run_id
+            claimed = await self._patiently(
+                lambda run_id=run_id, owner=owner: self._runtime.store.read(lambda tx: tx.queue.claimed(run_id, owner))
+            )
+            if claimed is None:
+                return
+            place.claimed = claimed
+
+    async def _carry_one(self, claimed: ClaimedRun, goes_on: Callable[[], bool]) -> NextTurn | None:
+        """Carry out one run; whose turn in its session has come by its end."""
         runtime = self._runtime
         row = claimed.row
-        await runtime.agents.refresh()
+        await self._patiently(runtime.agents.refresh)
         try:
             agent = runtime.agents.get_agent(row.name)
         except NotFound as gone:
             await self._refuse(row, Failure(RunOutcome.INTERNAL_ERROR, gone.detail, "Was the agent deleted?"))
             return None
-        refusal = await self._not_again(row, agent) if row.attempt > 1 else None
+        refusal = await self._patiently(lambda: self._not_again(row, agent)) if row.attempt > 1 else None
         if refusal is not None:
             await self._refuse(row, refusal)
             return None
         live = runtime.make(RunRequest.from_row(row), agent, row, wants_text=True, last_seq=claimed.last_seq)
-        live.claims_next = goes_on and not self._stopping
-        await asyncio.wait([runtime.launch(live)])
-        following = live.next_turn
-        owner = runtime.executor_id
-        if following is None or not following.background or following.owner != owner:
+        live.claims_next = goes_on
+        if self._stopping:
+            await self._let_go(row.run_id)
             return None
-        return await runtime.store.read(lambda tx: tx.queue.claimed(following.run_id, owner))
+        await asyncio.wait([runtime.launch(live)])
+        return live.next_turn
 
     async def _not_again(self, row: RunRow, agent: AutomagikAgent) -> Failure | None:
         """Why a run whose earlier attempt failed or was lost is not tried again, None where it is."""
@@ -261,13 +342,15 @@ class Worker:
 
     async def _refuse(self, row: RunRow, failure: Failure) -> None:
         """End a claimed run without carrying it out."""
-        ended = await self._runtime.store.write(
-            lambda tx: tx.queue.end(
-                row.run_id, failure.outcome, failure.to_json(), statuses=(RunStatus.QUEUED,), owner=row.owner
+        ended = await self._patiently(
+            lambda: self._runtime.store.write(
+                lambda tx: tx.queue.end(
+                    row.run_id, failure.outcome, failure.to_json(), statuses=(RunStatus.QUEUED,), owner=row.owner
+                )
             )
         )
         if ended is not None:
-            self._runtime.follow(ended.next_turn)
+            self._runtime.tell_ended(ended)
 
 
 def _last_return(events: Sequence[EventRow]) -> dict[str, object]:

@@ -113,6 +113,8 @@ class PostgresHot:
         self._lanes = [_Lane(database) for _ in range(database.lanes)]
         self._idle = self._lanes[::-1]
         self._tasks: set[asyncio.Task[None]] = set()
+        self._at_work: set[Hashable] = set()
+        """What the runs under way have that others must not share meanwhile, so that a session's keep their order."""
         self._open = False
 
     async def open(self) -> None:
@@ -237,26 +239,32 @@ class PostgresHot:
 
     async def _drain(self, lane: _Lane) -> None:
         try:
-            while self._pending:
-                await self._run(lane, self._next_batch())
+            while batch := self._next_batch():
+                keys = {key for job in batch for key in job.statement.apart(job.request)}
+                self._at_work |= keys
+                try:
+                    await self._run(lane, batch)
+                finally:
+                    self._at_work -= keys
         finally:
             self._idle.append(lane)
 
     def _next_batch(self) -> list[_Job]:
-        """The first job, and those of its kind that may go with it; the others keep their order."""
-        first = self._pending.popleft()
-        if not self._pending:
-            return [first]
-        statement = first.statement
-        batch, taken = [first], set(statement.apart(first.request))
+        """The first job that may go now, and those of its kind that may go with it; the others keep their order. None where all
+        have to wait for another lane, which goes on with them."""
+        if len(self._pending) == 1 and not self._at_work:
+            return [self._pending.popleft()]
+        batch: list[_Job] = []
         others: list[_Job] = []
+        taken = set(self._at_work)
         while self._pending and len(batch) < _LARGEST_BATCH:
             job = self._pending.popleft()
-            if job.statement is statement and taken.isdisjoint(keys := statement.apart(job.request)):
+            keys = job.statement.apart(job.request)
+            if (not batch or job.statement is batch[0].statement) and taken.isdisjoint(keys):
                 batch.append(job)
-                taken.update(keys)
             else:
                 others.append(job)
+            taken.update(keys)
         self._pending.extendleft(reversed(others))
         return batch
 

@@ -4,6 +4,10 @@ from automagik.store.delivery_sql import QUEUED_CTE, QUEUED_SIGNAL
 
 __all__ = ["ACCEPT", "APPEND", "BEGIN", "FINISH", "START"]
 
+# The runs that have not ended are few, and have indexes of their own. A plan that is made once, while the tables are small, must
+# not take one of these for a run that it finds by its id, and read all of them: so it is asked here whether the run has an
+# outcome, which no index knows of.
+#
 # Which sessions are there, which runs may use them, what is made. A run whose session was made by somebody else at the
 # same moment gets no row here (ON CONFLICT waits for them and then does nothing): the caller asks again and finds it.
 # Rows go in by an order of their keys, so that two statements that make the same ones can't wait for each other.
@@ -153,7 +157,8 @@ WITH started AS (
   UPDATE runs r SET status = 'running', started_at = s.started_at
   FROM unnest($1::text[], $2::timestamptz[], $3::text[], $4::integer[], $5::text[])
     AS s(run_id, started_at, owner, message_limit, names)
-  WHERE r.run_id = s.run_id AND r.status = 'queued' AND r.ready AND r.owner = s.owner
+  WHERE r.run_id = s.run_id AND r.ready AND r.owner = s.owner
+    AND CASE r.status WHEN 'queued' THEN true WHEN 'running' THEN r.started_at = s.started_at ELSE false END
   RETURNING r.run_id, r.agent_id, r.session_id, r.user_id, s.message_limit, s.names
 ), new_events AS (
   INSERT INTO run_events (run_id, seq, type, at, data)
@@ -174,7 +179,9 @@ FROM started a LEFT JOIN sessions z ON z.session_id = a.session_id"""
         "names": "a.names",
     }
 )
-"""Start queued runs whose turn has come; those that are not queued any more, or not their owner's, are left out."""
+"""Start queued runs whose turn has come; those that are not queued any more, or not their owner's, are left out.
+
+A start that is repeated because the answer to the first was lost is the same start."""
 
 FINISH = "".join(
     (
@@ -197,7 +204,7 @@ WITH held AS MATERIALIZED (
     tool_calls, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, cost_usd, instructions,
     model, finished_at, session_key, new_messages
   ), (SELECT count(*) AS sessions FROM held) h
-  WHERE r.run_id = f.run_id AND r.status IN ('queued', 'running', 'waiting') AND r.owner = f.owner AND h.sessions >= 0
+  WHERE r.run_id = f.run_id AND r.outcome IS NULL AND r.owner = f.owner AND h.sessions >= 0
   RETURNING r.run_id, r.session_id, r.user_id, r.status, r.turn, r.ready, r.background, r.name, r.key_id, r.owner, f.claims_next,
     f.session_key, f.new_messages, f.finished_at
 ), bumped AS (
@@ -214,17 +221,19 @@ WITH held AS MATERIALIZED (
   UPDATE runs r SET ready = true,
     owner = CASE WHEN r.background AND c.claims_next AND r.name = c.name AND r.key_id IS NOT DISTINCT FROM c.key_id
         AND r.host IS NULL AND r.available_at IS NULL AND (r.queue_until IS NULL OR r.queue_until > c.finished_at)
+        AND r.started_at IS NULL
       THEN c.owner ELSE r.owner END
   FROM (
-    SELECT e.run_id AS after, e.background AND e.claims_next AS claims_next, e.name, e.key_id, e.owner, e.finished_at, (
-        SELECT n.run_id FROM runs n
-        WHERE n.session_id = b.session_id AND n.status IN ('queued', 'running', 'waiting') AND NOT n.ready
-          AND n.run_id <> ALL (ARRAY(SELECT x.run_id FROM ended x))
-        ORDER BY n.turn LIMIT 1
-      ) AS run_id
-    FROM bumped b JOIN ended e ON e.run_id = b.run_id WHERE b.open_runs > 0
+    SELECT e.run_id AS after, e.background AND e.claims_next AS claims_next, e.name, e.key_id, e.owner, e.finished_at, f.run_id
+    FROM bumped b JOIN ended e ON e.run_id = b.run_id CROSS JOIN LATERAL (
+      SELECT n.run_id FROM runs n
+      WHERE n.session_id = b.session_id AND n.status IN ('queued', 'running', 'waiting') AND NOT n.ready
+        AND n.run_id <> ALL (ARRAY(SELECT x.run_id FROM ended x))
+      ORDER BY n.turn LIMIT 1
+    ) f
+    WHERE b.open_runs > 0
   ) c
-  WHERE r.run_id = c.run_id AND r.status = 'queued'
+  WHERE r.run_id = c.run_id AND r.outcome IS NULL
   RETURNING c.after, r.run_id, r.background, r.owner
 ), new_messages AS (
   INSERT INTO messages (message_id, session_id, run_id, role, content, raw_payload, created_at)
@@ -258,7 +267,7 @@ WITH open AS (
   SELECT r.run_id FROM (
     SELECT run_id, owner FROM unnest($1::text[], $2::text[]) AS a(run_id, owner) GROUP BY run_id, owner
   ) a JOIN runs r ON r.run_id = a.run_id
-  WHERE r.status IN ('queued', 'running', 'waiting') AND r.owner = a.owner
+  WHERE r.outcome IS NULL AND r.owner = a.owner
   ORDER BY r.run_id
   FOR SHARE OF r
 ), new_events AS (

@@ -1,7 +1,7 @@
 """Queue: the runs that wait for a worker, and what becomes of those whose worker is gone. All of it outside the hot path."""
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -71,7 +71,7 @@ class Rescued:
     """What became of the open runs of an executor that is gone."""
 
     failed: list[EndedRun] = field(default_factory=list[EndedRun])
-    """Those that a caller waited for: `worker_lost`."""
+    """Those that ended: a caller waited for them, or they were to be stopped."""
     queued: list[str] = field(default_factory=list[str])
     """Those that any worker may take now."""
 
@@ -198,18 +198,25 @@ class Queue(Repository):
             return None
         self._add_event(run_id, "run_finished", {})
         queue_deliveries(self._connection, run_id)
-        is_in_line = session_id is not None and ended.turn is not None
-        following = leave_turn(self._connection, session_id) if is_in_line else None
+        following: NextTurn | None = None
+        if session_id is not None and ended.turn is not None:
+            following = leave_turn(self._connection, session_id)
         notify(self._connection, f"ended {run_id}")
         return EndedRun(self._get(run_id), following)
 
     def put_back(
         self, run_id: str, owner: str, *, attempt: int, available_at: datetime | None, data: JsonObject
     ) -> bool:
-        """Whether the running run went back to the queue, for `attempt` from `available_at` on; only its owner may do that."""
+        """Whether the running run went back to the queue, for `attempt` from `available_at` on; only its owner may do that, and
+        not where the run is to be stopped."""
         changed = self._connection.execute(
             update(_runs)
-            .where(_runs.c.run_id == run_id, _runs.c.status == RunStatus.RUNNING.value, _runs.c.owner == owner)
+            .where(
+                _runs.c.run_id == run_id,
+                _runs.c.status == RunStatus.RUNNING.value,
+                _runs.c.owner == owner,
+                ~_runs.c.cancel_requested,
+            )
             .values(**self._waiting_again(attempt, available_at))
         )
         if not changed.rowcount:
@@ -247,6 +254,10 @@ class Queue(Repository):
         asked = select(_runs.c.run_id).where(_runs.c.owner == owner, _OPEN, _runs.c.cancel_requested)
         return list(self._connection.scalars(asked))
 
+    def owned(self, owner: str) -> list[str]:
+        """The open runs of an owner."""
+        return list(self._connection.scalars(select(_runs.c.run_id).where(_runs.c.owner == owner, _OPEN)))
+
     def ready(self, run_ids: Sequence[str]) -> list[str]:
         """Which of the runs have their turn, or have ended: those whose signal may have been lost."""
         come = select(_runs.c.run_id).where(
@@ -261,10 +272,22 @@ class Queue(Repository):
         owning = select(_runs.c.owner).where(_OPEN, _runs.c.owner.is_not(None)).distinct()
         return [owner for owner in self._connection.scalars(owning) if owner is not None]
 
-    def rescue(self, owner: str, *, lost: JsonObject) -> Rescued:
-        """Take all open runs from an executor that will never write again: those that a caller waited for fail as
-        `worker_lost` with the error `lost`, the others wait for another worker, those under way with their next attempt."""
+    def rescue(
+        self,
+        owner: str,
+        *,
+        lost: JsonObject,
+        cancelled: JsonObject | None = None,
+        run_ids: Collection[str] | None = None,
+    ) -> Rescued:
+        """Take all open runs, or those of `run_ids`, from an executor that will never write of them again.
+
+        Those that were to be stopped are cancelled, with the error `cancelled`; those that a caller waited for fail as
+        `worker_lost`, with the error `lost`; the others wait for another worker, those under way with their next attempt.
+        """
         left = select(_runs).where(_runs.c.owner == owner, _OPEN).order_by(_runs.c.run_id)
+        if run_ids is not None:
+            left = left.where(_runs.c.run_id.in_(run_ids))
         records = self._connection.execute(left).all()
         hold_sessions(self._connection, {record.session_id for record in records if record.session_id is not None})
         known = left.where(
@@ -272,10 +295,10 @@ class Queue(Repository):
         )  # of no others is the session held
         rescued = Rescued()
         for record in self._connection.execute(known.with_for_update()).all():
-            if not record.background:
-                ended = self.end(
-                    record.run_id, RunOutcome.WORKER_LOST, lost, statuses=(RunStatus.QUEUED, RunStatus.RUNNING)
-                )
+            if record.cancel_requested or not record.background:
+                outcome = RunOutcome.CANCELLED if record.cancel_requested else RunOutcome.WORKER_LOST
+                error = cancelled if record.cancel_requested else lost
+                ended = self.end(record.run_id, outcome, error, statuses=(RunStatus.QUEUED, RunStatus.RUNNING))
                 if ended is not None:
                     rescued.failed.append(ended)
                 continue

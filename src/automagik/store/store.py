@@ -130,7 +130,8 @@ class Store:
         return await self._backend.hot.accept_run(begin)
 
     async def start_run(self, start: StartRun) -> BegunRun:
-        """Start a queued run whose turn has come. Raises Conflict where it is not queued, or not its owner's any more."""
+        """Start a queued run whose turn has come; the same start again is fine. Raises Conflict where the run is not queued, or
+        not its owner's any more."""
         return await self._backend.hot.start_run(start)
 
     async def finish_run(self, finish: FinishRun) -> FinishedRun | None:
