@@ -99,7 +99,7 @@ def test_a_lost_key_ends_the_start_with_the_way_out(tmp_path: Path, address: str
     assert "Add --yes" in command(server, "secrets", "reset", code=2).stderr
     assert "Secrets deleted: 1." in command(server, "secrets", "reset", "--yes").stderr
     key = command(server, "secrets", "generate").stdout.strip()
-    server.environment["AUTOMAGIK_SECRET_KEY"] = key
+    server.environment |= {"AUTOMAGIK_SECRET_KEY": key, "AUTOMAGIK_KEY": server.key}
     server.start()
     try:
         failed = json.loads(command(server, "webhooks", "test", webhook, "--json", code=1).stdout)

@@ -421,8 +421,7 @@ deliveries = Table(
     metadata,
     Column("delivery_id", Identifier, primary_key=True),
     Column("webhook_id", Identifier, ForeignKey("webhooks.webhook_id", ondelete="CASCADE"), nullable=False),
-    # NULL: a ping, which tells of no run.
-    Column("run_id", Identifier),
+    Column("run_id", Identifier),  # NULL: a ping, which tells of no run
     Column("event", SafeText, nullable=False),
     Column("status", SafeText, nullable=False),
     Column("attempts", Integer, nullable=False),
