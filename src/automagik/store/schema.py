@@ -425,8 +425,7 @@ deliveries = Table(
     Column("event", SafeText, nullable=False),
     Column("status", SafeText, nullable=False),
     Column("attempts", Integer, nullable=False),
-    # When it is tried next; moved on before each attempt, so that it is a lease too.
-    Column("next_at", UtcTime),
+    Column("next_at", UtcTime),  # when it is tried next; moved on before each attempt, so that it is a lease too
     Column("delivered_at", UtcTime),
     _created(),
     UniqueConstraint("webhook_id", "run_id", "event"),
