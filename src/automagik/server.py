@@ -68,7 +68,13 @@ class Application:
             self._api = create_api(platform)
             model = await platform.models.default_model_name()
             _freeze_heap()
-            _log.info("server_ready", database=platform.store.dialect, model=model, role=self._role)
+            _log.info(
+                "server_ready",
+                database=platform.store.dialect,
+                model=model,
+                role=self._role,
+                executor_id=platform.runs.executor_id,
+            )
             await send({"type": "lifespan.startup.complete"})
             await receive()
         await send({"type": "lifespan.shutdown.complete"})
@@ -163,7 +169,10 @@ async def _work(settings: Settings) -> None:
     async with Platform.open(settings, role="worker") as platform:
         _freeze_heap()
         _log.info(
-            "worker_ready", database=platform.store.dialect, places=platform.settings.max_concurrent_background_runs
+            "worker_ready",
+            database=platform.store.dialect,
+            places=settings.max_concurrent_background_runs,
+            executor_id=platform.runs.executor_id,
         )
         await stopping.wait()
         _log.info("worker_stopping", runs=platform.runs.live_runs)
