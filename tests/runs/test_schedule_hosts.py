@@ -79,7 +79,10 @@ def make(client: httpx2.Client, name: str, **changes: Any) -> dict[str, Any]:
 def test_two_hosts_fire_each_second_once_also_when_one_is_killed(
     tmp_path: Path, postgres_server: PostgresServer
 ) -> None:
-    database = {"AUTOMAGIK_DATABASE_URL": postgres_server.create_database()}
+    database = {
+        "AUTOMAGIK_DATABASE_URL": postgres_server.create_database(),
+        "AUTOMAGIK_SECRET_KEY": "A" * 43 + "=",
+    }
     with ExitStack() as stack:
         first = stack.enter_context(RunningServer(tmp_path / "a", settings=database))
         second = RunningServer(tmp_path / "b", settings=database)
