@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from webhook_house import Sent, WebhookHouse, answering, open_webhook_house
 
+from automagik.errors import ServiceUnavailable
+from automagik.store.rows import WebhookRow
 from automagik.testing.postgres import PostgresServer
 from automagik.testing.stores import fresh_settings
 
@@ -105,3 +107,55 @@ async def test_two_senders_that_look_at_the_same_moment_share_what_is_due(house:
         await sender.settled()
     assert sum(started) == 6
     assert Counter(Counter(sent.id for sent in house.receiver.got).values()) == {1: 6}
+
+
+async def test_a_sender_goes_on_when_the_database_was_away(tmp_path: Path) -> None:
+    with PostgresServer() as server:
+        async with (
+            fresh_settings("postgresql", tmp_path, server=server) as settings,
+            open_webhook_house(settings) as house,
+        ):
+            house.clock.flow()
+            gate = asyncio.Event()
+
+            async def late(sent: Sent, writer: asyncio.StreamWriter) -> None:
+                await gate.wait()
+                await answering(200)(sent, writer)
+
+            house.receiver.answers = [late]
+            await house.store.signals.open()
+            webhook = await house.create()
+            running = asyncio.create_task(house.sender.run())
+            await house.end_run()
+            await house.receiver.wait_for(1)
+            server.break_connections()
+            gate.set()
+            await _until_delivered(house, webhook, 1)
+            server.break_connections()
+            await _ended_again(house)
+            await _until_delivered(house, webhook, 2)
+            assert [sent.id for sent in house.receiver.got] == list(dict.fromkeys(s.id for s in house.receiver.got))
+            await house.sender.close()
+            await running
+
+
+async def _ended_again(house: WebhookHouse) -> None:
+    for _ in range(20):
+        try:
+            await house.end_run()
+        except ServiceUnavailable:
+            await asyncio.sleep(0.1)
+        else:
+            return
+
+
+async def _until_delivered(house: WebhookHouse, webhook: WebhookRow, count: int) -> None:
+    async with asyncio.timeout(40):
+        while True:
+            try:
+                rows = await house.deliveries(webhook)
+            except ServiceUnavailable:
+                rows = []
+            if [row.status for row in rows].count("delivered") == count:
+                return
+            await asyncio.sleep(0.05)

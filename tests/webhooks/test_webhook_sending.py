@@ -11,8 +11,9 @@ from webhook_house import Sent, WebhookHouse, answering, signatures_by
 
 from automagik.errors import Conflict
 from automagik.runs.document import run_document
+from automagik.store import BeginRun
 from automagik.store.delivery_sql import queue_deliveries
-from automagik.types import SYSTEM
+from automagik.types import SYSTEM, RunOutcome, RunStatus, new_id
 from automagik.webhooks import RETRY_DELAYS
 
 pytestmark = pytest.mark.anyio
@@ -85,6 +86,19 @@ async def test_the_end_of_a_run_and_its_deliveries_are_one_however_often_it_is_a
     again = [await house.store.write(lambda tx: queue_deliveries(tx.connection, run_id)) for _ in range(2)]
     assert again == [0, 0]
     assert (await house.only_delivery(webhook)).run_id == run_id
+
+
+async def test_a_run_that_was_ended_from_outside_is_told_of_too(house: WebhookHouse) -> None:
+    webhook = await house.create()
+    run_id = new_id("run")
+    now = house.clock.now()
+    await house.store.accept_run(BeginRun(run_id=run_id, kind="agent", name="simple", created_at=now, background=True))
+    statuses = (RunStatus.QUEUED,)
+    await house.store.write(lambda tx: tx.queue.end(run_id, RunOutcome.CANCELLED, None, statuses=statuses))
+    await house.deliver()
+    (sent,) = house.receiver.got
+    assert (sent.document["type"], sent.document["data"]["run"]["run_id"]) == ("run.cancelled", run_id)
+    assert (await house.only_delivery(webhook)).status == "delivered"
 
 
 async def test_a_run_that_goes_on_is_not_told_of(house: WebhookHouse) -> None:
@@ -283,6 +297,19 @@ async def test_a_run_that_was_deleted_can_not_be_told_of_and_that_is_said(house:
     row = await house.only_delivery(webhook)
     assert (row.status, house.receiver.got) == ("failed", [])
     assert (await house.attempts(row.delivery_id))[0].error == "The run is not stored any more."
+
+
+async def test_the_webhooks_of_a_user_who_is_deleted_are_switched_off(house: WebhookHouse) -> None:
+    user = (await house.store.write(lambda tx: tx.users.create())).user_id
+    webhook = await house.create(user_id=user)
+    run_id = await house.end_run(user_id=user)
+    await house.store.write(lambda tx: tx.users.delete(user))
+    await house.deliver()
+    row = await house.only_delivery(webhook)
+    assert (row.run_id, row.status, row.next_at, house.receiver.got) == (run_id, "pending", None, [])
+    assert (await house.attempts(row.delivery_id))[0].error == "The webhook is not active."
+    await house.end_run(user_id=user)  # the same id again: somebody else, perhaps
+    assert len(await house.deliveries(webhook)) == 1
 
 
 async def test_text_that_no_encoding_carries_is_delivered_all_the_same(house: WebhookHouse) -> None:

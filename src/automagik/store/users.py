@@ -97,7 +97,8 @@ class Users(Repository):
         return _row(record)
 
     def delete(self, user_id: uuid.UUID) -> UserRow:
-        """The user that was deleted, with their sessions and memories. Their keys are revoked; runs stay as records.
+        """The user that was deleted, with their sessions and memories. Their keys are revoked, their webhooks switched off;
+        runs stay as records.
 
         Raises: NotFound.
         """
@@ -106,6 +107,8 @@ class Users(Repository):
             update(keys).where(keys.c.user_id == user_id, keys.c.revoked_at.is_(None)).values(revoked_at=self._now)
         )
         dissolve(self._connection, schema.sessions.c.user_id == user_id)
+        webhooks = schema.webhooks
+        self._connection.execute(update(webhooks).where(webhooks.c.user_id == user_id).values(active=False))
         Artifacts(self._connection, self._now).release_user(user_id)
         notify(self._connection, "changed keys")
         statement = delete_from(_users).where(_users.c.id == user_id).returning(_users)

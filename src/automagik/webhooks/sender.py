@@ -50,6 +50,7 @@ _POLL_SECONDS: Final = {"postgresql": 30.0, "sqlite": 1.0}
 _PAUSE_SECONDS: Final = 1.0
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 """How long a sender waits after the database failed: at first, and at the most."""
+_TURN_SECONDS: Final = 0.02
 _CUT_SECONDS: Final = 0.05
 _PATIENCE: Final = 20
 _GONE: Final = 410
@@ -134,6 +135,7 @@ class WebhookSender:
                 self._start(row, chosen[row.delivery_id])
             started += len(claimed)
             if len(claimed) < len(chosen):  # another sender was faster: what it left is looked at anew
+                await asyncio.sleep(0 if claimed else _TURN_SECONDS)
                 continue
             self._busy |= busy
             if not chosen and not busy:

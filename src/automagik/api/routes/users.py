@@ -101,7 +101,7 @@ async def change_user(user: str, body: UserChange, request: Request, platform: P
     responses={204: {"description": "They are gone"}, **problems(404)},
 )
 async def delete_user(user: str, request: Request, platform: PlatformOf, caller: Writer) -> Response:
-    """With their sessions and memories; their keys are revoked, their runs stay as a record."""
+    """With their sessions and memories; their keys are revoked, their webhooks switched off, their runs stay as a record."""
 
     def write(tx: Transaction) -> None:
         row = tx.users.delete(_visible(tx, user, caller).user_id)
