@@ -27,6 +27,7 @@ __all__ = ["Objects", "StoredObject"]
 
 _SCHEMES = ("s3", "gs", "az", "file")
 _CHUNK_BYTES = 512 * 1024
+_AT_ONCE_BYTES = 64 * 1024 * 1024
 _STAGED_SECONDS = 86_400.0
 """How old a half-written file of a folder must be to be nobody's."""
 
@@ -117,7 +118,9 @@ class Objects:
         """Store an object; one that is there is replaced. It is durable when this returns."""
         store = self._store()
         with self._meanings():
-            await store.put_async(name, data)
+            # What is in memory goes in one request, of which nothing is left when it is cut off.
+            at_once = isinstance(data, bytes) and len(data) <= _AT_ONCE_BYTES
+            await store.put_async(name, data, use_multipart=False if at_once else None)
         if self._folder is not None:
             await asyncio.to_thread(_settle, self._folder / name)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import cast
 
@@ -9,12 +10,14 @@ import orjson
 
 from automagik.agents import AutomagikAgent
 from automagik.errors import InvalidInput
+from automagik.memory import MessageArchive
 from automagik.runs.request import RunRequest
 from automagik.store import BeginRun, Idempotency
+from automagik.store.artifacts import run_holder
 from automagik.store.rows import RunRow
 from automagik.types import Caller, Json, JsonObject, RunStatus, Usage, new_id
 
-__all__ = ["begin_of", "idempotency_of", "new_row"]
+__all__ = ["begin_of", "idempotency_of", "new_row", "with_media"]
 
 _LONGEST_KEY = 255
 
@@ -61,6 +64,15 @@ def new_row(
         background=owner is None,
         queue_until=now + timedelta(seconds=wait) if owner is None and wait else None,
     )
+
+
+async def with_media(row: RunRow, request: RunRequest, archive: MessageArchive) -> RunRow:
+    """The run with the request's media in its input: large ones as artefacts, which it holds."""
+    if not request.media and not request.stored_media:
+        return row
+    holder = run_holder(row.run_id)
+    kept = await archive.keep_media(request.media, stored=request.stored_media, used_by=holder)
+    return replace(row, input=request.to_input(media=kept))
 
 
 def begin_of(

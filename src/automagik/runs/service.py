@@ -21,7 +21,7 @@ from automagik.errors import (
 from automagik.events import Looked, RunEvent
 from automagik.memory import DEFAULT_STATUS_KEY
 from automagik.providers import ModelRegistry
-from automagik.runs.acceptance import begin_of, idempotency_of, new_row
+from automagik.runs.acceptance import begin_of, idempotency_of, new_row, with_media
 from automagik.runs.document import run_document
 from automagik.runs.live import LiveRun
 from automagik.runs.names import Name, SessionNames
@@ -30,7 +30,6 @@ from automagik.runs.request import RunRequest
 from automagik.runs.runtime import Runtime
 from automagik.runs.stream import RunStream
 from automagik.store import Idempotency, Page, Transaction
-from automagik.store.artifacts import run_holder
 from automagik.store.hot import KEY_TAKEN
 from automagik.store.queue import EndedRun
 from automagik.store.rows import EventRow, RunRow
@@ -273,11 +272,7 @@ class RunService:
                 requeue_of=requeue_of,
                 queue_timeout_seconds=self._settings.queue_timeout_seconds,
             )
-            if named.media or named.stored_media:
-                kept = await self._runtime.archive.keep_media(
-                    named.media, stored=named.stored_media, used_by=run_holder(row.run_id)
-                )
-                row = replace(row, input=named.to_input(media=kept))
+            row = await with_media(row, named, self._runtime.archive)
             try:
                 if background:
                     return await self._enqueue(row, named, caller, agent, key)
