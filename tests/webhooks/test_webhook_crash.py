@@ -155,7 +155,8 @@ async def _until_delivered(house: WebhookHouse, webhook: WebhookRow, count: int)
             try:
                 rows = await house.deliveries(webhook)
             except ServiceUnavailable:
-                rows = []
+                await asyncio.sleep(0.1)
+                continue
             if [row.status for row in rows].count("delivered") == count:
                 return
             await asyncio.sleep(0.05)
