@@ -277,6 +277,27 @@ async def test_a_second_engine_in_one_process_is_refused_until_the_first_is_clos
     await second.close()
 
 
+async def test_an_engine_that_can_not_start_says_why_and_leaves_the_way_open_for_the_next(house: House) -> None:
+    good = house.engine(nothing)
+    away = "postgresql://nobody@127.0.0.1:9/nothing"
+    refused = [(away, ServiceUnavailable), (f"{away}?ssl=require", ConfigurationError)]
+    if house.url is not None:
+        powerless = f"powerless_{new_id('x')}"
+        await house.store.write(lambda tx: tx.connection.execute(text(f"CREATE ROLE {powerless} LOGIN")))
+        refused.append((house.url.replace("postgres@", f"{powerless}@"), ConfigurationError))
+    for url, error in refused:
+        bad = DurableEngine(
+            nothing, executor_id=new_id("exec"), data_dir=house.data_dir, database_url=url, clock=SystemClock()
+        )
+        with pytest.raises(error) as raised:
+            await bad.open()
+        assert raised.value.__cause__ is not None
+        assert not bad.is_open
+        await bad.close()
+    await good.start("run_a:1", "run_a")
+    await house.until_status("run_a:1", "SUCCESS")
+
+
 async def test_closing_waits_for_what_is_under_way_and_cancels_the_rest_before_it_returns(house: House) -> None:
     said: list[str] = []
 

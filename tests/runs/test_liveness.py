@@ -280,6 +280,17 @@ async def test_an_event_loop_that_is_stuck_lets_the_heart_stop_until_it_answers_
     assert told.lost == 0
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_heart_that_breaks_by_a_fault_of_its_own_takes_its_process_for_lost() -> None:
+    class Broken(Line):
+        async def left_behind(self) -> list[str]:
+            raise ValueError("a fault of the platform")
+
+    line, told = Broken(), Told()
+    async with beating(line, told):
+        await until(lambda: told.lost == 1)
+
+
 # -- with real processes on a real PostgreSQL
 
 
