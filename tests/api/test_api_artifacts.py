@@ -1,13 +1,17 @@
 """Artefacts over HTTP: who may get them, and how they come."""
 
+import base64
 import hashlib
 import uuid
 
 import httpx2
 import pytest
 from api_house import ApiHouse
+from pydantic_ai import BinaryContent
+from pydantic_ai.messages import ModelRequest, UserPromptPart
 
 from automagik.errors import ArtifactDamaged
+from automagik.memory import dump_messages
 from automagik.store import BeginRun
 from automagik.store.artifacts import run_holder, session_holder
 from automagik.types import new_id
@@ -170,3 +174,45 @@ async def test_damaged_bytes_are_a_problem_or_a_connection_that_breaks(house: Ap
     answer = await house.admin.get(PATH)
     assert answer.json()["code"] == "artifact_damaged"
     assert "AUTOMAGIK_ARTIFACTS_URL" in answer.json()["hint"]
+
+
+async def test_the_media_of_a_run_are_found_by_what_the_api_shows(each_house: ApiHouse) -> None:
+    house = each_house
+    user = await house.user()
+    client = await house.client("agents:*:run", "runs:read", "sessions:write", user_id=user)
+    session_id = str(uuid.uuid4())
+    body = {
+        "message_content": "look",
+        "session_id": session_id,
+        "media_contents": [{"mime_type": "image/png", "data": base64.b64encode(PICTURE).decode()}],
+    }
+    answer = (await client.post("/api/v1/agent/echo/run", json=body)).json()
+    assert "[image/png]" in answer["message"]
+    shown = (await client.get(f"/api/v1/runs/{answer['run_id']}")).json()
+    reference = {"mime_type": "image/png", "artifact": DIGEST, "size": len(PICTURE)}
+    assert shown["input"]["media_contents"] == [reference]
+    listed = (await client.get(f"/api/v1/sessions/{session_id}/messages")).json()["data"]
+    assert listed[-1]["content"] == f"look\n[image/png, {len(PICTURE)} bytes]"
+    message = (await client.get(f"/api/v1/messages/{listed[-1]['message_id']}")).json()
+    medium = message["raw_payload"]["parts"][0]["content"][1]
+    assert (medium["artifact"], medium["size"], medium["media_type"]) == (DIGEST, len(PICTURE), "image/png")
+    assert "data" not in medium
+    assert "artifacts" not in message["raw_payload"]
+    assert (await client.get(PATH)).content == PICTURE
+    assert (await client.delete(f"/api/v1/sessions/{session_id}")).status_code == 204
+    assert (await client.get(PATH)).status_code == 200, "the run still has it"
+    await house.platform.artifacts.release(run_holder(answer["run_id"]))
+    assert (await client.get(PATH)).status_code == 404
+
+
+async def test_messages_of_before_are_shown_with_their_media_inside(house: ApiHouse) -> None:
+    content = BinaryContent(PICTURE, media_type="image/png")
+    (row,) = dump_messages([ModelRequest(parts=[UserPromptPart(["look", content])])])
+    session = await house.platform.store.write(lambda tx: tx.sessions.create())
+    await house.platform.store.write(lambda tx: tx.messages.append(session.id, [row]))
+    message = (await house.admin.get(f"/api/v1/messages/{row.message_id}")).json()
+    assert message["raw_payload"]["parts"][0]["content"][1]["data"] == base64.urlsafe_b64encode(PICTURE).decode()
+    answer = await house.admin.post(
+        "/api/v1/agent/echo/run", json={"message_content": "again", "session_id": str(session.session_id)}
+    )
+    assert answer.status_code == 200

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from automagik.artifacts.store import ArtifactStore
 from automagik.store import Store, Transaction
-from automagik.store.retention import Deleted
+from automagik.store.retention import EXECUTORS_KEPT, Deleted
 from automagik.types import Caller, Clock, JsonObject
 
 __all__ = ["Pruned", "prune_platform"]
@@ -46,7 +46,8 @@ async def prune_platform(
 ) -> Pruned | None:
     """What was deleted: finished runs and deliveries older than `older_than` (None: none), artefacts unused for `unused_for`.
 
-    And what is of no use whatever retention says: idempotency keys, counters of rate limits, executors that are long gone.
+    And what is of no use whatever retention says: idempotency keys, counters of rate limits, executors that are long gone, the
+    engine's rows of work that has ended (PostgreSQL; on SQLite they are in the engine's own file).
     `sessions`: conversations that nothing was said in for `older_than`, too. With `every`, only one process does it in that
     time; None: another has. `caller` (None: the platform itself) stands in the audit log.
 
@@ -54,25 +55,26 @@ async def prune_platform(
     """
     before = None if older_than is None else clock.now() - older_than
     if dry_run:
-        counts = await store.read(lambda tx: tx.retention.count(before, sessions=sessions))
+        found = await store.read(lambda tx: tx.retention.count(before, sessions=sessions))
         unused = await artifacts.prune(unused_for, dry_run=True)
-        return Pruned({**counts, "artifacts": unused.artifacts, "artifact_bytes": unused.size}, dry_run=True)
+        return Pruned({**found, "artifacts": unused.artifacts, "artifact_bytes": unused.size}, dry_run=True)
     if every is not None and not await store.write(lambda tx: tx.retention.claim(every)):
         return None
-    counts = await _prune_rows(store, before, sessions=sessions)
-    gone = await artifacts.prune(unused_for)
-    counts.update(
-        artifacts=gone.artifacts, artifact_bytes=gone.size, artifact_uses=gone.lost_uses, orphan_objects=gone.orphans
-    )
-    if caller is not None or any(counts[name] for name in _NOTABLE):
-        days = None if older_than is None else older_than / timedelta(days=1)
-        details: JsonObject = {"older_than_days": days, "sessions": sessions, "deleted": dict(counts)}
-        await store.write(lambda tx: tx.audit.append("db.prune", "database", caller=caller, details=details))
+    counts: Counter[str] = Counter()
+    try:
+        await _prune_rows(store, counts, before, sessions=sessions)
+        gone = await artifacts.prune(unused_for)
+        counts.update(artifacts=gone.artifacts, artifact_bytes=gone.size)
+        counts.update(artifact_uses=gone.lost_uses, orphan_objects=gone.orphans)
+    finally:
+        if caller is not None or any(counts[name] for name in _NOTABLE):
+            days = None if older_than is None else older_than / timedelta(days=1)
+            details: JsonObject = {"older_than_days": days, "sessions": sessions, "deleted": dict(counts)}
+            await store.write(lambda tx: tx.audit.append("db.prune", "database", caller=caller, details=details))
     return Pruned(dict(counts))
 
 
-async def _prune_rows(store: Store, before: datetime | None, *, sessions: bool) -> Counter[str]:
-    counts: Counter[str] = Counter()
+async def _prune_rows(store: Store, counts: Counter[str], before: datetime | None, *, sessions: bool) -> None:
     if before is not None:
         steps: list[Callable[[Transaction, str], Deleted]] = [
             lambda tx, after: tx.retention.delete_runs(before, after=after, limit=_RUNS),
@@ -90,4 +92,7 @@ async def _prune_rows(store: Store, before: datetime | None, *, sessions: bool) 
         expired = await store.write(lambda tx: tx.retention.delete_expired(limit=_ROWS))
         counts.update(expired)
         if all(count < _ROWS for count in expired.values()):
-            return counts
+            break
+    counts["executors"] = await store.write(lambda tx: tx.executors.prune(tx.now - EXECUTORS_KEPT))
+    while done := await store.write(lambda tx: tx.executors.prune_workflows(tx.now - EXECUTORS_KEPT, most=_ROWS)):
+        counts["workflows"] += done

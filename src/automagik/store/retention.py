@@ -17,7 +17,7 @@ __all__ = ["EXECUTORS_KEPT", "KEYS_KEPT", "Deleted", "Retention"]
 KEYS_KEPT = timedelta(hours=24)
 """How long an idempotency key is good for."""
 EXECUTORS_KEPT = timedelta(days=1)
-"""How long an executor that has ended, or was lost, is still listed."""
+"""How long an executor that has ended, or was lost, is still listed, and what the engine kept of work that has ended."""
 
 _runs = schema.runs
 _events = schema.run_events
@@ -96,7 +96,7 @@ class Retention(Repository):
         return Deleted({"deliveries": gone}, ids[-1])
 
     def delete_expired(self, *, limit: int) -> dict[str, int]:
-        """What is of no use any more whatever retention says: idempotency keys, counters of rate limits, dead executors."""
+        """What is of no use any more whatever retention says: idempotency keys, counters of rate limits."""
         gone: dict[str, int] = {}
         for table, condition in self._expired():
             key = list(table.primary_key.columns)
@@ -117,6 +117,7 @@ class Retention(Repository):
             if sessions:
                 wanted.append((_sessions, _quiet(before)))
         wanted += [(table, [condition]) for table, condition in self._expired()]
+        wanted.append((_executors, [_executors.c.lost_at < self._now - EXECUTORS_KEPT]))
         counts = {table.name: self._count(table, conditions) for table, conditions in wanted}
         if before is not None:
             ended = select(_runs.c.run_id).where(*_ended(before))
@@ -130,7 +131,6 @@ class Retention(Repository):
         return [
             (_keys, _keys.c.created_at < self._now - KEYS_KEPT),
             (_counters, _counters.c.expires_at < self._now),
-            (_executors, _executors.c.lost_at < self._now - EXECUTORS_KEPT),
         ]
 
     def _ids(
