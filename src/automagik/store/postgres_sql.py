@@ -43,7 +43,7 @@ WITH asked AS (
   ) s
 ), allowed AS (
   SELECT a.*, f.id AS found_key, coalesce(f.session_id, a.session_id) AS settled_id,
-    coalesce(a.user_id, f.user_id) AS settled_user, row_number() OVER (PARTITION BY f.id ORDER BY a.run_id) AS place
+    coalesce(a.user_id, f.user_id) AS settled_user
   FROM asked a LEFT JOIN found f ON f.run_id = a.run_id
   WHERE CASE WHEN f.id IS NULL
     THEN a.may_make
@@ -68,13 +68,15 @@ WITH asked AS (
   ORDER BY s.id FOR NO KEY UPDATE
 ), entered AS (
   UPDATE sessions s SET turns = s.turns + h.runs, open_runs = s.open_runs + h.runs
-  FROM (SELECT held.id, max(a.place)::integer AS runs FROM held JOIN allowed a ON a.found_key = held.id GROUP BY held.id) h
-  WHERE s.id = h.id
+  FROM held CROSS JOIN LATERAL (SELECT count(*)::integer AS runs FROM allowed a WHERE a.found_key = held.id) h
+  WHERE s.id = held.id
   RETURNING s.id, s.turns - h.runs AS turns, s.open_runs - h.runs AS open_runs
 ), placed AS (
-  SELECT a.*, coalesce(e.turns + a.place, CASE WHEN a.settled_id IS NOT NULL THEN 1 END) AS turn,
-    coalesce(e.open_runs + a.place, 1) = 1 AS ready, coalesce(e.open_runs + a.place, 1) = 1 AND NOT a.background AS starts
-  FROM allowed a LEFT JOIN made m ON m.session_id = a.settled_id LEFT JOIN entered e ON e.id = a.found_key
+  SELECT a.*, coalesce(e.turns + p.place, CASE WHEN a.settled_id IS NOT NULL THEN 1 END) AS turn,
+    coalesce(e.open_runs + p.place, 1) = 1 AS ready, coalesce(e.open_runs + p.place, 1) = 1 AND NOT a.background AS starts
+  FROM allowed a CROSS JOIN LATERAL (
+    SELECT count(*)::integer AS place FROM allowed b WHERE b.found_key = a.found_key AND b.run_id <= a.run_id
+  ) p LEFT JOIN made m ON m.session_id = a.settled_id LEFT JOIN entered e ON e.id = a.found_key
   WHERE a.settled_id IS NULL OR e.id IS NOT NULL OR m.id IS NOT NULL
 ), stored AS (
   INSERT INTO runs (run_id, kind, name, agent_id, session_id, user_id, key_id, parent_id, requeue_of, labels, status,
