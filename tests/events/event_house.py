@@ -5,18 +5,22 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import orjson
 
+from automagik.errors import ServiceUnavailable
 from automagik.events import EventBus, EventStream, Looked, RunEvent
 from automagik.settings import Settings
 from automagik.store import BeginRun, FinishRun, NewEvent, Store
 from automagik.store.signals import Signals
 from automagik.types import JsonObject, SystemClock, new_id
 
-__all__ = ["Instance", "LiveRun", "OpenInstance", "Reader", "begin_run", "open_instance"]
+__all__ = ["Instance", "LiveRun", "OpenInstance", "Reader", "SentSignals", "begin_run", "open_instance"]
 
 CLOCK = SystemClock()
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -74,12 +78,12 @@ class LiveRun:
         self.stream = EventStream(self.run_id, CLOCK, self._store, last_seq=self.last_seq)
         self.instance.bus.add(self.stream)
 
-    async def _store(self, run_id: str, events: Sequence[RunEvent]) -> None:
+    async def _store(self, run_id: str, events: Sequence[RunEvent]) -> bool:
         stored = [
             NewEvent(seq=event.seq or 0, type=event.type, at=event.at, data_json=orjson.dumps(event.data).decode())
             for event in events
         ]
-        assert await self.instance.store.append_events(run_id, "me", stored)
+        return await _persist(lambda: self.instance.store.append_events(run_id, "me", stored))
 
     async def happen(self, kind: str, data: JsonObject | None = None) -> None:
         """Store an event, and show it."""
@@ -103,7 +107,7 @@ class LiveRun:
             finished_at=event.at,
             events=[ending],
         )
-        assert await self.instance.store.finish_run(finish)
+        await _persist(lambda: self.instance.store.finish_run(finish))
         self.stream.show([event])
         self.leave()
 
@@ -111,6 +115,40 @@ class LiveRun:
         """Let the run go, finished or not."""
         self.stream.close()
         self.instance.bus.remove(self.run_id)
+
+
+async def _persist(write: Callable[[], Awaitable[T]]) -> T:
+    """What `write` gives, however often the database goes away."""
+    while True:
+        try:
+            return await write()
+        except ServiceUnavailable:
+            await asyncio.sleep(0.05)
+
+
+class SentSignals:
+    """Signals that remember to which topics they sent."""
+
+    def __init__(self, signals: Signals) -> None:
+        self.sent: list[str] = []
+        self.largest = signals.largest
+        self._signals = signals
+
+    async def open(self) -> None:
+        """They are open."""
+
+    async def close(self) -> None:
+        """Whoever opened them closes them."""
+
+    def listen(self, topic: str, heard: Callable[[str], None]) -> Callable[[], None]:
+        return self._signals.listen(topic, heard)
+
+    def on_gap(self, missed: Callable[[], None]) -> Callable[[], None]:
+        return self._signals.on_gap(missed)
+
+    async def send(self, topic: str, text: str = "") -> None:
+        self.sent.append(topic)
+        await self._signals.send(topic, text)
 
 
 async def begin_run(instance: Instance) -> LiveRun:

@@ -2,9 +2,10 @@ import asyncio
 import random
 
 import pytest
-from event_house import Instance, LiveRun, OpenInstance, begin_run
+from event_house import Instance, LiveRun, OpenInstance, Reader, SentSignals, begin_run
 
-from automagik.errors import ServiceUnavailable
+from automagik.events import Looked
+from automagik.store.signals import Signals
 from automagik.testing.postgres import PostgresServer
 
 pytestmark = pytest.mark.anyio
@@ -109,7 +110,7 @@ async def test_many_readers_that_come_at_any_moment_see_the_same_text_and_the_sa
     here, there, elsewhere = await open_one(), await open_one(), await open_one()
     run = await begin_run(here)
     chance = random.Random(7)
-    readers = []
+    readers: list[Reader] = []
     written = ""
     for place in range(200):
         word = f"word{place} "
@@ -140,23 +141,11 @@ async def test_nothing_is_missed_when_every_connection_is_broken_again_and_again
         run.say("a")
         if place % 3 == 0:
             postgres_server.break_connections()
-        await _despite_breaks(run)
+        await run.happen("tool_call")
     run.say("b")
     await reader.until(lambda it: it.text == "a" * 12 + "b", 20)
-    await _despite_breaks(run, ends=True)
+    await run.finish()
     assert await reader.end() == list(range(1, 15))
-
-
-async def _despite_breaks(run: LiveRun, *, ends: bool = False) -> None:
-    seq = run.stream._seq
-    while True:
-        try:
-            await (run.finish() if ends else run.happen("tool_call"))
-        except ServiceUnavailable:
-            run.stream._seq = seq
-            await asyncio.sleep(0.05)
-        else:
-            return
 
 
 @elsewhere
@@ -197,25 +186,30 @@ async def test_a_run_that_comes_to_life_where_it_is_read_goes_on_there(open_one:
 
 @elsewhere
 async def test_a_run_that_nobody_watches_from_elsewhere_sends_nothing(open_one: OpenInstance) -> None:
-    here, there = await open_one(), await open_one()
-    sent: list[str] = []
-    signals = here.store.signals
+    channels: list[SentSignals] = []
+
+    def recorded(signals: Signals) -> SentSignals:
+        channels.append(SentSignals(signals))
+        return channels[-1]
+
+    here, there = await open_one(recorded), await open_one()
     run = await begin_run(here)
-    there.store.signals.listen(there.bus._instance, sent.append)
     local = here.read(run.run_id)
     run.say("quiet")
     await run.happen("tool_call")
+    await asyncio.sleep(0.1)
+    assert channels[0].sent == []
     reader = there.read(run.run_id)
     await reader.until(lambda it: it.text == "quiet")
     await reader.aclose()
     await asyncio.sleep(0.2)
-    before = len(sent)
+    before = len(channels[0].sent)
     for _ in range(5):
         run.say("loud")
         await run.happen("tool_call")
     await asyncio.sleep(0.2)
-    assert before > 0 and len(sent) == before
-    assert signals.largest
+    assert before > 0
+    assert len(channels[0].sent) == before
     await local.aclose()
 
 
@@ -247,3 +241,36 @@ async def test_readers_are_let_go_when_their_server_stops_and_can_go_on_elsewher
     going_on = here.read(run.run_id, after=1)
     await run.finish()
     assert await going_on.end() == [2, 3]
+
+
+@elsewhere
+async def test_a_reader_elsewhere_looks_into_the_store_only_for_what_it_was_not_sent(open_one: OpenInstance) -> None:
+    here, there = await open_one(), await open_one()
+    run = await begin_run(here)
+    looks: list[int] = []
+
+    async def look(run_id: str, after: int) -> Looked:
+        looks.append(after)
+        return await there.look(run_id, after)
+
+    seqs: list[int] = []
+
+    async def read() -> None:
+        async for batch in there.bus.watch(run.run_id, 0, look):
+            seqs.extend(event.seq for event in batch if event.seq is not None)
+
+    reading = asyncio.create_task(read())
+    while seqs != [1]:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    for _ in range(5):
+        await run.happen("tool_call", {"args": "short"})
+    while seqs[-1] != 6:
+        await asyncio.sleep(0.01)
+    assert looks == [0]
+    await run.happen("tool_result", {"content": "x" * 20_000})
+    await run.finish()
+    async with asyncio.timeout(5):
+        await reading
+    assert seqs == list(range(1, 9))
+    assert looks == [0, 6]

@@ -11,18 +11,21 @@ pytestmark = pytest.mark.anyio
 
 
 class Sink:
-    """Stores events when the gate is open; fails while `away`."""
+    """Stores events when the gate is open; fails while `away`, takes none where the run is not `is_ours`."""
 
     def __init__(self) -> None:
         self.stored: list[int] = []
         self.gate = asyncio.Event()
         self.away = False
+        self.is_ours = True
 
-    async def __call__(self, run_id: str, events: Sequence[RunEvent]) -> None:
+    async def __call__(self, run_id: str, events: Sequence[RunEvent]) -> bool:
         await self.gate.wait()
         if self.away:
             raise ServiceUnavailable("The store is away.")
-        self.stored += [event.seq or 0 for event in events]
+        if self.is_ours:
+            self.stored += [event.seq or 0 for event in events]
+        return self.is_ours
 
 
 def short(events: Sequence[RunEvent]) -> list[object]:
@@ -110,3 +113,15 @@ async def test_readers_end_when_the_stream_closes_and_leaving_early_harms_nobody
     stream.close()
     assert [short(batch) async for batch in stays] == [["bye"]]
     assert [batch async for batch in leaves] == []
+
+
+async def test_nothing_is_shown_that_the_store_did_not_take_because_the_run_is_anothers_by_now() -> None:
+    sink = Sink()
+    sink.is_ours = False
+    sink.gate.set()
+    stream = EventStream("run_1", SystemClock(), sink)
+    reader = stream.subscribe()
+    stream.publish("tool_call", {})
+    stream.delta("text_delta", "late")
+    assert [batch async for batch in reader] == []
+    assert stream.closed

@@ -100,7 +100,7 @@ class Outlet:
         asked, self._asked = self._asked, set()
         if asked:
             self._text = ["".join(self._text)]
-            stands = [Piece("events", self._stream.run_id, self._seq)]
+            stands = [Piece("event", self._stream.run_id, self._seq)]
             if self._length:
                 stands.append(self._piece("snapshot", 0, self._text[0]))
             for message in (message for piece in stands for message in self._encoded(piece)):
@@ -121,8 +121,7 @@ class Outlet:
                 if item.type == "message_completed":
                     self._text, self._length, self._base = [], 0, self._seq
                 index += 1
-                if index == len(pending) or not isinstance(pending[index], RunEvent):
-                    yield Piece("events", self._stream.run_id, self._seq)
+                yield Piece("event", item.run_id, self._seq, item)
                 continue
             parts: list[str] = []
             while index < len(pending) and isinstance(part := pending[index], tuple) and part[0] == item[0]:
@@ -139,7 +138,8 @@ class Outlet:
         return piece
 
     def _piece(self, kind: PieceKind, offset: int, text: str) -> Piece:
-        return Piece(kind, self._stream.run_id, self._seq, self._stream.attempt, self._base, offset, text)
+        stream = self._stream
+        return Piece(kind, stream.run_id, self._seq, attempt=stream.attempt, base=self._base, offset=offset, text=text)
 
     def _encoded(self, piece: Piece) -> Iterator[str]:
         return encode_pieces(piece, self._signals.largest - _TOPIC_BYTES)

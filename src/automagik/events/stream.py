@@ -10,8 +10,8 @@ from automagik.types import Clock, JsonObject
 
 __all__ = ["EventStream", "Reader", "Subscription"]
 
-EventSink = Callable[[str, Sequence[RunEvent]], Awaitable[None]]
-"""Stores events of a run; when it returns they are durable."""
+EventSink = Callable[[str, Sequence[RunEvent]], Awaitable[bool]]
+"""Stores events of a run; when it gives True they are durable, when False the run is another process's by now."""
 
 _LAZY = frozenset({"message_completed", "usage"})
 """Types whose storing may wait for the next event or for the run's end, which carries them in its own transaction."""
@@ -103,7 +103,8 @@ class Subscription:
 
 
 class EventStream:
-    """The events of one live run. An event is stored before anybody sees it; deltas only go to those who look on.
+    """The events of one live run. An event is stored before anybody sees it; deltas only go to those who look on. It closes
+    where the store takes no more of them, because the run is another process's.
 
     What comes after an event that is still being stored waits behind it, so that every reader sees one order.
     """
@@ -238,11 +239,15 @@ class EventStream:
             batch, self._unstored = self._unstored, []
             stored = False
             try:
-                await self._sink(self.run_id, batch)
+                is_ours = await self._sink(self.run_id, batch)
                 stored = True
             finally:
                 if not stored:
                     self._unstored[:0] = batch
+            if not is_ours:
+                self._held, self._unstored = [], []
+                self.close()
+                return
             self._release(batch[-1].seq or 0)
 
     def _release(self, through: int) -> None:

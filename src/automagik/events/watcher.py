@@ -35,7 +35,7 @@ Look = Callable[[str, int], Awaitable[Looked]]
 class Watcher:
     """Gives the events of one run as the store has them, and between them the text under way as its owner sends it.
 
-    A wake-up says only that it is worth looking: the order and completeness of what is stored come from the store.
+    The owner sends what it has stored, too; where that does not follow what was given without a gap, the store has it.
     """
 
     def __init__(self, run_id: str, after: int, look: Look, *, clock: Clock, ask: Callable[[str], None]) -> None:
@@ -86,7 +86,7 @@ class Watcher:
             self._woken.clear()
             while self._pieces and not self.is_finished:
                 if self._pieces[0].seq > self.after:
-                    events = await self._new_events()
+                    events = self._sent_events() or await self._new_events()
                     if not events:
                         break  # the store is away: what it has comes first
                     yield events
@@ -108,18 +108,32 @@ class Watcher:
             await asyncio.sleep(_RETRY_SECONDS)
             return ()
         for event in looked.events:
-            self.after = event.seq or self.after
-            if event.type == "message_completed":
-                self._text.complete()
+            self._pass(event)
         self.is_finished = looked.is_over
         return looked.events
+
+    def _sent_events(self) -> list[RunEvent]:
+        """The stored events that the owner sent, as far as they follow what was given without a gap."""
+        events: list[RunEvent] = []
+        while self._pieces and (event := self._pieces[0].event) is not None and event.seq == self.after + 1:
+            self._pieces.popleft()
+            self._pass(event)
+            events.append(event)
+        return events
+
+    def _pass(self, event: RunEvent) -> None:
+        self.after = event.seq or self.after
+        if event.type == "message_completed":
+            self._text.complete()
+        elif event.type == "run_finished":
+            self.is_finished = True
 
     def _shown(self) -> list[RunEvent]:
         """The pieces that follow what was given, as events; what came before that is past."""
         texts: list[tuple[str, list[str]]] = []
         while self._pieces and self._pieces[0].seq <= self.after:
             piece = self._pieces.popleft()
-            if piece.seq < self.after or piece.kind == "events" or (taken := self._text.take(piece)) is None:
+            if piece.seq < self.after or piece.kind == "event" or (taken := self._text.take(piece)) is None:
                 continue
             kind, text = taken
             if texts and texts[-1][0] == kind and kind != "text_snapshot":

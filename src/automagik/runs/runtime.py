@@ -156,12 +156,14 @@ class Runtime:
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("run_end_lost", run_id=run_id, exc_info=error)
 
-    async def _store_events(self, run_id: str, events: Sequence[RunEvent]) -> None:
+    async def _store_events(self, run_id: str, events: Sequence[RunEvent]) -> bool:
         live = self.live.get(run_id)
         if live is None:
-            return
-        if not await self.store.append_events(run_id, live.owner, [new_event(event) for event in events]):
+            return False
+        is_ours = await self.store.append_events(run_id, live.owner, [new_event(event) for event in events])
+        if not is_ours:
             live.disown()
+        return is_ours
 
     def _context(self, live: LiveRun, begun: BegunRun) -> AgentContext:
         row = live.row
