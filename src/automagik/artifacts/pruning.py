@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from automagik.artifacts.store import ArtifactStore
 from automagik.store import Store, Transaction
-from automagik.store.retention import EXECUTORS_KEPT, Deleted
+from automagik.store.retention import Deleted
 from automagik.types import Caller, Clock, JsonObject
 
 __all__ = ["Pruned", "prune_platform"]
@@ -46,8 +46,7 @@ async def prune_platform(
 ) -> Pruned | None:
     """What was deleted: finished runs and deliveries older than `older_than` (None: none), artefacts unused for `unused_for`.
 
-    And what is of no use whatever retention says: idempotency keys, counters of rate limits, executors that are long gone, the
-    engine's rows of work that has ended (PostgreSQL; on SQLite they are in the engine's own file).
+    And what is of no use whatever retention says: idempotency keys, counters of rate limits, executors that are long gone.
     `sessions`: conversations that nothing was said in for `older_than`, too. With `every`, only one process does it in that
     time; None: another has. `caller` (None: the platform itself) stands in the audit log.
 
@@ -92,7 +91,4 @@ async def _prune_rows(store: Store, counts: Counter[str], before: datetime | Non
         expired = await store.write(lambda tx: tx.retention.delete_expired(limit=_ROWS))
         counts.update(expired)
         if all(count < _ROWS for count in expired.values()):
-            break
-    counts["executors"] = await store.write(lambda tx: tx.executors.prune(tx.now - EXECUTORS_KEPT))
-    while done := await store.write(lambda tx: tx.executors.prune_workflows(tx.now - EXECUTORS_KEPT, most=_ROWS)):
-        counts["workflows"] += done
+            return

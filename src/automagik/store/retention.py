@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Table, delete, func, select, tuple_, update
+from sqlalchemy import ColumnElement, Table, and_, delete, exists, func, not_, select, text, tuple_, update
 
 from automagik.store import schema
 from automagik.store.artifacts import Artifacts, run_holder, session_holder
@@ -17,7 +17,7 @@ __all__ = ["EXECUTORS_KEPT", "KEYS_KEPT", "Deleted", "Retention"]
 KEYS_KEPT = timedelta(hours=24)
 """How long an idempotency key is good for."""
 EXECUTORS_KEPT = timedelta(days=1)
-"""How long an executor that has ended, or was lost, is still listed, and what the engine kept of work that has ended."""
+"""How long an executor that has ended, or was lost, is still listed."""
 
 _runs = schema.runs
 _events = schema.run_events
@@ -96,7 +96,7 @@ class Retention(Repository):
         return Deleted({"deliveries": gone}, ids[-1])
 
     def delete_expired(self, *, limit: int) -> dict[str, int]:
-        """What is of no use any more whatever retention says: idempotency keys, counters of rate limits."""
+        """What is of no use any more whatever retention says: idempotency keys, counters of rate limits, executors long gone."""
         gone: dict[str, int] = {}
         for table, condition in self._expired():
             key = list(table.primary_key.columns)
@@ -117,7 +117,6 @@ class Retention(Repository):
             if sessions:
                 wanted.append((_sessions, _quiet(before)))
         wanted += [(table, [condition]) for table, condition in self._expired()]
-        wanted.append((_executors, [_executors.c.lost_at < self._now - EXECUTORS_KEPT]))
         counts = {table.name: self._count(table, conditions) for table, conditions in wanted}
         if before is not None:
             ended = select(_runs.c.run_id).where(*_ended(before))
@@ -128,9 +127,11 @@ class Retention(Repository):
         return counts
 
     def _expired(self) -> list[tuple[Table, ColumnElement[bool]]]:
+        owned = select(_runs.c.run_id).where(text(schema.OPEN_RUNS), _runs.c.owner == _executors.c.executor_id)
         return [
             (_keys, _keys.c.created_at < self._now - KEYS_KEPT),
             (_counters, _counters.c.expires_at < self._now),
+            (_executors, and_(_executors.c.lost_at < self._now - EXECUTORS_KEPT, not_(exists(owned)))),
         ]
 
     def _ids(
