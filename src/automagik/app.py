@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from automagik.agents import AgentFactory
-from automagik.artifacts import ArtifactStore
+from automagik.artifacts import ArtifactStore, keep_pruned
 from automagik.errors import AutomagikError
 from automagik.events import EventBus
 from automagik.memory import MemoryStore, MessageArchive, Prompts
@@ -123,6 +123,7 @@ class Platform:
             artifacts = ArtifactStore(settings, store, clock)
             await artifacts.open()
             stack.push_async_callback(artifacts.close)
+            stack.push_async_callback(_end, asyncio.create_task(keep_pruned(store, artifacts, settings, clock)))
             keys = KeyRing(store, clock)
             stack.push_async_callback(keys.close)
             secrets = SecretStore(store, settings)
@@ -212,9 +213,8 @@ class Platform:
 
     async def ready(self) -> ReadyReport:
         """How each dependency is, now."""
-        return ReadyReport(
-            (await self._database_check(), self._agents_check(), self._tools_check(), await self._model_check())
-        )
+        checks = (await self._database_check(), self._agents_check(), self._tools_check(), await self._model_check())
+        return ReadyReport(checks if self.redis is None else (*checks, _redis_check(self.redis)))
 
     async def _database_check(self) -> Check:
         try:
@@ -235,6 +235,12 @@ class Platform:
 
     async def _model_check(self) -> Check:
         return Check("model", "ok", await self.models.default_model_name())
+
+
+def _redis_check(redis: "RedisConnections") -> Check:
+    if redis.is_answering:
+        return Check("redis", "ok")
+    return Check("redis", "degraded", "Redis is away: signals go through the database, rate limits count by instance.")
 
 
 async def _open_signals(
@@ -273,6 +279,12 @@ def _heart_lines(settings: Settings) -> Callable[[str], PulseLine] | None:
 
     url = settings.database_url.get_secret_value()
     return lambda executor_id: HeartLine(url, executor_id)
+
+
+async def _end(task: "asyncio.Task[None]") -> None:
+    """End what goes on until it is cancelled."""
+    task.cancel()
+    await asyncio.wait([task])
 
 
 async def _end_scheduling(scheduler: Scheduler, firing: "asyncio.Task[None]") -> None:

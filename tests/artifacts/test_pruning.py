@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from artifact_house import ArtifactHouse
 
-from automagik.artifacts import ArtifactStore, Pruned, prune_platform
+from automagik.artifacts import ArtifactStore, Pruned, keep_pruned, prune_platform
 from automagik.store import BeginRun, FinishRun, NewEvent, NewMessage, Transaction, schema
 from automagik.types import SYSTEM, new_id, new_uuid
 
@@ -254,3 +254,16 @@ async def test_runs_that_are_accepted_meanwhile_are_left_alone(house: ArtifactHo
     assert {row.run_id for row in rows} == set(kept)
     session = await house.store.read(lambda tx: tx.sessions.get(session_id))
     assert session.message_count in {20, 50}
+
+
+async def test_a_server_prunes_by_its_settings(house: ArtifactHouse) -> None:
+    await run(house)
+    house.clock.turn(days=31)
+    settings = house.settings.model_copy(update={"retention_days": 30})
+    task = asyncio.create_task(keep_pruned(house.store, house.artifacts, settings, house.clock, look_seconds=0.01))
+    deadline = asyncio.get_running_loop().time() + 10
+    while await count(house, "runs") and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(0.02)
+    task.cancel()
+    await asyncio.wait([task])
+    assert await count(house, "runs") == 0

@@ -1,16 +1,25 @@
 """prune_platform: what retention says goes, from every table and from the artefact store, in short transactions."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+import structlog
+
 from automagik.artifacts.store import ArtifactStore
+from automagik.errors import AutomagikError
+from automagik.settings import Settings
 from automagik.store import Store, Transaction
 from automagik.store.retention import Deleted
 from automagik.types import Caller, Clock, JsonObject
 
-__all__ = ["Pruned", "prune_platform"]
+__all__ = ["Pruned", "keep_pruned", "prune_platform"]
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_EVERY = timedelta(hours=1)
 
 _RUNS = 200
 _SESSIONS = 20
@@ -71,6 +80,26 @@ async def prune_platform(
             details: JsonObject = {"older_than_days": days, "sessions": sessions, "deleted": dict(counts)}
             await store.write(lambda tx: tx.audit.append("db.prune", "database", caller=caller, details=details))
     return Pruned(dict(counts))
+
+
+async def keep_pruned(
+    store: Store, artifacts: ArtifactStore, settings: Settings, clock: Clock, *, look_seconds: float = 300.0
+) -> None:
+    """Prune by the settings, once an hour over all processes, until it is cancelled; `look_seconds`: how often it is looked."""
+    days = settings.retention_days
+    while True:
+        await asyncio.sleep(look_seconds)
+        try:
+            await prune_platform(
+                store,
+                artifacts,
+                clock,
+                older_than=None if days is None else timedelta(days=days),
+                unused_for=timedelta(days=settings.artifact_retention_days),
+                every=_EVERY,
+            )
+        except AutomagikError as error:
+            _log.warning("pruning_put_off", reason=error.detail)
 
 
 async def _prune_rows(store: Store, counts: Counter[str], before: datetime | None, *, sessions: bool) -> None:
