@@ -45,6 +45,12 @@ async def statuses(clients: list[httpx2.AsyncClient], count: int) -> list[int]:
     return sorted(answer.status_code for answer in answers)
 
 
+async def redis_status(house: ApiHouse) -> str:
+    answer = await house.admin.get("/ready")
+    assert answer.status_code == 200
+    return next(check["status"] for check in answer.json()["checks"] if check["name"] == "redis")
+
+
 async def test_a_key_has_one_allowance_over_all_instances(houses: list[ApiHouse]) -> None:
     clients = await same_key(houses, await houses[0].client("runs:read", rate_limit="30/day"))
     assert await statuses(clients, 40) == [200] * 30 + [429] * 10
@@ -63,14 +69,17 @@ async def test_when_redis_is_away_each_instance_counts_by_itself_and_together_ag
         houses = [await stack.enter_async_context(open_house(settings, redis_url=url)) for _ in range(2)]
         clients = await same_key(houses, await houses[0].client("runs:read", rate_limit="10/day"))
         assert await statuses(clients, 4) == [200] * 4
+        assert await redis_status(houses[0]) == "ok"
         valkey.kill()
         assert await statuses(clients, 24) == [200] * 20 + [429] * 4
+        assert await redis_status(houses[0]) == "degraded"
         valkey.start()
         async with asyncio.timeout(10):
             for client in clients:  # each of them asks Redis again in its own time
                 while (await client.get("/api/v1/runs")).status_code != 200:
                     await asyncio.sleep(0.05)
         assert await statuses(clients, 12) == [200] * 8 + [429] * 4
+        assert await redis_status(houses[0]) == "ok"
 
 
 async def test_keys_that_a_limited_key_makes_use_up_its_allowance_and_their_own(house: ApiHouse) -> None:

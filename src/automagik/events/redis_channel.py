@@ -47,6 +47,8 @@ class RedisConnections:
 
     def __init__(self, url: str) -> None:
         """Connects when it is first used. Raises ConfigurationError for a URL that is none of Redis's."""
+        self.is_answering = False
+        """Whether Redis answered lately, as RedisSignals finds."""
         try:
             self.pool = ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType] - redis-py's types have gaps
                 url,
@@ -75,6 +77,7 @@ class RedisSignals:
 
     def __init__(self, connections: RedisConnections, fallback: Signals) -> None:
         """Whoever made `connections` and `fallback` opens and closes them."""
+        self._connections = connections
         self._client = Redis(connection_pool=connections.pool)
         self._prefix = f"automagik:{connections.pool.connection_kwargs.get('db') or 0}:"
         self._fallback = fallback
@@ -142,6 +145,7 @@ class RedisSignals:
                     _log.info("redis_back")
                 wait, was_there = _FIRST_WAIT_SECONDS, True
                 self._pubsub = pubsub
+                self._connections.is_answering = True
                 self._opened.set()
                 self._listeners.tell_gap()
                 await self._read(pubsub)
@@ -153,6 +157,7 @@ class RedisSignals:
                 was_there = False
             finally:
                 self._pubsub = None
+                self._connections.is_answering = False
                 self._opened.set()
                 with contextlib.suppress(*_FAILURES):
                     await pubsub.aclose()
