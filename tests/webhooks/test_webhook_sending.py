@@ -241,6 +241,22 @@ async def test_a_stopped_sender_gives_back_what_was_not_answered(house: WebhookH
     assert second.status_code == 200
 
 
+async def test_a_loop_that_is_closed_while_it_claims_leaves_nothing_under_way(house: WebhookHouse) -> None:
+    house.receiver.answers = [hang]
+    webhook = await house.create()
+    await house.end_run()
+    for turns in range(40):
+        sender = house.another_sender()
+        running = asyncio.create_task(sender.run())
+        for _ in range(turns):
+            await asyncio.sleep(0.0005)
+        await sender.close()
+        await running
+        attempts = await house.attempts((await house.only_delivery(webhook)).delivery_id)
+        assert all(attempt.error is not None for attempt in attempts)
+        assert sum(task.get_name().startswith("deliver") for task in asyncio.all_tasks()) == 0
+
+
 async def test_a_secret_that_is_changed_signs_together_with_the_one_before_for_a_day(house: WebhookHouse) -> None:
     webhook, old = await house.webhooks.create(house.receiver.url(), caller=SYSTEM)
     _, new = await house.webhooks.rotate_secret(webhook.webhook_id, caller=SYSTEM)

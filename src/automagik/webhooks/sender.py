@@ -123,6 +123,7 @@ class WebhookSender:
         finally:
             for go in leave:
                 go()
+        await self._cut_off()  # what was being claimed when it was closed
 
     async def start_due(self) -> int:
         """How many deliveries were claimed and are being sent now: all that are due, as far as the limits allow."""
@@ -153,7 +154,11 @@ class WebhookSender:
         self._changed.set()
         if self._sending:
             await asyncio.wait(list(self._sending), timeout=grace_seconds)
-        while self._sending:  # only posts are cut off: what is being written down is written
+        await self._cut_off()
+
+    async def _cut_off(self) -> None:
+        """End what is being sent. Only posts are cut off: what is being written down is written."""
+        while self._sending:
             for task in list(self._posting):
                 task.cancel()
             await asyncio.wait(list(self._sending), timeout=_CUT_SECONDS)
