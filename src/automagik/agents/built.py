@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from pydantic_ai import Agent, DeferredToolRequests, FunctionToolset
 from pydantic_ai.capabilities import AbstractCapability, Instrumentation
@@ -58,7 +58,7 @@ class BuiltAgent(AutomagikAgent):
             return False
         for toolset in self._built.toolsets:
             if isinstance(toolset, FunctionToolset):
-                tool = cast("FunctionToolset[Any]", toolset).tools.get(tool_name)
+                tool = toolset.tools.get(tool_name)
                 if tool is not None:
                     return is_read_only(tool)
         return False

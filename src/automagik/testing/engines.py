@@ -25,6 +25,9 @@ class DirectEngine:
 
     async def start(self, workflow_id: str, run_id: str) -> None:
         """Begin to carry out `run_id`."""
-        task = asyncio.get_running_loop().create_task(self._carry(run_id), name=workflow_id)
+        task = asyncio.get_running_loop().create_task(self._carry_out(run_id), name=workflow_id)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _carry_out(self, run_id: str) -> None:
+        await self._carry(run_id)
