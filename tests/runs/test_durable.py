@@ -12,7 +12,7 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -455,9 +455,8 @@ async def test_what_else_a_killed_process_carried_out_is_forgotten_and_never_run
     assert again == ["run_plain"]
 
 
+@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
 async def test_workflows_of_living_executors_are_neither_forgotten_nor_handed_over(house: House) -> None:
-    if house.url is None:
-        return  # one process owns a data folder
     worker = await house.worker("run_plain", "run_stuck")
     await worker.hears("begun run_plain", "one run_stuck", "two run_stuck")
     dead = await house.worker()
@@ -466,9 +465,8 @@ async def test_workflows_of_living_executors_are_neither_forgotten_nor_handed_ov
     assert await house.status("run_stuck:1") == "PENDING"
 
 
+@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
 async def test_a_frozen_process_that_wakes_begins_no_further_step_and_keeps_nothing(house: House) -> None:
-    if house.url is None:
-        return  # as above
     first = await house.worker("run_slow")
     await first.hears("one run_slow", "two run_slow")
     first.process.send_signal(signal.SIGSTOP)
@@ -534,29 +532,60 @@ async def test_pruning_deletes_what_ended_before_and_keeps_what_is_under_way(hou
         await house.until_status("run_open:1", "SUCCESS")
 
 
+class TurnedClock(SystemClock):
+    """The machine's clock, turned on by as much as the test says."""
+
+    turned = timedelta(0)
+
+    def now(self) -> datetime:
+        return super().now() + self.turned
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.turned.total_seconds()
+
+
+async def test_the_engine_deletes_what_ended_an_hour_ago_by_itself(house: House) -> None:
+    clock = TurnedClock()
+    engine = DurableEngine(
+        nothing, executor_id=new_id("exec"), data_dir=house.data_dir, database_url=house.url, clock=clock
+    )
+    house.engines.append(engine)
+    for run_id in ("run_a", "run_b"):
+        await engine.start(f"{run_id}:1", run_id)
+        await house.until_status(f"{run_id}:1", "SUCCESS")
+    clock.turned = timedelta(minutes=50)
+    await engine.start("run_c:1", "run_c")
+    await house.until_status("run_c:1", "SUCCESS")
+    await asyncio.sleep(0.3)
+    assert await house.status("run_a:1") == "SUCCESS"
+    clock.turned = timedelta(minutes=61)
+    await engine.start("run_d:1", "run_d")
+    for run_id in ("run_a", "run_b", "run_c"):
+        await house.until_status(f"{run_id}:1", None)
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 async def test_on_sqlite_dbos_has_a_file_of_its_own_that_only_its_owner_reads(house: House) -> None:
     async with house.opened(nothing) as engine:
         await engine.start("run_a:1", "run_a")
         files = [path for path in house.data_dir.iterdir() if path.name.startswith("durable.db")]
-        assert len(files) == (0 if house.url is not None else 3)
-        assert {stat.S_IMODE(path.stat().st_mode) for path in files} <= {0o600}
-    if house.url is None:
-        connection = sqlite3.connect(house.data_dir / "durable.db")
-        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        connection.close()
-        assert "workflow_status" in tables
-        assert "runs" not in tables
+        assert len(files) == 3
+        assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+    connection = sqlite3.connect(house.data_dir / "durable.db")
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    connection.close()
+    assert "workflow_status" in tables
+    assert "runs" not in tables
 
 
+@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
 async def test_dbos_holds_at_most_four_connections(house: House) -> None:
-    if house.url is None:
-        return  # connections to a file cost nothing
     async with house.opened(nothing) as engine:
         await asyncio.gather(*(engine.start(f"run_{number}:1", f"run_{number}") for number in range(50)))
         count = text(
             "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'automagik durable' AND datname = :name"
         )
-        name = house.url.split("/")[3].split("?")[0]
+        name = str(house.url).split("/")[3].split("?")[0]
         held = await house.store.read(lambda tx: tx.connection.scalar(count, {"name": name}))
         assert 1 <= (held or 0) <= 4
         for number in range(50):

@@ -45,6 +45,9 @@ _SCHEDULER_SECONDS = 3600.0
 _MOST_ATTEMPTS = 20
 """How often a workflow that is handed over begins, before DBOS sets it aside."""
 _PRUNE_BATCH = 1000
+_PRUNE_SECONDS = 300.0
+_KEPT = timedelta(hours=1)
+"""How often workflows that have ended are deleted, and how long they stay before: for a look when something went wrong."""
 _CANCEL_SECONDS = 5.0
 _SETTLE_SECONDS = 3.0
 _DESTROY_SECONDS = 15.0
@@ -88,6 +91,8 @@ class DurableEngine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._workflows: dict[str, Callable[[str], Coroutine[Any, Any, None]]] = {}
         self._under_way: set[asyncio.Task[Any]] = set()
+        self._pruning: asyncio.Task[int] | None = None
+        self._pruned_at = clock.monotonic()
         self._closed = False
 
     @property
@@ -140,6 +145,9 @@ class DurableEngine:
                 task.cancel()
             if self._under_way:
                 await asyncio.wait(self._under_way, timeout=_CANCEL_SECONDS)
+            if self._pruning is not None:
+                self._pruning.cancel()
+                await asyncio.wait([self._pruning], timeout=_CANCEL_SECONDS)
             self._dbos = None
             await self._destroy()
 
@@ -152,6 +160,8 @@ class DurableEngine:
         Raises as `open`.
         """
         await self.open()
+        if self._clock.monotonic() - self._pruned_at >= _PRUNE_SECONDS:
+            self._prune_beside()
         name = RESUMED if resumable else RESTARTED
         await self._in_engine(lambda: self._begin(name, workflow_id, run_id))
 
@@ -174,7 +184,10 @@ class DurableEngine:
         return result
 
     async def prune(self, older_than: timedelta) -> int:
-        """How many workflows that ended so long ago were deleted; they are only bookkeeping. 0 where the engine is not open."""
+        """How many workflows that ended so long ago were deleted; 0 where the engine is not open.
+
+        They are only bookkeeping, and the engine deletes them itself from time to time.
+        """
         if self._dbos is None:
             return 0
         before = utc_text(self._clock.now() - older_than)
@@ -318,6 +331,12 @@ class DurableEngine:
         finally:
             self._under_way.discard(task)
 
+    def _prune_beside(self) -> None:
+        self._pruned_at = self._clock.monotonic()
+        if self._pruning is None or self._pruning.done():
+            self._pruning = asyncio.get_running_loop().create_task(self.prune(_KEPT), name="prune durable work")
+            self._pruning.add_done_callback(_tell_failure)
+
     async def _in_engine(self, work: Callable[[], Awaitable[T]]) -> T:
         if self._loop is None:
             raise _closed()
@@ -331,13 +350,13 @@ class DurableEngine:
     async def _destroy(self) -> None:
         loop = self._loop
         assert loop is not None
-        try:
-            async with asyncio.timeout(_DESTROY_SECONDS):
-                await self._in_engine(self._stop_dbos)
-        except TimeoutError:
-            # Its threads wait for a database that does not answer. What they hold ends with the process.
+        stopped = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._stop_dbos(), loop))
+        await asyncio.wait([stopped], timeout=_DESTROY_SECONDS)
+        if not stopped.done():
+            # Its threads are held up, whatever by. What they hold ends with the process, which can have no other engine.
             _log.warning("durable_engine_abandoned", seconds=_DESTROY_SECONDS)
             return
+        stopped.result()
         self._loop = None
         loop.call_soon_threadsafe(loop.stop)
         _one_engine.release()
@@ -369,6 +388,11 @@ def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
         loop.run_forever()
     finally:
         loop.close()
+
+
+def _tell_failure(task: asyncio.Task[int]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.warning("durable_prune_failed", exc_info=error)
 
 
 def _closed() -> ServiceUnavailable:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, TextClause, delete, exists, func, insert, not_, select, text, update
+from sqlalchemy import ColumnElement, Row, Select, TextClause, exists, func, insert, not_, select, text, update
 from sqlalchemy.types import DateTime
 
 from automagik.store import schema
@@ -13,7 +13,6 @@ from automagik.store.repository import Repository, conflicts
 __all__ = [
     "FORGET",
     "HAND_OVER",
-    "PRUNE",
     "RESCUE_QUEUE",
     "RESTARTED",
     "RESUMED",
@@ -22,7 +21,6 @@ __all__ = [
 ]
 
 _executors = schema.executors
-_runs = schema.runs
 
 _RESCUE_IDLE_MS = 3000
 """How long the transaction that declares an executor lost may stand still: a rescuer that is frozen in it lets go then."""
@@ -60,18 +58,6 @@ WHERE workflow_uuid IN (
 
 Without its `owner_xid` the earlier execution, if it still runs, begins no further step and records nothing.
 """
-PRUNE = text("""
-WITH gone AS (
-  DELETE FROM dbos.workflow_status WHERE workflow_uuid IN (
-    SELECT workflow_uuid FROM dbos.workflow_status WHERE completed_at < :before AND name IN (:restarted, :resumed)
-    LIMIT :most FOR UPDATE SKIP LOCKED)
-  RETURNING workflow_uuid),
-steps AS (DELETE FROM dbos.operation_outputs o USING gone WHERE o.workflow_uuid = gone.workflow_uuid),
-taken AS (DELETE FROM dbos.workflow_input i USING gone WHERE i.workflow_uuid = gone.workflow_uuid),
-given AS (DELETE FROM dbos.workflow_output o USING gone WHERE o.workflow_uuid = gone.workflow_uuid)
-SELECT count(*) FROM gone
-""")
-"""Deletes workflows that ended before `before` (milliseconds since 1970), with all that hangs on them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,26 +152,9 @@ class Executors(Repository):
         now = self._database_now()
         return bool(self._connection.execute(statement.values(lost_at=now, lost_to=executor_id)).rowcount)
 
-    def left_behind(self) -> list[str]:
-        """The owners of open runs that are no living executor: of another database, or that took a run when they were lost."""
-        living = select(_executors.c.executor_id).where(
-            _executors.c.executor_id == _runs.c.owner, _executors.c.lost_at.is_(None)
-        )
-        statement = select(_runs.c.owner).where(
-            text(schema.OPEN_RUNS), _runs.c.owner.is_not(None), not_(exists(living))
-        )
-        return sorted(owner for owner in self._connection.scalars(statement.distinct()) if owner is not None)
-
     def host_seen_at(self, host: str) -> datetime | None:
         """When an executor of the host was last known to live, by the database's clock; None: there never was one."""
         return self._connection.scalar(select(func.max(_executors.c.beat_at)).where(_executors.c.host == host))
-
-    def prune(self, before: datetime) -> int:
-        """How many rows of executors that ended before `before` were deleted; those that own an open run stay."""
-        owns = select(_runs.c.run_id).where(text(schema.OPEN_RUNS), _runs.c.owner == _executors.c.executor_id)
-        return self._connection.execute(
-            delete(_executors).where(_executors.c.lost_at < before, not_(exists(owns)))
-        ).rowcount
 
     # -- DBOS's rows: on SQLite they are in a file of their own, which only the engine opens
 
@@ -199,18 +168,6 @@ class Executors(Repository):
         PostgreSQL only; see HAND_OVER.
         """
         return self._change(HAND_OVER, {"name": RESUMED, "queue": RESCUE_QUEUE, "version": version})
-
-    def prune_workflows(self, before: datetime, *, most: int = 1000) -> int:
-        """How many workflows that ended before `before` were deleted now, at the most `most` (PostgreSQL)."""
-        if not self.has_workflows():
-            return 0
-        parameters = {
-            "before": int(before.timestamp() * 1000),
-            "restarted": RESTARTED,
-            "resumed": RESUMED,
-            "most": most,
-        }
-        return self._connection.scalar(PRUNE, parameters) or 0
 
     def _change(self, statement: TextClause, parameters: dict[str, object]) -> int:
         return self._connection.execute(statement, parameters).rowcount if self.has_workflows() else 0
