@@ -21,6 +21,8 @@ from automagik.types import Caller, Clock
 __all__ = ["Artifact", "ArtifactStore", "PrunedArtifacts"]
 
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_TYPE = re.compile(r"[A-Za-z0-9-]{1,40}/[A-Za-z0-9.+_-]{1,100}", re.ASCII)
+_UNKNOWN_TYPE = "application/octet-stream"
 _OBJECT = re.compile(r"[0-9a-f]{2}/(?P<digest>[0-9a-f]{64})\.(?P<stamp>\d{8}T\d{12}Z)", re.ASCII)
 _STAMP = "%Y%m%dT%H%M%S%fZ"
 
@@ -99,12 +101,16 @@ class ArtifactStore:
     async def put(self, data: bytes | AsyncIterator[bytes], *, media_type: str, used_by: str | None = None) -> Artifact:
         """The artefact of these bytes, stored; equal bytes are stored once, under the media type that came first.
 
+        What is no media type (a tool said it) is kept as `application/octet-stream`.
+
         It is kept as long as `used_by` (`session:UUID`, `run:RUN_ID`) is not released; without, as long as retention says.
 
         Raises:
             TooLarge: more bytes than an artefact may have.
             ServiceUnavailable: the artefact store or the database is away.
         """
+        if _TYPE.fullmatch(media_type) is None:
+            media_type = _UNKNOWN_TYPE
         if isinstance(data, bytes):
             self._check_size(len(data))
             digest = await _digest_of(data)

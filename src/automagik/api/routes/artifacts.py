@@ -22,7 +22,6 @@ __all__ = ["router"]
 
 router = APIRouter(prefix="/api/v1", tags=["artifacts"], route_class=ApiRoute)
 
-_TYPE = re.compile(r"[a-z]+/[A-Za-z0-9.+_-]{1,100}", re.ASCII)
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 _SCOPES = ("sessions:read", "sessions:write", "runs:read", "runs:write")
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
@@ -79,9 +78,7 @@ def _check_scopes(caller: Caller) -> None:
 
 def _headers(artifact: Artifact) -> dict[str, str]:
     """What keeps a browser from showing or running what somebody stored."""
-    media_type = artifact.media_type.lower()
-    if _TYPE.fullmatch(media_type) is None:
-        media_type = "application/octet-stream"
+    media_type = artifact.media_type
     extension = mimetypes.guess_extension(media_type) or ""
     return {
         "Content-Type": media_type,
