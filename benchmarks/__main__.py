@@ -11,7 +11,7 @@ from typing import get_args
 
 import uvloop
 
-from benchmarks import profiling, report, sessions, startup, streams, throughput
+from benchmarks import profiling, queue_runs, report, sessions, startup, streams, throughput
 from benchmarks.inprocess import micro, micro_table
 from benchmarks.running import Database, Ground, ground
 
@@ -30,10 +30,25 @@ BENCHMARKS: dict[str, Callable[[Ground], list[report.Result]]] = {
     "start_to_ready": startup.start_to_ready,
     "streams_600": streams.many_streams,
     "streams_1000_two_processes": streams.many_streams_two_processes,
+    "queue_accept_sqlite": lambda on: queue_runs.accept(on, "sqlite"),
+    "queue_accept_postgresql": lambda on: queue_runs.accept(on, "postgresql"),
+    "queue_dispatch_sqlite": lambda on: queue_runs.dispatch(on, "sqlite"),
+    "queue_dispatch_postgresql": lambda on: queue_runs.dispatch(on, "postgresql"),
+    "queue_drain_postgresql": queue_runs.drain,
+    "queue_idle_worker_cpu": queue_runs.idle_worker,
+    "queue_sync_postgresql_two_roles": throughput.two_roles,
 }
 
-_UNPINNED = frozenset({"streams_600", "streams_1000_two_processes"})
-"""They hold one or two cores nearly full, so the system may spread them."""
+_UNPINNED = frozenset(
+    {
+        "streams_600",
+        "streams_1000_two_processes",
+        "queue_dispatch_postgresql",
+        "queue_drain_postgresql",
+        "queue_idle_worker_cpu",
+    }
+)
+"""They hold one or two cores nearly full, or have more than two processes, so the system may spread them."""
 
 _LAYERS = ("agent.run", "baseline app", "platform service", "platform api")
 

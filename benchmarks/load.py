@@ -20,6 +20,9 @@ from benchmarks.processes import cpu_seconds
 
 __all__ = ["Plan", "Seen", "Target", "percentile"]
 
+_WELL = frozenset({200, 202})
+"""Statuses of requests that went well: answered, or accepted."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -177,7 +180,7 @@ class _Client(asyncio.Protocol):
         self._record.latencies.append(time.perf_counter() - self._asked_at)
         self._record.open -= 1
         body = b"".join(self._body)
-        if status != 200:
+        if status not in _WELL:
             self._record.error(f"{status}: {body[:300].decode(errors='replace')}")
         elif self._marker:
             self._check_stream(body)

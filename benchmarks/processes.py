@@ -28,6 +28,7 @@ __all__ = [
     "pinned",
     "python",
     "rss_mb",
+    "tree_seconds",
 ]
 
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -62,10 +63,15 @@ def busy_seconds() -> float:
 
 def own_seconds() -> float:
     """CPU time that this process and all below it have used, those that have ended included."""
+    return tree_seconds(os.getpid())
+
+
+def tree_seconds(pid: int) -> float:
+    """CPU time that a process and all below it have used, those that have ended included."""
     total = 0
-    for pid in _tree(os.getpid()):
+    for one in _tree(pid):
         with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
             total += sum(map(int, fields[11:15]))
     return total / _TICK
 
@@ -109,11 +115,13 @@ class Process:
         self._env = environment(env or {})
         self._prints_port = prints_port
         self._child: subprocess.Popen[bytes] | None = None
+        self._log_began = 0
         self.port = 0
         """The port that the process printed on its first line, where it was asked to."""
 
     def __enter__(self) -> Self:
         with self._log.open("ab") as log:
+            self._log_began = log.tell()
             self._child = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
@@ -162,8 +170,23 @@ class Process:
             with contextlib.suppress(OSError, urllib.error.URLError), urllib.request.urlopen(url, timeout=5):
                 return time.monotonic()
             time.sleep(pause)
-        tail = self._log.read_text(errors="replace")[-3000:] if self._log.exists() else ""
-        raise RuntimeError(f"{' '.join(self._command)} did not become ready at {url}:\n{tail}")
+        raise RuntimeError(f"{' '.join(self._command)} did not become ready at {url}:\n{self._written()[-3000:]}")
+
+    def wait_logged(self, words: str, *, seconds: float = 60.0) -> None:
+        """Wait until the process has written `words`, for one that answers no requests.
+
+        Raises: RuntimeError with the end of the log when the process ends first or time runs out.
+        """
+        until = time.monotonic() + seconds
+        assert self._child is not None
+        while time.monotonic() < until and self._child.poll() is None:
+            if words in self._written():
+                return
+            time.sleep(0.05)
+        raise RuntimeError(f"{' '.join(self._command)} did not write {words!r}:\n{self._written()[-3000:]}")
+
+    def _written(self) -> str:
+        return self._log.read_bytes()[self._log_began :].decode(errors="replace")
 
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:

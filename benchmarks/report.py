@@ -12,7 +12,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, cast
 
-__all__ = ["RESULTS", "Result", "Target", "compare", "document", "line", "machine", "read_results", "save", "table"]
+__all__ = [
+    "RESULTS",
+    "Result",
+    "Target",
+    "compare",
+    "document",
+    "line",
+    "machine",
+    "measured",
+    "read_results",
+    "save",
+    "table",
+]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -26,6 +38,8 @@ _LIBRARIES = (
     "httptools",
     "sqlalchemy",
     "asyncpg",
+    "dbos",
+    "procrastinate",
     "openai",
     "httpx2",
 )
@@ -56,7 +70,8 @@ class Result:
     unit: str
     baseline: float | None
     ratio: float | None
-    target: Target
+    target: Target | None
+    """None: a comparison that is only told."""
     samples: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """One for each repetition."""
     notes: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -64,6 +79,8 @@ class Result:
     @property
     def measured(self) -> float:
         """What is held against the target."""
+        if self.target is None:
+            return self.figure
         match self.target.of:
             case "ratio":
                 assert self.ratio is not None
@@ -77,7 +94,7 @@ class Result:
     @property
     def met(self) -> bool:
         """Whether the target is met."""
-        return self.target.met_by(self.measured)
+        return self.target is None or self.target.met_by(self.measured)
 
 
 def compare(
@@ -85,7 +102,7 @@ def compare(
     pairs: Sequence[tuple[float, float]],
     *,
     unit: str,
-    target: Target,
+    target: Target | None,
     samples: list[dict[str, Any]] | None = None,
     notes: dict[str, Any] | None = None,
 ) -> Result:
@@ -99,6 +116,29 @@ def compare(
         ratio=statistics.median(ratios) if ratios else None,
         target=target,
         samples=samples or [{"baseline": theirs, "platform": ours} for theirs, ours in pairs],
+        notes=notes or {},
+    )
+
+
+def measured(
+    name: str,
+    figures: Sequence[float],
+    *,
+    unit: str,
+    target: Target,
+    worst: bool = False,
+    samples: list[dict[str, Any]] | None = None,
+    notes: dict[str, Any] | None = None,
+) -> Result:
+    """The result of repeated measurements that have no baseline: their median, or the `worst` of figures that should be small."""
+    return Result(
+        name=name,
+        figure=max(figures) if worst else statistics.median(figures),
+        unit=unit,
+        baseline=None,
+        ratio=None,
+        target=target,
+        samples=samples or [{"figure": figure} for figure in figures],
         notes=notes or {},
     )
 
@@ -122,7 +162,7 @@ def document(result: Result) -> dict[str, Any]:
     return _rounded(
         asdict(result)
         | {
-            "target": str(result.target),
+            "target": _target_text(result.target),
             "measured": result.measured,
             "met": result.met,
             "machine": machine(),
@@ -144,7 +184,15 @@ def line(result: Result) -> str:
     against = "" if result.baseline is None else f" against {result.baseline:.4g}"
     ratio = "" if result.ratio is None else f", ratio {result.ratio:.3f}"
     verdict = "met" if result.met else "MISSED"
-    return f"{result.name}: {result.figure:.4g} {result.unit}{against}{ratio}; {result.target}: {verdict}"
+    held = "" if result.target is None else f"; {result.target}: {verdict}"
+    return f"{result.name}: {result.figure:.4g} {result.unit}{against}{ratio}{held}"
+
+
+_COMPARISON = "none: a comparison"
+
+
+def _target_text(target: Target | None) -> str:
+    return _COMPARISON if target is None else str(target)
 
 
 def read_results() -> list[dict[str, Any]]:
@@ -158,7 +206,7 @@ def table(results: Iterable[dict[str, Any]]) -> str:
     for one in results:
         baseline = "" if one["baseline"] is None else f"{one['baseline']:.4g}"
         ratio = "" if one["ratio"] is None else f"{one['ratio']:.2f}"
-        met = "yes" if one["met"] else "**no**"
+        met = "" if one["target"] == _COMPARISON else "yes" if one["met"] else "**no**"
         rows.append(
             f"| `{one['name']}` | {one['figure']:.4g} | {baseline} | {one['unit']} | {ratio} | {one['target']} | {met} |"
         )

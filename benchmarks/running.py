@@ -50,6 +50,12 @@ class Ground:
         """The file that a process's output goes to."""
         return self.folder / f"{name}.log"
 
+    @property
+    def postgres_pid(self) -> int:
+        """The process above all of PostgreSQL's; it is asked for within `postgresql`."""
+        assert self._postgres is not None
+        return int((self._postgres.home / "data" / "postmaster.pid").read_text().split()[0])
+
     @contextmanager
     def postgresql(self) -> Generator[str]:
         """The URL of a new database on a real PostgreSQL with its usual, durable settings."""

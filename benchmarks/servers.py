@@ -18,7 +18,7 @@ from automagik.settings import Settings
 from automagik.store import Store
 from automagik.types import SYSTEM, SystemClock
 from benchmarks.load import Plan, Target
-from benchmarks.processes import SERVER_CORES, Process, cores, free_port, python
+from benchmarks.processes import SERVER_CORES, SUPPORT_CORES, Process, cores, free_port, python
 from benchmarks.running import Database, Ground, measure
 from benchmarks.scenario import (
     AGENT_VARIABLE,
@@ -30,7 +30,20 @@ from benchmarks.scenario import (
     WARM_MODEL,
 )
 
-__all__ = ["AGENT", "MEMORY", "Baseline", "Platform", "Prepared", "Scenario", "baseline", "platform", "prepare"]
+__all__ = [
+    "AGENT",
+    "MEMORY",
+    "Baseline",
+    "Platform",
+    "Prepared",
+    "Scenario",
+    "baseline",
+    "http_request",
+    "platform",
+    "prepare",
+    "remember",
+    "worker",
+]
 
 AGENT = "bench"
 
@@ -144,10 +157,12 @@ def platform(
     *,
     on: frozenset[int] = SERVER_CORES,
     database_url: str | None = None,
+    two_roles: bool = False,
 ) -> Generator[Platform]:
     """The platform for a scenario: the real command, an administrator's key, an agent with a prompt and a memory.
 
-    With `history` each client's session has been filled with as many messages as the baseline has in memory.
+    `two_roles`: the server only answers requests, and a worker stands by. With `history` each client's session has been
+    filled with as many messages as the baseline has in memory.
     """
     with ExitStack() as stack:
         data_dir = Path(stack.enter_context(TemporaryDirectory(prefix="automagik-bench-")))
@@ -155,14 +170,16 @@ def platform(
         prepared = prepare(ground, data_dir, scenario.model, url)
         key, port = prepared.key, int(prepared.env["AUTOMAGIK_PORT"])
         process = Process(
-            python("-m", "automagik", "serve"),
+            python("-m", "automagik", "serve", *(["--api-only"] if two_roles else [])),
             on=cores(on, pin=ground.pin),
             log=ground.log("platform"),
             env=prepared.env,
         )
         stack.enter_context(process)
         process.wait_ready(f"http://127.0.0.1:{port}/ready")
-        asyncio.run(_remember(prepared.settings))
+        if two_roles:
+            stack.enter_context(worker(ground, prepared.env, on=SUPPORT_CORES))
+        asyncio.run(remember(prepared.settings))
         sessions = [uuid.uuid4() for _ in range(scenario.fresh_sessions or scenario.clients)]
         path = f"/api/v1/agent/{AGENT}/run"
         asks = [
@@ -182,6 +199,15 @@ def platform(
         warming = {"message_content": scenario.question, "model": f"openai-chat:{WARM_MODEL}"}
         warm = replace(target, requests=[http_request(path, warming, key=key)])
         yield Platform(process, target, warm, key, data_dir)
+
+
+@contextmanager
+def worker(ground: Ground, env: dict[str, str], *, on: frozenset[int], name: str = "worker") -> Generator[Process]:
+    """`automagik worker`, ready, on the database of a server with the same environment."""
+    command = python("-m", "automagik", "worker")
+    with Process(command, on=cores(on, pin=ground.pin), log=ground.log(name), env=env) as process:
+        process.wait_logged("worker_ready")
+        yield process
 
 
 def prepare(ground: Ground, data_dir: Path, model: str | None, database_url: str | None) -> Prepared:
@@ -227,7 +253,7 @@ async def _create_admin_key(settings: Settings) -> str:
     return secret.get_secret_value()
 
 
-async def _remember(settings: Settings) -> None:
+async def remember(settings: Settings) -> None:
     """Store what fills the place in the agent's prompt, beside the running server, as the command line could."""
     store = Store.from_settings(settings, SystemClock())
     await store.open()

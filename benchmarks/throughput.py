@@ -6,7 +6,7 @@ from benchmarks.report import Target as Goal
 from benchmarks.running import Database, Ground, measure, quietly
 from benchmarks.servers import Scenario, baseline, platform
 
-__all__ = ["inprocess_run", "persisted_run"]
+__all__ = ["inprocess_run", "persisted_run", "two_roles"]
 
 _CLIENTS = 16
 
@@ -22,8 +22,16 @@ def inprocess_run(on: Ground, database: Database) -> list[Result]:
     return _runs(on, f"inprocess_run_{database}", Scenario(clients=_CLIENTS), database, 0.65)
 
 
-def _runs(on: Ground, name: str, scenario: Scenario, database: Database, goal: float) -> list[Result]:
-    with baseline(on, scenario) as theirs, platform(on, scenario, database) as ours:
+def two_roles(on: Ground) -> list[Result]:
+    """`persisted_run` on PostgreSQL where the server leaves queued work to a worker, which has none."""
+    scenario = Scenario(model="scripted", clients=_CLIENTS)
+    return _runs(on, "queue_sync_postgresql_two_roles", scenario, "postgresql", 0.80, two_roles=True)
+
+
+def _runs(
+    on: Ground, name: str, scenario: Scenario, database: Database, goal: float, *, two_roles: bool = False
+) -> list[Result]:
+    with baseline(on, scenario) as theirs, platform(on, scenario, database, two_roles=two_roles) as ours:
         _load(on, theirs.target, 1.0)
         _load(on, ours.target, 1.0)
         taken = [
