@@ -456,6 +456,28 @@ async def test_what_else_a_killed_process_carried_out_is_forgotten_and_never_run
 
 
 @pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
+async def test_a_process_that_was_taken_for_dead_ends_its_forgotten_work_quietly(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    executor_id = new_id("exec")
+    await house.store.write(lambda tx: tx.executors.register(executor_id, host="here", role="worker", version="1"))
+    go_on, ended = asyncio.Event(), asyncio.Event()
+
+    async def carry(run_id: str) -> None:
+        await go_on.wait()
+        ended.set()
+
+    async with house.opened(carry, executor_id) as engine:
+        await engine.start("run_a:1", "run_a")
+        assert await house.declare_lost(executor_id) == (1, 0)
+        go_on.set()
+        await ended.wait()
+    assert await house.status("run_a:1") == "CANCELLED"
+    levels = [record.levelno for record in caplog.records if record.name == "dbos"]
+    assert levels == [logging.WARNING]
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
 async def test_workflows_of_living_executors_are_neither_forgotten_nor_handed_over(house: House) -> None:
     worker = await house.worker("run_plain", "run_stuck")
     await worker.hears("begun run_plain", "one run_stuck", "two run_stuck")
@@ -607,7 +629,7 @@ COLUMNS = {
 async def test_dbos_has_the_columns_words_and_functions_that_the_store_and_the_engine_use(house: House) -> None:
     from dbos import DBOS, WorkflowStatusString
     from dbos._context import current_owner_xid
-    from dbos._error import DBOSWorkflowConflictIDError
+    from dbos._error import DBOSAwaitedWorkflowCancelledError, DBOSWorkflowConflictIDError
     from dbos._sys_db import SystemDatabase
     from dbos._utils import INTERNAL_QUEUE_NAME
 
@@ -639,3 +661,4 @@ async def test_dbos_has_the_columns_words_and_functions_that_the_store_and_the_e
     )
     assert all(used)
     assert issubclass(DBOSWorkflowConflictIDError, BaseException)
+    assert DBOSAwaitedWorkflowCancelledError.__name__ == "DBOSAwaitedWorkflowCancelledError"

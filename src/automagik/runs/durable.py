@@ -52,6 +52,7 @@ _CANCEL_SECONDS = 5.0
 _SETTLE_SECONDS = 3.0
 _DESTROY_SECONDS = 15.0
 _QUIET_SECONDS = 60.0
+_FORGOTTEN = "DBOSAwaitedWorkflowCancelledError"
 _FINISHED = ["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
 
 _one_engine = threading.Lock()
@@ -363,7 +364,10 @@ class DurableEngine:
 
 
 class _Quieter(logging.Filter):
-    """Lets each line of DBOS's code warn once in a while: with its database away, five threads say so each second."""
+    """Lets each line of DBOS's code warn once in a while: with its database away, five threads say so each second.
+
+    What ends because it was forgotten is an error to DBOS; here it is what is meant, and a warning has told of it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -372,7 +376,8 @@ class _Quieter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno >= logging.ERROR:
-            return True
+            error = record.exc_info[1] if record.exc_info else None
+            return type(error).__name__ != _FORGOTTEN
         line = (record.pathname, record.lineno)
         heard = self._heard.get(line)
         if self.stopping:
