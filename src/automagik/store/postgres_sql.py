@@ -161,7 +161,7 @@ WITH started AS (
     AS s(run_id, started_at, owner, message_limit, names)
   WHERE r.run_id = s.run_id AND r.ready AND r.owner = s.owner
     AND CASE r.status WHEN 'queued' THEN true WHEN 'running' THEN r.started_at = s.started_at ELSE false END
-  RETURNING r.run_id, r.agent_id, r.session_id, r.user_id, s.message_limit, s.names
+  RETURNING r.run_id, r.agent_id, r.session_id, r.turn, r.user_id, s.message_limit, s.names
 ), new_events AS (
   INSERT INTO run_events (run_id, seq, type, at, data)
   SELECT e.run_id, e.seq, e.type, e.at, e.data::json
@@ -170,7 +170,7 @@ WITH started AS (
   ON CONFLICT (run_id, seq) DO NOTHING
 )
 SELECT a.run_id, z.id AS session_key, a.session_id, a.user_id, a.message_limit, h.roles, h.payloads, v.names, v.contents
-FROM started a LEFT JOIN sessions z ON z.session_id = a.session_id"""
+FROM started a LEFT JOIN sessions z ON z.session_id = a.session_id AND a.turn IS NOT NULL"""
     + _CONTEXT
     % {
         "session_key": "z.id",
@@ -242,7 +242,7 @@ WITH held AS MATERIALIZED (
   SELECT m.message_id, e.session_key, m.run_id, m.role, m.content, m.raw_payload::json, e.finished_at
   FROM unnest($20::uuid[], $21::text[], $22::text[], $23::text[], $24::text[])
       WITH ORDINALITY AS m(message_id, run_id, role, content, raw_payload, place)
-    JOIN ended e ON e.run_id = m.run_id JOIN bumped ON bumped.id = e.session_key
+    JOIN ended e ON e.run_id = m.run_id AND e.turn IS NOT NULL JOIN bumped ON bumped.id = e.session_key
   ORDER BY m.place
 ), new_events AS (
   INSERT INTO run_events (run_id, seq, type, at, data)

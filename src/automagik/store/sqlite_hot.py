@@ -56,7 +56,7 @@ _KEEP_KEY = (
 _START_RUN = (
     "UPDATE runs SET status = 'running', started_at = ?1 WHERE run_id = ?2 AND ready AND owner = ?3"
     " AND (status = 'queued' OR status = 'running' AND started_at = ?1)"
-    " RETURNING agent_id, session_id, user_id"
+    " RETURNING agent_id, session_id, turn, user_id"
 )
 _END_RUN = (
     "UPDATE runs SET status = ?, outcome = ?, output = ?, error = ?, requests = ?, tool_calls = ?, input_tokens = ?,"
@@ -244,9 +244,9 @@ def _start(start: StartRun, handle: SqliteHandle) -> BegunRun:
     if row is None:
         raise not_queued(start.run_id)
     _add_events(raw, start.run_id, start.events)
-    agent_id, session_text, user_text = row
+    agent_id, session_text, turn, user_text = row
     user_id = uuid.UUID(user_text) if user_text is not None else None
-    session = raw.execute(_FIND_SESSION, (session_text,)).fetchone() if session_text is not None else None
+    session = raw.execute(_FIND_SESSION, (session_text,)).fetchone() if turn is not None else None
     key = session[0] if session is not None else None
     return BegunRun(
         start.run_id,
