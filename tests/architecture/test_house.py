@@ -27,6 +27,7 @@ EDGES = {
     "api/route.py": "the request",
     "plugins.py": "plug-ins",
     "runs/live.py": "the worker",
+    "runs/worker.py": "the worker: an engine that fails, a run that can't be carried out",
     "store/sqlite.py": "carries a job's exception from the writer's thread to the one who waits",
 }
 """Who may catch everything, and why: a list that may only shrink."""
