@@ -11,7 +11,17 @@ from typing import get_args
 
 import uvloop
 
-from benchmarks import profiling, queue_runs, report, sessions, startup, streams, throughput
+from benchmarks import (
+    profiling,
+    queue_events,
+    queue_failover,
+    queue_runs,
+    report,
+    sessions,
+    startup,
+    streams,
+    throughput,
+)
 from benchmarks.inprocess import micro, micro_table
 from benchmarks.running import Database, Ground, ground
 
@@ -35,7 +45,9 @@ BENCHMARKS: dict[str, Callable[[Ground], list[report.Result]]] = {
     "queue_dispatch_sqlite": lambda on: queue_runs.dispatch(on, "sqlite"),
     "queue_dispatch_postgresql": lambda on: queue_runs.dispatch(on, "postgresql"),
     "queue_drain_postgresql": queue_runs.drain,
+    "queue_takeover": queue_failover.takeover,
     "queue_idle_worker_cpu": queue_runs.idle_worker,
+    "queue_event_other_instance": queue_events.other_instance,
     "queue_sync_postgresql_two_roles": throughput.two_roles,
 }
 
@@ -45,7 +57,9 @@ _UNPINNED = frozenset(
         "streams_1000_two_processes",
         "queue_dispatch_postgresql",
         "queue_drain_postgresql",
+        "queue_takeover",
         "queue_idle_worker_cpu",
+        "queue_event_other_instance",
     }
 )
 """They hold one or two cores nearly full, or have more than two processes, so the system may spread them."""

@@ -57,13 +57,18 @@ class Fleet:
 
     # -- processes
 
-    def add_worker(self, *, on: frozenset[int] | None = None) -> Process:
-        """Another worker, ready; on the cores `on`, or wherever the system puts it."""
-        cores_of_worker = on if on is not None else frozenset(os.sched_getaffinity(0))
+    def add_worker(self) -> Process:
+        """Another worker, ready, on whatever core the system gives it."""
+        everywhere = frozenset(os.sched_getaffinity(0))
         name = f"worker-{next(self._names)}"
-        started = self.stack.enter_context(worker(self.ground, self.prepared.env, on=cores_of_worker, name=name))
+        started = self.stack.enter_context(worker(self.ground, self.prepared.env, on=everywhere, name=name))
         self.workers.append(started)
         return started
+
+    def replace_worker(self, place: int) -> None:
+        """Another worker in the place of one that is gone."""
+        self.add_worker()
+        self.workers[place] = self.workers.pop()
 
     @property
     def worker_pids(self) -> list[int]:

@@ -125,7 +125,7 @@ def measured(
     figures: Sequence[float],
     *,
     unit: str,
-    target: Target,
+    target: Target | None,
     worst: bool = False,
     samples: list[dict[str, Any]] | None = None,
     notes: dict[str, Any] | None = None,
