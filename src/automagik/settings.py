@@ -31,6 +31,8 @@ class Settings(BaseSettings):
     """The data folder: the embedded database, the agents folder, whatever the platform writes."""
     database_url: SecretStr | None = None
     """`postgresql://USER:PASSWORD@HOST/NAME`; unset: SQLite in the data folder."""
+    database_replica_url: SecretStr | None = None
+    """A streaming replica of that PostgreSQL, from which lists are read; unset: the primary does it all."""
     database_pool_size: int = Field(default=10, ge=2, le=200)
     """Connections to PostgreSQL at the most for each process."""
     redis_url: SecretStr | None = None

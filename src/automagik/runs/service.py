@@ -22,17 +22,16 @@ from automagik.events import Looked, RunEvent
 from automagik.memory import DEFAULT_STATUS_KEY
 from automagik.providers import ModelRegistry
 from automagik.runs.acceptance import begin_of, idempotency_of, new_row, with_media
-from automagik.runs.document import run_document
 from automagik.runs.live import LiveRun
 from automagik.runs.names import Name, SessionNames
 from automagik.runs.outcomes import CANCELLED
 from automagik.runs.request import RunRequest
 from automagik.runs.runtime import Runtime
-from automagik.runs.stream import RunStream
+from automagik.runs.stream import RunStream, stored_event
 from automagik.store import Idempotency, Page, Transaction
 from automagik.store.hot import KEY_TAKEN
 from automagik.store.queue import EndedRun
-from automagik.store.rows import EventRow, RunRow
+from automagik.store.rows import RunRow
 from automagik.types import TERMINAL, Caller, JsonObject, RunStatus, new_uuid
 
 __all__ = ["RunService"]
@@ -137,10 +136,7 @@ class RunService:
 
     async def get(self, run_id: str, caller: Caller) -> RunRow:
         """One run, whole. Raises NotFound for what the caller may not see, too."""
-        row = await self._store.read(lambda tx: tx.runs.find(run_id))
-        if row is None or not _sees(caller, row):
-            raise NotFound("run", run_id, hint="GET /api/v1/runs lists the runs that this key may see.")
-        return row
+        return await self._store.read(lambda tx: _visible(tx, run_id, caller))
 
     async def list(
         self,
@@ -160,7 +156,7 @@ class RunService:
             if user_id not in {None, caller.user_id}:
                 return Page([], None)
             user_id = caller.user_id
-        return await self._store.read(
+        return await self._store.browse(
             lambda tx: tx.runs.list(
                 status=status,
                 outcome=outcome,
@@ -175,8 +171,12 @@ class RunService:
 
     async def events(self, run_id: str, caller: Caller, *, after: int = 0) -> Sequence[RunEvent]:
         """The stored events of a run after `seq`, in order."""
-        row = await self.get(run_id, caller)
-        return [_event(event, row) for event in await self._store.read(lambda tx: tx.events.list(run_id, after=after))]
+
+        def work(tx: Transaction) -> list[RunEvent]:
+            row = _visible(tx, run_id, caller)
+            return [stored_event(event, row) for event in tx.events.list(run_id, after=after)]
+
+        return await self._store.browse(work)
 
     async def watch(self, run_id: str, caller: Caller, *, after: int = 0) -> RunStream:
         """Stored events after `seq`, then what comes, until the run has ended."""
@@ -445,7 +445,7 @@ class RunService:
             row = tx.runs.find(run_id)
             if row is None:
                 return Looked([], is_over=True)
-            return Looked([_event(event, row) for event in events], is_over=RunStatus(row.status) in TERMINAL)
+            return Looked([stored_event(event, row) for event in events], is_over=RunStatus(row.status) in TERMINAL)
 
         return await self._store.read(work)
 
@@ -481,11 +481,6 @@ class RunService:
         )
 
 
-def _event(event: EventRow, row: RunRow) -> RunEvent:
-    data: JsonObject = {"run": run_document(row)} if event.type == "run_finished" else event.data
-    return RunEvent(event.run_id, event.seq, event.type, event.at, data)
-
-
 def _end_queued_or_ask(tx: Transaction, run_id: str) -> EndedRun | None:
     """The run, cancelled, where it is queued; else its owner is asked to stop it."""
     ended = tx.queue.end(run_id, CANCELLED.outcome, CANCELLED.to_json(), statuses=(RunStatus.QUEUED,))
@@ -494,5 +489,9 @@ def _end_queued_or_ask(tx: Transaction, run_id: str) -> EndedRun | None:
     return ended
 
 
-def _sees(caller: Caller, row: RunRow) -> bool:
-    return caller.user_id is None or row.user_id == caller.user_id
+def _visible(tx: Transaction, run_id: str, caller: Caller) -> RunRow:
+    """The run, where the caller may see it. Raises NotFound."""
+    row = tx.runs.find(run_id)
+    if row is None or caller.user_id not in {None, row.user_id}:
+        raise NotFound("run", run_id, hint="GET /api/v1/runs lists the runs that this key may see.")
+    return row

@@ -4,9 +4,17 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 
 from automagik.events import RunEvent, Subscription
-from automagik.store.rows import RunRow
+from automagik.runs.document import run_document
+from automagik.store.rows import EventRow, RunRow
+from automagik.types import JsonObject
 
-__all__ = ["RunStream"]
+__all__ = ["RunStream", "stored_event"]
+
+
+def stored_event(event: EventRow, row: RunRow) -> RunEvent:
+    """A stored event of the run `row`, as readers get it: that of its end has the whole run."""
+    data: JsonObject = {"run": run_document(row)} if event.type == "run_finished" else event.data
+    return RunEvent(event.run_id, event.seq, event.type, event.at, data)
 
 
 @dataclass(slots=True)

@@ -15,11 +15,13 @@ from automagik.store.migrator import current_revision, migrate
 from automagik.store.schema import HEAD
 
 __all__ = [
+    "DATABASE_ERRORS",
     "DriverConnection",
     "PostgresDatabase",
     "PreparedStatement",
     "connect_postgres",
     "driver_url",
+    "general_engine",
     "postgres_meaning",
 ]
 
@@ -41,13 +43,14 @@ _LANE_SETTINGS = {
     "jit": "off",
 }
 
-_DATABASE_ERRORS = (
+DATABASE_ERRORS = (
     SQLAlchemyError,
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
     OSError,
 )
+"""What SQLAlchemy, the driver and the network raise."""
 
 
 def driver_url(url: str) -> str:
@@ -87,6 +90,19 @@ async def connect_postgres(url: str, *, lane: bool = False) -> DriverConnection:
     return await connect(url, timeout=_CONNECT_SECONDS, command_timeout=_STATEMENT_SECONDS, server_settings=settings)
 
 
+def general_engine(url: str, pool_size: int) -> AsyncEngine:
+    """SQLAlchemy's engine for general work, with at most `pool_size` connections."""
+    return create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=lambda: connect_postgres(driver_url(url)),
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=_POOL_WAIT_SECONDS,
+        pool_pre_ping=True,
+        json_deserializer=str,  # the columns' types read the text themselves
+    )
+
+
 def postgres_meaning(error: BaseException) -> BaseException:
     """What an error of the driver, the network or SQLAlchemy means; any other error as it is."""
     if isinstance(error, asyncpg.PostgresError):
@@ -116,15 +132,7 @@ class PostgresDatabase:
 
         Raises: ConfigurationError when there is no such database, or it can't be used.
         """
-        engine = create_async_engine(
-            "postgresql+asyncpg://",
-            async_creator=lambda: connect_postgres(self.url),
-            pool_size=self._pool_size,
-            max_overflow=0,
-            pool_timeout=_POOL_WAIT_SECONDS,
-            pool_pre_ping=True,
-            json_deserializer=str,  # the columns' types read the text themselves
-        )
+        engine = general_engine(self.url, self._pool_size)
         try:
             async with engine.connect() as connection:
                 current = await connection.run_sync(current_revision)
@@ -139,7 +147,7 @@ class PostgresDatabase:
                     await connection.run_sync(migrate)
         except BaseException as error:
             await engine.dispose()
-            if isinstance(error, (*_DATABASE_ERRORS, ValueError)):
+            if isinstance(error, (*DATABASE_ERRORS, ValueError)):
                 raise ConfigurationError(
                     f"The database of {self._named} can't be used: {_root_cause(error)}.",
                     hint="Is the PostgreSQL server running, and are host, database, user and password right?",
@@ -163,7 +171,7 @@ class PostgresDatabase:
         try:
             async with engine.connect() as connection:
                 return await connection.run_sync(work)
-        except _DATABASE_ERRORS as error:
+        except DATABASE_ERRORS as error:
             raise postgres_meaning(error) from error
 
     async def connect_lane(self) -> DriverConnection:
@@ -174,7 +182,7 @@ class PostgresDatabase:
         try:
             async with self._opened().begin() as connection:
                 return await connection.run_sync(work)
-        except _DATABASE_ERRORS as error:
+        except DATABASE_ERRORS as error:
             raise postgres_meaning(error) from error
 
     def _opened(self) -> AsyncEngine:

@@ -9,6 +9,7 @@ from automagik.store.hot import CommitObserver, HotPath
 from automagik.store.postgres import PostgresDatabase
 from automagik.store.postgres_hot import PostgresHot
 from automagik.store.postgres_signals import PostgresSignals
+from automagik.store.replica import PostgresReplica
 from automagik.store.signals import Signals
 from automagik.types import Clock
 
@@ -22,8 +23,11 @@ class PostgresBackend:
 
     dialect: Literal["sqlite", "postgresql"] = "postgresql"
 
-    def __init__(self, url: str, pool_size: int, clock: Clock, wrote: CommitObserver) -> None:
+    def __init__(
+        self, url: str, pool_size: int, clock: Clock, wrote: CommitObserver, *, replica_url: str | None = None
+    ) -> None:
         self._database = PostgresDatabase(url, pool_size)
+        self._replica = PostgresReplica(replica_url, pool_size, self._database, clock) if replica_url else None
         self._lanes = PostgresHot(self._database, clock, wrote)
         self.hot: HotPath = self._lanes
         self.signals: Signals = PostgresSignals(self._database)
@@ -31,14 +35,25 @@ class PostgresBackend:
     async def open(self) -> None:
         await self._database.open()
         await self._lanes.open()
+        try:
+            if self._replica is not None:
+                await self._replica.open()
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         await self.signals.close()
         await self._lanes.close()
+        if self._replica is not None:
+            await self._replica.close()
         await self._database.close()
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         return await self._database.read(work)
+
+    async def browse(self, work: Callable[[Connection], T]) -> T:
+        return await (self._database if self._replica is None else self._replica).read(work)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         return await self._database.write(work)

@@ -35,6 +35,9 @@ class SqliteBackend:
     async def read(self, work: Callable[[Connection], T]) -> T:
         return await self._database.read(lambda handle: work(handle.connection))
 
+    async def browse(self, work: Callable[[Connection], T]) -> T:
+        return await self.read(work)
+
     async def write(self, work: Callable[[Connection], T]) -> T:
         return await self._database.write(lambda handle: work(handle.connection))
 

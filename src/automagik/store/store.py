@@ -44,6 +44,8 @@ class Backend(Protocol):
 
     async def read(self, work: Callable[[Connection], T]) -> T: ...
 
+    async def browse(self, work: Callable[[Connection], T]) -> T: ...
+
     async def write(self, work: Callable[[Connection], T]) -> T: ...
 
     async def acquire_ownership(self, owner: str) -> None: ...
@@ -67,8 +69,17 @@ class Store:
         # Imported here: the driver takes 0.1 s, which a start on SQLite need not pay.
         from automagik.store.postgres_backend import PostgresBackend  # noqa: PLC0415
 
-        url = settings.database_url.get_secret_value()
-        return cls(PostgresBackend(url, settings.database_pool_size, clock, wrote), clock)
+        url, replica = settings.database_url.get_secret_value(), settings.database_replica_url
+        return cls(
+            PostgresBackend(
+                url,
+                settings.database_pool_size,
+                clock,
+                wrote,
+                replica_url=replica.get_secret_value() if replica is not None else None,
+            ),
+            clock,
+        )
 
     @property
     def dialect(self) -> Literal["sqlite", "postgresql"]:
@@ -105,6 +116,11 @@ class Store:
     async def read(self, work: Callable[[Transaction], T]) -> T:
         """What `work` returns. It runs in one transaction that sees one moment and writes nothing."""
         return await self._backend.read(lambda connection: work(Transaction(connection, self._clock.now())))
+
+    async def browse(self, work: Callable[[Transaction], T]) -> T:
+        """As `read`, for lists that people look through: on the read replica where there is one and it has caught up with
+        all that was stored before this call."""
+        return await self._backend.browse(lambda connection: work(Transaction(connection, self._clock.now())))
 
     async def write(self, work: Callable[[Transaction], T]) -> T:
         """What `work` returns, once it is durable; when it raises, nothing of it is stored.

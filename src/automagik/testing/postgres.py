@@ -50,7 +50,11 @@ class PostgresServer:
     starts it, and it ends when the last has stopped or died, killed ones too. `durable` keeps `fsync` on, for benchmarks.
     """
 
-    def __init__(self, folder: Path | None = None, *, durable: bool = False) -> None:
+    def __init__(
+        self, folder: Path | None = None, *, durable: bool = False, replica_of: "PostgresServer | None" = None
+    ) -> None:
+        """`replica_of`: the server that this one follows as a streaming replica."""
+        self._primary = replica_of
         self._meeting = folder
         self._durable = durable
         self._home: Path | None = None
@@ -115,6 +119,14 @@ class PostgresServer:
         _keep(self.home, _USER_FOR_ROOT if os.geteuid() == 0 else -1, command)
         self._await_ready(data, said)
 
+    def pause_replay(self) -> None:
+        """Have a replica fall behind: what it receives is not applied."""
+        self._sql("SELECT pg_wal_replay_pause()")
+
+    def resume_replay(self) -> None:
+        """Have a replica catch up."""
+        self._sql("SELECT pg_wal_replay_resume()")
+
     def create_database(self) -> str:
         """The URL of a new database that has the platform's tables."""
         name = f"test_{secrets.token_hex(8)}"
@@ -175,23 +187,25 @@ class PostgresServer:
             os.chown(home, user, user)
         binaries = _binaries(home, reachable_by_others=user >= 0)
         data = home / "data"
-        _run(
-            [
-                str(binaries / "initdb"),
-                *("-D", str(data), "-U", "postgres", "-A", "trust", "-E", "utf8", "--no-locale", "--no-sync"),
-            ],
-            user,
-            home,
-        )
+        _run(self._filling(binaries, data), user, home)
         settings = _SETTINGS if not self._durable else {"listen_addresses": "", "max_connections": "200"}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         command = [str(binaries / "postgres"), "-D", str(data), "-k", str(home), *options]
         _keep(home, user, command)
         self._home, self._lock = home, lock
         self._await_ready(data)
-        self._make_template()
+        if self._primary is None:
+            self._make_template()
         (home / "ready").touch()
         return home
+
+    def _filling(self, binaries: Path, data: Path) -> list[str]:
+        """The command that fills the data folder."""
+        if self._primary is not None:
+            source = ("-h", str(self._primary.home), "-U", "postgres")
+            return [str(binaries / "pg_basebackup"), "-D", str(data), *source, "-R", "-c", "fast", "--no-sync"]
+        options = ("-U", "postgres", "-A", "trust", "-E", "utf8", "--no-locale", "--no-sync")
+        return [str(binaries / "initdb"), "-D", str(data), *options]
 
     def _await_ready(self, data: Path, said: int = 0) -> None:
         log = data.parent / "server.log"
@@ -201,7 +215,7 @@ class PostgresServer:
                 status = (data / "postmaster.pid").read_text().splitlines()
             except FileNotFoundError:
                 status = []
-            if len(status) >= 8 and status[7].strip() == "ready":
+            if len(status) >= 8 and status[7].strip() in {"ready", "standby"}:
                 return
             time.sleep(0.01)
             if log.exists() and b"FATAL" in log.read_bytes()[said:]:

@@ -49,7 +49,7 @@ async def list_audit(
     cursor: Cursor = None,
 ) -> Response:
     """Changes made through the platform: by which key, and in which request. All; with a key bound to a user, that user's."""
-    page = await platform.store.read(
+    page = await platform.store.browse(
         lambda tx: tx.audit.list(action=action, target=target, user_id=caller.user_id, limit=limit, cursor=cursor)
     )
     return page_of(page, audit_resource)

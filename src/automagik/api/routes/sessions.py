@@ -59,7 +59,7 @@ async def list_sessions(
         agent_id = _agent_id(tx, agent_name)
         return tx.sessions.list(agent_id=agent_id, user_id=owner, session_name=session_name, limit=limit, cursor=cursor)
 
-    return page_of(await platform.store.read(read), session_resource)
+    return page_of(await platform.store.browse(read), session_resource)
 
 
 @router.post("/sessions", summary="Create a session", status_code=201, responses={201: _ONE, **problems(404, 409, 413)})
@@ -138,7 +138,7 @@ async def list_messages(
     def read(tx: Transaction) -> Page[MessageRow]:
         return tx.messages.list(_visible(tx, session, caller).id, limit=limit, cursor=cursor)
 
-    return page_of(await platform.store.read(read), lambda row: message_resource(row, whole=False))
+    return page_of(await platform.store.browse(read), lambda row: message_resource(row, whole=False))
 
 
 @router.get(

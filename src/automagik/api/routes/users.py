@@ -43,7 +43,7 @@ async def list_users(
     cursor: Cursor = None,
 ) -> Response:
     """All users; with a key that is bound to one, that one."""
-    page = await platform.store.read(
+    page = await platform.store.browse(
         lambda tx: tx.users.list(
             user_id=caller.user_id, email=email, phone_number=phone_number, limit=limit, cursor=cursor
         )
