@@ -66,6 +66,7 @@ class Keeper:
         self._heart: Heart | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._renewing: asyncio.Task[None] | None = None
+        self._lost = asyncio.Event()
         self._leave: list[Callable[[], None]] = []
         self._heal_now = asyncio.Event()
         self._strays: dict[str, float] = {}
@@ -85,7 +86,9 @@ class Keeper:
             signals.on_gap(self._heal_now.set),
         ]
         await self._start_heart()
-        self._sweeping = asyncio.get_running_loop().create_task(self._sweep(), name="keeper")
+        loop = asyncio.get_running_loop()
+        self._renewing = loop.create_task(self._renewals(), name="executor")
+        self._sweeping = loop.create_task(self._sweep(), name="keeper")
 
     async def close(self) -> None:
         """End in peace: nothing of this executor is left."""
@@ -118,21 +121,22 @@ class Keeper:
             self._make_line(executor_id),
             executor_id,
             clock=self._runtime.clock,
-            on_lost=self._was_lost,
+            on_lost=self._lost.set,
             on_dead=self._take_over,
         )
         await heart.open()
         self._heart = heart
 
-    def _was_lost(self) -> None:
-        if self._renewing is None or self._renewing.done():
-            self._renewing = asyncio.get_running_loop().create_task(self._renew(), name="renew executor")
+    async def _renewals(self) -> None:
+        while True:
+            await self._lost.wait()
+            self._lost.clear()
+            await self._renew()
 
     async def _renew(self) -> None:
         """Drop what was this executor's, for it has been taken over, and go on under a fresh id."""
         old = self._runtime.executor_id
         self._runtime.disown(new_executor_id())
-        _log.warning("executor_renewed", was=old, executor_id=self._runtime.executor_id)
         if self._heart is not None:
             await self._heart.close()
         while True:
@@ -140,10 +144,12 @@ class Keeper:
                 await self._register()
                 await self._start_heart()
                 break
-            except ServiceUnavailable as away:
-                _log.warning("executor_not_registered", reason=away.detail)
+            except AutomagikError as error:
+                # The database is away, or somebody took even this one for dead before its first beat.
+                _log.warning("executor_not_registered", reason=error.detail)
                 await asyncio.sleep(_SWEEP_SECONDS)
-                self._runtime.executor_id = new_executor_id()
+                self._runtime.disown(new_executor_id())
+        _log.warning("executor_renewed", was=old, executor_id=self._runtime.executor_id)
         await self._renew_worker()
 
     # -- others

@@ -363,7 +363,7 @@ executors = Table(
     # When it was declared dead or had ended, and by whom (itself: it ended in peace). Then it never writes again.
     Column("lost_at", UtcTime),
     Column("lost_to", Identifier),
-    Index(None, "host", "beat_at"),
+    Index(None, "host"),
     Index(
         "ix_executors_living",
         "executor_id",

@@ -79,7 +79,7 @@ def _create_executors() -> None:
         sa.Column("lost_to", columns.Identifier()),
         sa.PrimaryKeyConstraint("executor_id", name="pk_executors"),
     )
-    op.create_index("ix_executors_host_beat_at", "executors", ["host", "beat_at"])
+    op.create_index("ix_executors_host", "executors", ["host"])
     _index("ix_executors_living", "executors", ["executor_id"], sa.text("lost_at IS NULL"))
 
 
