@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,12 +106,18 @@ class Reader(threading.Thread):
 
 
 @contextmanager
-def two_servers(folder: Path, postgres: PostgresServer, **settings: str) -> Generator[list[RunningServer]]:
+def two_servers(
+    folder: Path,
+    postgres: PostgresServer,
+    *,
+    commands: Sequence[Sequence[str]] = (("serve",), ("serve",)),
+    **settings: str,
+) -> Generator[list[RunningServer]]:
     url = postgres.create_database()
     with ExitStack() as stack:
         stack.callback(postgres.drop_database, url)
         servers: list[RunningServer] = []
-        for name in ("a", "b"):
+        for name, command in zip(("a", "b"), commands, strict=True):
             agents = folder / name / "agents"
             agents.mkdir(parents=True)
             (agents / "novelist.py").write_text(AGENT)
@@ -121,7 +127,7 @@ def two_servers(folder: Path, postgres: PostgresServer, **settings: str) -> Gene
                 "AUTOMAGIK_SECRET_KEY": "A" * 43 + "=",
                 **settings,
             }
-            servers.append(stack.enter_context(RunningServer(folder / name, settings=shared)))
+            servers.append(stack.enter_context(RunningServer(folder / name, settings=shared, command=command)))
         yield servers
 
 
@@ -222,3 +228,18 @@ def test_a_stream_goes_on_at_another_server_when_its_own_is_killed(
         rest = Reader(b, a.key, run_id, after=seen.seqs[-1]).end()
         is_complete(rest, after=seen.seqs[-1])
         assert seen.messages + rest.messages == COMPLETED
+
+
+def test_a_server_without_workers_streams_what_a_worker_does_from_the_moment_of_acceptance(
+    tmp_path: Path, postgres_server: PostgresServer
+) -> None:
+    commands = (("serve", "--api-only"), ("worker",))
+    with two_servers(tmp_path, postgres_server, commands=commands) as (a, _):
+        headers = {"x-api-key": a.key}
+        url = f"{a.url}/api/v1/agent/novelist/run/async"
+        accepted = httpx2.post(url, headers=headers, json={"message_content": "go"}, timeout=30).json()
+        seen = Reader(a, a.key, accepted["run_id"]).end()
+        is_complete(seen)
+        assert seen.kinds[:2] == ["run_queued", "run_started"]
+        assert seen.messages == COMPLETED
+        assert seen.whole == [True] * 5
