@@ -13,6 +13,7 @@ import uvloop
 
 from benchmarks import (
     profiling,
+    queue_comparison,
     queue_events,
     queue_failover,
     queue_runs,
@@ -48,6 +49,7 @@ BENCHMARKS: dict[str, Callable[[Ground], list[report.Result]]] = {
     "queue_takeover": queue_failover.takeover,
     "queue_idle_worker_cpu": queue_runs.idle_worker,
     "queue_event_other_instance": queue_events.other_instance,
+    "queue_against_procrastinate": queue_comparison.against_procrastinate,
     "queue_sync_postgresql_two_roles": throughput.two_roles,
 }
 
@@ -60,6 +62,7 @@ _UNPINNED = frozenset(
         "queue_takeover",
         "queue_idle_worker_cpu",
         "queue_event_other_instance",
+        "queue_against_procrastinate",
     }
 )
 """They hold one or two cores nearly full, or have more than two processes, so the system may spread them."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import os
 import time
 import uuid
 from collections import Counter
@@ -59,9 +58,8 @@ class Fleet:
 
     def add_worker(self) -> Process:
         """Another worker, ready, on whatever core the system gives it."""
-        everywhere = frozenset(os.sched_getaffinity(0))
         name = f"worker-{next(self._names)}"
-        started = self.stack.enter_context(worker(self.ground, self.prepared.env, on=everywhere, name=name))
+        started = self.stack.enter_context(worker(self.ground, self.prepared.env, on=self.ground.everywhere, name=name))
         self.workers.append(started)
         return started
 

@@ -35,7 +35,7 @@ def talking_agent() -> PydanticAgent:
     """An agent whose pieces of text are the times at which they were said, with calls of a tool between them."""
     model = FunctionModel(stream_function=_talk, model_name="talking")
     agent = Agent(model, name="talking")
-    agent.tool_plain(note, metadata={"read_only": True})
+    agent.tool_plain(metadata={"read_only": True})(note)
     return PydanticAgent(agent, config=AgentConfig(message_limit=0))
 
 

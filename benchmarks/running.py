@@ -46,6 +46,11 @@ class Ground:
         """The cores of the provider, the load generator and PostgreSQL."""
         return cores(SUPPORT_CORES, pin=self.pin)
 
+    @property
+    def everywhere(self) -> frozenset[int]:
+        """All cores."""
+        return cores(frozenset(), pin=False)
+
     def log(self, name: str) -> Path:
         """The file that a process's output goes to."""
         return self.folder / f"{name}.log"
