@@ -1,10 +1,39 @@
-"""Agents whose model is scripted, as files of the agents folder."""
+"""Platforms on one database, with agents as files of the agents folder whose model is scripted."""
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
 
 from automagik.app import Platform
+from automagik.errors import RunFailed
+from automagik.events import RunEvent
+from automagik.runs import RunRequest, RunStream
+from automagik.settings import Settings
+from automagik.store import Transaction
+from automagik.store.queue import Rescued
+from automagik.store.rows import RunRow
+from automagik.testing.engines import DirectEngine
+from automagik.types import SYSTEM, Caller, Clock, JsonObject, RunStatus
 
-__all__ = ["AGENTS", "TOOLED", "OpenPlatform"]
+__all__ = [
+    "AGENTS",
+    "RUNNER",
+    "TOOLED",
+    "WORKING",
+    "OpenPlatform",
+    "declare_lost",
+    "ended",
+    "message",
+    "owner_of",
+    "read",
+    "sent",
+    "stored",
+    "until_status",
+    "write_agents",
+]
+
+RUNNER = Caller("key_runner", frozenset({"agents:*:run", "runs:read", "runs:write"}))
 
 AGENTS = """
 import asyncio
@@ -83,5 +112,187 @@ async def work(how: str) -> str:
     return f"done {how}"
 '''
 
-OpenPlatform = Callable[..., Awaitable[Platform]]
-"""Opens a platform with changed settings."""
+WORKING = '''
+import asyncio
+from pathlib import Path
+
+from pydantic_ai import Agent, ModelMessage, ModelResponse, TextPart, Tool
+from pydantic_ai.exceptions import ModelHTTPError
+from pydantic_ai.messages import ToolCallPart, ToolReturnPart, UserPromptPart
+from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
+
+from automagik.agents import AgentConfig
+from automagik.agents.built import PydanticAgent
+
+
+def noted(path):
+    with Path(path).open("a") as file:
+        file.write("x")
+    return Path(path).stat().st_size
+
+
+async def flaky(messages, info):
+    """`fail TIMES HOW PATH`: fails so often, counted in a file."""
+    _, times, how, path = messages[-1].parts[-1].content.split(" ", 3)
+    attempt = noted(path)
+    if attempt > int(times):
+        yield f"attempt {attempt}"
+    elif how == "passing":
+        raise ModelHTTPError(503, "scripted", "a secret of the provider")
+    elif how == "refused":
+        raise ModelHTTPError(400, "scripted", "a secret of the provider")
+    elif how == "bug":
+        raise ZeroDivisionError("a secret of the code")
+    elif how == "slowly":
+        await asyncio.sleep(60)
+    yield ""
+
+
+async def no_stream(messages, info):
+    raise AssertionError("only background runs are made here")
+
+
+def agent_of(name, model, tools=(), **config):
+    retries = {"retry_after_seconds": 0.1, **config}
+    return PydanticAgent(
+        Agent(FunctionModel(no_stream, stream_function=model), name=name, tools=tools),
+        config=AgentConfig(message_limit=1000, **retries),
+    )
+
+
+async def write(path: str) -> str:
+    """Write."""
+    noted(path)
+    if path.endswith("hang"):
+        await asyncio.sleep(60)
+    return f"wrote {Path(path).stat().st_size}"
+
+
+async def look(path: str) -> str:
+    """Look."""
+    noted(path)
+    if path.endswith("hang"):
+        await asyncio.sleep(60)
+    return "looked"
+
+
+async def tooled(messages, info):
+    """`TOOL PATH [then fail|wait]`: calls the tool once, then answers, fails, or thinks for long."""
+    last = messages[-1].parts[-1]
+    words = [part.content for m in messages for part in m.parts if isinstance(part, UserPromptPart)][-1].split(" ")
+    if not isinstance(last, ToolReturnPart):
+        yield {0: DeltaToolCall(words[0], '{"path": "' + words[1] + '"}')}
+    elif words[2:] == ["then", "wait"] and Path(words[1]).stat().st_size < 2:
+        await asyncio.sleep(60)
+    elif words[2:] == ["then", "fail"] and Path(words[1]).stat().st_size < 2:
+        raise ModelHTTPError(503, "scripted", "a secret of the provider")
+    yield f"the tool said {last.content}"
+
+
+TOOLS = [write, Tool(look, metadata={"read_only": True})]
+'''
+
+_WORKERS = {
+    "flaky": "flaky",
+    "patient": "flaky, retry_after_seconds=1.0",
+    "once": "flaky, max_attempts=1",
+    "writer": "tooled, TOOLS",
+    "repeatable": "tooled, TOOLS, repeatable=True",
+    "narrow": "flaky, max_concurrent_runs=2",
+}
+
+
+def write_agents(folder: Path) -> None:
+    """Lay the agents into the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "echo.py").write_text(AGENTS)
+    (folder / "tooled.py").write_text(TOOLED)
+    for name, how in _WORKERS.items():
+        (folder / f"{name}.py").write_text(f"{WORKING}\nagent = agent_of('{name}', {how})\n")
+
+
+class OpenPlatform:
+    """Opens platforms on one data folder and one database, each a process with an executor of its own; on PostgreSQL several
+    at once, as hosts do."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings.model_copy(update={"model": "demo"})
+        self._open: list[tuple[Platform, AsyncExitStack]] = []
+
+    async def __call__(self, *, clock: Clock | None = None, **changes: object) -> Platform:
+        """Another platform, with changed settings."""
+        stack = AsyncExitStack()
+        settings = self._settings.model_copy(update=changes)
+        platform = await stack.enter_async_context(Platform.open(settings, clock=clock, make_engine=DirectEngine))
+        self._open.append((platform, stack))
+        return platform
+
+    async def close(self, platform: Platform) -> None:
+        """End one as a process ends that was asked to."""
+        [entry] = [entry for entry in self._open if entry[0] is platform]
+        self._open.remove(entry)
+        await entry[1].aclose()
+
+    async def close_all(self) -> None:
+        """End all that are open, the last one first."""
+        while self._open:
+            await self.close(self._open[-1][0])
+
+
+def stored(events: Sequence[RunEvent]) -> list[tuple[int, str]]:
+    """The stored ones among events."""
+    return [(event.seq, event.type) for event in events if event.seq is not None]
+
+
+async def read(stream: RunStream) -> list[RunEvent]:
+    """All events of a stream."""
+    return [event async for batch in stream for event in batch]
+
+
+def message(output: JsonObject | None) -> str:
+    """What an answer says."""
+    assert output is not None
+    return str(output["message"]).strip()
+
+
+async def sent(platform: Platform, agent: str, text: str, **more: object) -> RunRow:
+    """A background run, accepted."""
+    return await platform.runs.submit(RunRequest(agent, text, **more), RUNNER)  # pyright: ignore[reportArgumentType]
+
+
+async def until_status(platform: Platform, run_id: str, *statuses: RunStatus, seconds: float = 15) -> RunRow:
+    """The run as soon as it is seen with one of the statuses."""
+    async with asyncio.timeout(seconds):
+        while (row := await platform.runs.get(run_id, SYSTEM)).status not in statuses:
+            await asyncio.sleep(0.02)
+    return row
+
+
+async def ended(platform: Platform, run_id: str, *, seconds: float = 15) -> RunRow:
+    """The run when it has ended."""
+    return await until_status(
+        platform, run_id, RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED, seconds=seconds
+    )
+
+
+async def owner_of(platform: Platform, run_id: str) -> str:
+    """The executor that has the run."""
+    owner = (await platform.runs.get(run_id, SYSTEM)).owner
+    assert owner is not None
+    return owner
+
+
+async def declare_lost(platform: Platform, executor_id: str, *, by: str = "exec_of_another_host") -> Rescued:
+    """What a process does that sees an executor stand still, though that one lives."""
+    lost = RunFailed("The server stopped before the run ended.", outcome="worker_lost", run_id="")
+
+    def work(tx: Transaction) -> Rescued | None:
+        beat = tx.executors.living().get(executor_id)
+        if not tx.executors.lose(executor_id, seen=beat, to=by):
+            return None
+        return tx.queue.rescue(executor_id, lost={"code": lost.outcome, "detail": lost.detail})
+
+    async with asyncio.timeout(10):
+        while (rescued := await platform.store.write(work)) is None:
+            await asyncio.sleep(0.01)  # it has just beaten
+    return rescued

@@ -14,6 +14,7 @@ from automagik.testing.servers import RunningServer
 
 AGENT = """
 import asyncio
+from pathlib import Path
 
 from pydantic_ai import Agent, ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
@@ -23,6 +24,9 @@ async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse
     text = str(messages[-1].parts[-1].content)
     if text.startswith("sleep "):
         await asyncio.sleep(float(text.split()[1]))
+    if text.startswith("linger ") and not (begun := Path(text.split()[1])).exists():
+        begun.touch()
+        await asyncio.sleep(60)
     return ModelResponse(parts=[TextPart(f"answer to {text}")])
 
 
@@ -58,7 +62,7 @@ def ended(client: httpx2.Client, run_id: str) -> dict[str, object]:
     raise AssertionError(f"{run_id} did not end")
 
 
-def test_after_a_kill_every_accepted_run_ends_visibly(server: RunningServer) -> None:
+def test_after_a_kill_every_accepted_run_ends_visibly(server: RunningServer, tmp_path: Path) -> None:
     session = "0193d6a5-0000-7000-8000-000000000001"
     with server:
         with client_of(server) as client, concurrent.futures.ThreadPoolExecutor(2) as callers:
@@ -66,7 +70,8 @@ def test_after_a_kill_every_accepted_run_ends_visibly(server: RunningServer) -> 
             def submit(text: str) -> str:
                 return str(client.post("/agent/sleeper/run/async", json={"message_content": text}).json()["run_id"])
 
-            running = [submit("sleep 60") for _ in range(2)]
+            begun = [tmp_path / str(number) for number in range(2)]
+            running = [submit(f"linger {path}") for path in begun]
             queued = [submit(f"question {number}") for number in range(5)]
             for text in ("sleep 60", "behind it"):
                 body = {"message_content": text, "session_id": session}
@@ -74,11 +79,14 @@ def test_after_a_kill_every_accepted_run_ends_visibly(server: RunningServer) -> 
                 time.sleep(0.3)
             waiting = client.get("/runs", params={"session_id": session}).json()["data"]
             assert [run["status"] for run in waiting] == ["queued", "running"]
+            while not all(path.exists() for path in begun):
+                time.sleep(0.05)
             server.kill()
         server.start()
         with client_of(server) as client:
             for run_id in running:
-                assert ended(client, run_id)["outcome"] == "worker_lost"
+                run = ended(client, run_id)
+                assert (run["outcome"], run["attempt"]) == ("completed", 2), "what had no tool called is done again"
             for run_id in queued:
                 assert ended(client, run_id)["outcome"] == "completed", "what was accepted and not begun is carried out"
             for run in waiting:

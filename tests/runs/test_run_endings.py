@@ -7,15 +7,16 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from run_house import AGENTS, OpenPlatform
+from run_house import AGENTS, OpenPlatform, ended, sent, until_status
 
 from automagik.app import Platform
 from automagik.errors import RunFailed, ServiceUnavailable
 from automagik.runs import RunRequest
 from automagik.settings import Settings
 from automagik.store.postgres import connect_postgres
+from automagik.testing.engines import DirectEngine
 from automagik.testing.postgres import PostgresServer
-from automagik.types import SYSTEM
+from automagik.types import SYSTEM, RunStatus
 
 pytestmark = pytest.mark.anyio
 
@@ -57,7 +58,7 @@ async def test_an_answer_waits_for_a_database_that_is_away_for_long(
     (folder / "echo.py").write_text(AGENTS)
     url = postgres_server.create_database()
     settings = Settings.model_validate({"data_dir": tmp_path, "database_url": url, "model": "demo"})
-    async with Platform.open(settings) as platform:
+    async with Platform.open(settings, make_engine=DirectEngine) as platform:
         asked = asyncio.create_task(platform.runs.run(RunRequest("echo", "sleep 0.5"), SYSTEM))
         await asyncio.sleep(0.2)
         late = await platform.runs.stream(RunRequest("echo", "sleep 5"), SYSTEM)
@@ -72,21 +73,18 @@ async def test_an_answer_waits_for_a_database_that_is_away_for_long(
     postgres_server.drop_database(url)
 
 
-async def test_a_stop_leaves_background_runs_that_have_not_begun_to_the_next_start(open_platform: OpenPlatform) -> None:
+async def test_a_stop_leaves_background_runs_to_the_next_start(open_platform: OpenPlatform) -> None:
     first = await open_platform(shutdown_grace_seconds=0, max_concurrent_background_runs=1)
-    running = await first.runs.submit(RunRequest("echo", "sleep 60"), SYSTEM)
-    await asyncio.sleep(0.1)
-    queued = [await first.runs.submit(RunRequest("echo", f"later {number}"), SYSTEM) for number in range(3)]
-    in_line = await first.runs.submit(RunRequest("echo", "in line", session_id=queued[0].session_id), SYSTEM)
-    await first.runs.close()
-    await first.store.close()
+    running = await sent(first, "echo", "sleep 2")
+    await until_status(first, running.run_id, RunStatus.RUNNING)
+    queued = [await sent(first, "echo", f"later {number}") for number in range(3)]
+    in_line = await sent(first, "echo", "in line", session_id=queued[0].session_id)
+    await open_platform.close(first)
     second = await open_platform()
-    for row in [*queued, in_line]:
-        async with asyncio.timeout(10):
-            while (await second.runs.get(row.run_id, SYSTEM)).finished_at is None:
-                await asyncio.sleep(0.02)
-        assert (await second.runs.get(row.run_id, SYSTEM)).outcome == "completed"
-    assert (await second.runs.get(running.run_id, SYSTEM)).outcome == "worker_lost"
+    for row in [running, *queued, in_line]:
+        assert ((await ended(second, row.run_id)).outcome, row.attempt) == ("completed", 1)
+    returned = [event.data for event in await second.runs.events(running.run_id, SYSTEM) if event.type == "run_queued"]
+    assert [event.get("reason") for event in returned] == [None, "worker_lost"]
 
 
 @pytest.mark.parametrize("what", ["data", "number", "event"])

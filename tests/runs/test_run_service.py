@@ -1,10 +1,9 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
 
 import pytest
-from run_house import OpenPlatform
+from run_house import RUNNER, OpenPlatform, message, read, stored, until_status
 
 from automagik.app import Platform
 from automagik.errors import (
@@ -15,33 +14,15 @@ from automagik.errors import (
     RunFailed,
     ServiceUnavailable,
 )
-from automagik.events import RunEvent
-from automagik.runs import RunRequest, RunStream
+from automagik.runs import RunRequest
 from automagik.store import Transaction
-from automagik.types import SYSTEM, Caller, JsonObject, RunStatus
+from automagik.types import SYSTEM, Caller, RunStatus
 
 pytestmark = pytest.mark.anyio
 
-RUNNER = Caller("key_runner", frozenset({"agents:*:run", "runs:read", "runs:write"}))
-
-
-def stored(events: Sequence[RunEvent]) -> list[tuple[int, str]]:
-    return [(event.seq, event.type) for event in events if event.seq is not None]
-
-
-async def read(stream: RunStream) -> list[RunEvent]:
-    return [event async for batch in stream for event in batch]
-
-
-def message(output: JsonObject | None) -> object:
-    assert output is not None
-    return output["message"]
-
 
 async def until_running(platform: Platform, run_id: str) -> None:
-    async with asyncio.timeout(5):
-        while (await platform.runs.get(run_id, SYSTEM)).status == RunStatus.QUEUED:
-            await asyncio.sleep(0.01)
+    await until_status(platform, run_id, RunStatus.RUNNING)
 
 
 async def test_a_run_answers_and_is_stored_with_its_events(platform: Platform) -> None:
@@ -259,14 +240,24 @@ async def test_a_key_bound_to_a_user_sees_only_that_users_runs(platform: Platfor
 async def test_a_closing_service_takes_no_more_and_ends_what_does_not_finish_in_time(
     open_platform: OpenPlatform,
 ) -> None:
-    platform = await open_platform(shutdown_grace_seconds=0.1)
+    platform = await open_platform(shutdown_grace_seconds=0.5)
     row = await platform.runs.submit(RunRequest("echo", "sleep 60"), RUNNER)
+    slow = asyncio.create_task(platform.runs.run(RunRequest("echo", "sleep 60"), RUNNER))
     await until_running(platform, row.run_id)
     quick = asyncio.create_task(platform.runs.run(RunRequest("echo", "sleep 0.05"), RUNNER))
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(0.2)
+    began = time.monotonic()
     await platform.runs.close()
+    assert time.monotonic() - began < 3
     assert (await quick).outcome == "completed"
-    assert (await platform.runs.get(row.run_id, SYSTEM)).outcome == "worker_lost"
+    with pytest.raises(RunFailed) as failed:
+        await slow
+    assert failed.value.outcome == "worker_lost", "whoever waited is told"
+    left = await platform.runs.get(row.run_id, SYSTEM)
+    assert (left.status, left.outcome, left.attempt) == ("queued", None, 1), (
+        "it goes on elsewhere, and nothing is counted"
+    )
+    assert stored(await platform.runs.events(row.run_id, SYSTEM))[-1] == (3, "run_queued")
     with pytest.raises(ServiceUnavailable):
         await platform.runs.run(RunRequest("echo", "too late"), RUNNER)
 

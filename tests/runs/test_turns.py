@@ -4,45 +4,49 @@ import uuid
 import pytest
 
 from automagik.runs.names import Name, SessionNames
-from automagik.runs.turns import SessionTurns, Turn
+from automagik.runs.turns import Turns
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_turns_of_one_session_are_served_in_the_order_of_entering() -> None:
-    turns = SessionTurns()
-    served: list[int] = []
-
-    async def serve(turn: Turn, number: int) -> None:
-        await turn.wait()
-        await asyncio.sleep(0)
-        served.append(number)
-        turn.leave()
-
-    entered = [(turns.enter("session"), number) for number in range(20)]
-    await asyncio.gather(*(serve(turn, number) for turn, number in reversed(entered)))
-    assert served == list(range(20))
-    assert len(turns) == 0
-
-
-async def test_sessions_do_not_wait_for_each_other() -> None:
-    turns = SessionTurns()
-    turns.enter("one")
-    async with asyncio.timeout(1):
-        await turns.enter("other").wait()
-
-
-async def test_a_place_given_up_in_the_middle_lets_the_others_go_on() -> None:
-    turns = SessionTurns()
-    first, second, third = (turns.enter("session") for _ in range(3))
-    waiting = asyncio.create_task(third.wait())
+async def test_a_run_waits_until_its_turn_has_come() -> None:
+    turns = Turns()
+    waiting = asyncio.ensure_future(turns.expect("run_1"))
+    turns.come("run_2")
     await asyncio.sleep(0)
-    second.leave()
-    second.leave()
     assert not waiting.done()
-    first.leave()
+    assert turns.waiting == ["run_1"]
+    turns.come("run_1")
     async with asyncio.timeout(1):
         await waiting
+    assert turns.waiting == []
+
+
+async def test_a_turn_that_comes_before_anybody_waits_for_it_is_not_lost() -> None:
+    turns = Turns()
+    turn = turns.expect("run_1")
+    turns.come("run_1")
+    turns.come("run_1")
+    async with asyncio.timeout(1):
+        await turn
+
+
+async def test_a_run_that_is_forgotten_waits_no_more_and_may_be_expected_anew() -> None:
+    turns = Turns()
+    first = turns.expect("run_1")
+    assert turns.expect("run_1") is first
+    turns.forget("run_1")
+    turns.come("run_1")
+    assert not first.done()
+    assert turns.expect("run_1") is not first
+
+
+async def test_a_waiter_that_was_cancelled_is_fine() -> None:
+    turns = Turns()
+    turn = turns.expect("run_1")
+    turn.cancel()
+    turns.come("run_1")
+    assert turns.waiting == []
 
 
 async def test_requests_for_one_new_name_agree_on_its_id_while_they_are_under_way() -> None:
