@@ -13,12 +13,13 @@ __all__ = ["ArtifactHouse", "BucketPlace", "FolderPlace", "TurnedClock"]
 
 
 class TurnedClock:
-    """Time as the test tells it."""
+    """Time as the test tells it; no moment comes twice."""
 
     def __init__(self, moment: datetime) -> None:
         self._moment = moment
 
     def now(self) -> datetime:
+        self._moment += timedelta(microseconds=1)
         return self._moment
 
     def monotonic(self) -> float:

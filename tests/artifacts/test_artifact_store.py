@@ -194,11 +194,11 @@ async def test_puts_uses_and_prunings_at_once_never_lose_bytes_that_have_a_row(h
         for round_ in range(6):
             artifact = await house.artifacts.put(data, media_type="text/plain")
             try:
-                await house.artifacts.use(artifact.digest, f"test:{round_}")
+                await house.artifacts.use(artifact.digest, f"test:{data!r}:{round_}")
             except NotFound:
                 continue
             assert await read(other.stream(artifact.digest)) == data
-            await house.artifacts.release(f"test:{round_}")
+            await house.artifacts.release(f"test:{data!r}:{round_}")
 
     await asyncio.gather(prunes(), *(puts(data) for data in datas))
     for data in datas:

@@ -57,8 +57,8 @@ class PrunedArtifacts:
 class ArtifactStore:
     """Artefacts in the data folder or an object store, their rows and uses in the database.
 
-    Bytes are written before their row, under a name that no later row of the same digest has: a row never lacks its bytes,
-    whoever is killed, and whoever removes the bytes of a deleted row can't meet those of another.
+    Bytes are written before their row, under a name that no later row of the same digest has, for it has the moment in it: a row
+    never lacks its bytes, whoever is killed, and whoever removes the bytes of a deleted row can't meet those of another.
     """
 
     def __init__(self, settings: Settings, store: Store, clock: Clock) -> None:
