@@ -175,7 +175,8 @@ class Queue(Repository):
     ) -> EndedRun | None:
         """End a run whose status is among `statuses`, with its last event; None where it has another one, or where `owner`
         is given and it is not that one's."""
-        session_id = self._connection.scalar(select(_runs.c.session_id).where(_runs.c.run_id == run_id))
+        in_line = select(_runs.c.session_id).where(_runs.c.run_id == run_id, _runs.c.turn.is_not(None))
+        session_id = self._connection.scalar(in_line)
         if session_id is not None:
             hold_session(self._connection, session_id)
         ended = self._connection.execute(
@@ -289,7 +290,7 @@ class Queue(Repository):
         if run_ids is not None:
             left = left.where(_runs.c.run_id.in_(run_ids))
         records = self._connection.execute(left).all()
-        hold_sessions(self._connection, {record.session_id for record in records if record.session_id is not None})
+        hold_sessions(self._connection, {record.session_id for record in records if record.turn is not None})
         known = left.where(
             _runs.c.run_id.in_([record.run_id for record in records])
         )  # of no others is the session held
