@@ -16,6 +16,7 @@ from benchmarks import (
     queue_comparison,
     queue_events,
     queue_failover,
+    queue_profile,
     queue_runs,
     report,
     sessions,
@@ -66,6 +67,12 @@ _UNPINNED = frozenset(
     }
 )
 """They hold one or two cores nearly full, or have more than two processes, so the system may spread them."""
+
+_QUEUE_PROFILES: dict[str, Callable[[Ground], str]] = {
+    "queue_accept_postgresql": queue_profile.profile_accepted,
+    "queue_drain_postgresql": queue_profile.profile_drained,
+}
+"""Where the time of the queue goes has layers of its own."""
 
 _LAYERS = ("agent.run", "baseline app", "platform service", "platform api")
 
@@ -152,6 +159,8 @@ def _micro(on: Ground, options: argparse.Namespace) -> None:
 
 
 def _profile(on: Ground, name: str, layer: str) -> str:
+    if name in _QUEUE_PROFILES:
+        return _QUEUE_PROFILES[name](on)
     database: Database = "postgresql" if name.endswith("postgresql") else "sqlite"
     return profiling.run(on, database, wire=name.startswith("persisted"), stack=layer)
 

@@ -23,7 +23,7 @@ from benchmarks.running import Database, Ground, measure
 from benchmarks.scenario import QUESTION
 from benchmarks.servers import AGENT, Prepared, http_request, prepare, remember, worker
 
-__all__ = ["PLACES", "Fleet", "fleet", "now", "seconds_between", "waits"]
+__all__ = ["PLACES", "Fleet", "fleet", "now", "seconds_between", "sound", "waits", "write_agents"]
 
 PLACES = 16
 """How many runs a worker carries out at once: the platform's default."""
@@ -157,8 +157,7 @@ def fleet(
         prepared.env.update(
             {"AUTOMAGIK_MAX_QUEUED_RUNS": _ENOUGH, GATE: str(gate), **(settings or {})},
         )
-        for name in _AGENTS:
-            (data_dir / "agents" / f"{name}.py").write_text(_AGENT_FILE.format(name=name))
+        write_agents(data_dir)
         command = python("-m", "automagik", "serve", *([] if url is None else ["--api-only"]))
         server = Process(command, on=cores(on, pin=ground.pin), log=ground.log("server"), env=prepared.env)
         stack.enter_context(server)
@@ -168,6 +167,12 @@ def fleet(
         for _ in range(workers):
             opened.add_worker()
         yield opened
+
+
+def write_agents(data_dir: Path) -> None:
+    """Add the agents of `queue_models` to a data folder."""
+    for name in _AGENTS:
+        (data_dir / "agents" / f"{name}.py").write_text(_AGENT_FILE.format(name=name))
 
 
 def sound(seen: list[Seen]) -> Seen:
