@@ -15,11 +15,11 @@ from store_samples import accept, begin, claim, event, finish, message, start
 from automagik.errors import Conflict
 from automagik.store import AcceptedRun, NextTurn, Store, Transaction
 from automagik.store.queue import ClaimLimits, Rescued
-from automagik.types import RunOutcome, RunStatus, SystemClock, new_id
+from automagik.types import JsonObject, RunOutcome, RunStatus, SystemClock, new_id
 
 pytestmark = pytest.mark.anyio
 
-LOST = {"code": "worker_lost", "message": "The worker is gone."}
+LOST: JsonObject = {"code": "worker_lost", "message": "The worker is gone."}
 
 
 def now() -> datetime:
@@ -332,7 +332,7 @@ async def test_a_lost_workers_runs_fail_where_a_caller_waits_and_else_are_queued
     rescued = await rescue(store, "lost")
     failed = {end.row.run_id: end for end in rescued.failed}
     assert list(failed) == [first.run_id, second.run_id, alone.run_id, behind.run_id]
-    assert failed[first.run_id].next_turn == NextTurn(second.run_id, background=False, owner="lost")
+    assert failed[first.run_id].next_turn is None, "the one behind it has ended too"
     assert failed[second.run_id].next_turn == NextTurn(third.run_id, background=False, owner="living")
     assert failed[behind.run_id].next_turn is None
     for end in rescued.failed:
@@ -394,7 +394,7 @@ async def test_a_run_under_way_is_asked_to_stop_and_a_queued_one_is_ended(store:
     assert await store.read(lambda tx: tx.queue.cancels("me")) == []
     assert not await store.write(lambda tx: tx.queue.request_cancel(run.run_id))
     (queued,) = await accept_many(store, 1)
-    error = {"code": "timed_out"}
+    error: JsonObject = {"code": "timed_out"}
     late = await store.write(lambda tx: tx.queue.end(queued, RunOutcome.TIMED_OUT, error, statuses=(RunStatus.QUEUED,)))
     assert late is not None
     assert (late.row.status, late.row.outcome, late.row.error, late.next_turn) == ("failed", "timed_out", error, None)

@@ -35,7 +35,7 @@ from automagik.store.hot import (
 from automagik.store.memories import Memories
 from automagik.store.messages import Messages
 from automagik.store.postgres import DriverConnection, PostgresDatabase, PreparedStatement, postgres_meaning
-from automagik.store.turns import next_turn
+from automagik.store.turns import give_turn
 from automagik.types import Clock
 
 __all__ = ["PostgresHot"]
@@ -197,7 +197,7 @@ class PostgresHot:
     async def _give_turn(self, session_id: uuid.UUID) -> NextTurn | None:
         """Give the turn to a run that came, or whose turn changed, while the statement that ended the one before it waited."""
         try:
-            return await self._database.write(lambda connection: next_turn(connection, session_id))
+            return await self._database.write(lambda connection: give_turn(connection, session_id))
         except ServiceUnavailable:
             return None  # the run has ended all the same; the sweep over stuck sessions gives the turn
 

@@ -5,15 +5,16 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from sqlalchemy import Select, case, delete, exists, func, insert, or_, select, text, true, update
+from sqlalchemy import Select, case, delete, exists, func, or_, select, text, true, update
 
 from automagik.store import schema
 from automagik.store.delivery_sql import queue_deliveries
 from automagik.store.hot import NextTurn
 from automagik.store.repository import Repository
+from automagik.store.rescue import EndedRun, Rescued, add_events, rescue_runs
 from automagik.store.rows import RunRow
 from automagik.store.runs import run_of
-from automagik.store.turns import hold_session, hold_sessions, leave_turn, next_turn, notify, recount
+from automagik.store.turns import give_turn, hold_sessions, notify
 from automagik.types import OUTCOME_STATUS, JsonObject, RunOutcome, RunStatus
 
 __all__ = ["ClaimLimits", "ClaimedRun", "EndedRun", "Queue", "Rescued"]
@@ -56,24 +57,6 @@ class ClaimedRun:
 
     row: RunRow
     last_seq: int
-
-
-@dataclass(frozen=True, slots=True)
-class EndedRun:
-    """A run that was ended from outside, as it is now, and whose turn has come by that."""
-
-    row: RunRow
-    next_turn: NextTurn | None
-
-
-@dataclass(frozen=True, slots=True)
-class Rescued:
-    """What became of the open runs of an executor that is gone."""
-
-    failed: list[EndedRun] = field(default_factory=list[EndedRun])
-    """Those that ended: a caller waited for them, or they were to be stopped."""
-    queued: list[str] = field(default_factory=list[str])
-    """Those that any worker may take now."""
 
 
 class _Room:
@@ -178,7 +161,7 @@ class Queue(Repository):
         in_line = select(_runs.c.session_id).where(_runs.c.run_id == run_id, _runs.c.turn.is_not(None))
         session_id = self._connection.scalar(in_line)
         if session_id is not None:
-            hold_session(self._connection, session_id)
+            hold_sessions(self._connection, [session_id])
         ended = self._connection.execute(
             update(_runs)
             .returning(_runs.c.turn)
@@ -197,11 +180,11 @@ class Queue(Repository):
         ).one_or_none()
         if ended is None:
             return None
-        self._add_event(run_id, "run_finished", {})
+        add_events(self._connection, self._now, "run_finished", {run_id: {}})
         queue_deliveries(self._connection, run_id)
         following: NextTurn | None = None
         if session_id is not None and ended.turn is not None:
-            following = leave_turn(self._connection, session_id)
+            following = give_turn(self._connection, session_id)
         notify(self._connection, f"ended {run_id}")
         return EndedRun(self._get(run_id), following)
 
@@ -222,7 +205,7 @@ class Queue(Repository):
         )
         if not changed.rowcount:
             return False
-        self._add_event(run_id, "run_queued", data)
+        add_events(self._connection, self._now, "run_queued", {run_id: data})
         notify(self._connection, "work")
         return True
 
@@ -286,36 +269,7 @@ class Queue(Repository):
         Those that were to be stopped are cancelled, with the error `cancelled`; those that a caller waited for fail as
         `worker_lost`, with the error `lost`; the others wait for another worker, those under way with their next attempt.
         """
-        left = select(_runs).where(_runs.c.owner == owner, _OPEN).order_by(_runs.c.run_id)
-        if run_ids is not None:
-            left = left.where(_runs.c.run_id.in_(run_ids))
-        records = self._connection.execute(left).all()
-        hold_sessions(self._connection, {record.session_id for record in records if record.turn is not None})
-        known = left.where(
-            _runs.c.run_id.in_([record.run_id for record in records])
-        )  # of no others is the session held
-        rescued = Rescued()
-        for record in self._connection.execute(known.with_for_update()).all():
-            if record.cancel_requested or not record.background:
-                outcome = RunOutcome.CANCELLED if record.cancel_requested else RunOutcome.WORKER_LOST
-                error = cancelled if record.cancel_requested else lost
-                ended = self.end(record.run_id, outcome, error, statuses=(RunStatus.QUEUED, RunStatus.RUNNING))
-                if ended is not None:
-                    rescued.failed.append(ended)
-                continue
-            if record.status == RunStatus.RUNNING.value:
-                is_queued = self.put_back(
-                    record.run_id,
-                    owner,
-                    attempt=record.attempt + 1,
-                    available_at=None,
-                    data={"background": True, "attempt": record.attempt + 1, "reason": RunOutcome.WORKER_LOST.value},
-                )
-            else:
-                is_queued = self.let_go(record.run_id, owner)
-            if is_queued:
-                rescued.queued.append(record.run_id)
-        return rescued
+        return rescue_runs(self._connection, self._now, owner, lost=lost, cancelled=cancelled, run_ids=run_ids)
 
     def expired(self) -> list[str]:
         """Queued runs that waited longer than they may."""
@@ -333,8 +287,7 @@ class Queue(Repository):
 
     def give_turn(self, session_id: uuid.UUID) -> NextTurn | None:
         """Give the turn to the session's first open run where none has it."""
-        recount(self._connection, session_id)
-        return next_turn(self._connection, session_id)
+        return give_turn(self._connection, session_id)
 
     def forget_keys(self, before: datetime) -> int:
         """Delete idempotency keys that are older; how many there were."""
@@ -409,12 +362,6 @@ class Queue(Repository):
             "queue_until": None,
             "started_at": None,
         }
-
-    def _add_event(self, run_id: str, kind: str, data: JsonObject) -> None:
-        following = select(func.coalesce(func.max(_events.c.seq), 0) + 1).where(_events.c.run_id == run_id)
-        self._connection.execute(
-            insert(_events).values(run_id=run_id, seq=following.scalar_subquery(), type=kind, at=self._now, data=data)
-        )
 
     def _get(self, run_id: str) -> RunRow:
         return run_of(self._connection.execute(select(_runs).where(_runs.c.run_id == run_id)).one())
