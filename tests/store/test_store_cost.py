@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 from sqlalchemy import text
-from store_samples import begin, finish, make_agent, message
+from store_samples import accept, begin, event, finish, make_agent, message, start
 
 from automagik.store import BeginRun, Store, Transaction
 from automagik.store import postgres_columns as columns
@@ -61,9 +61,11 @@ async def test_sqlite_does_as_much_work_for_a_session_of_10000_messages_as_for_o
             count += 1
             return 0
 
+        raw.execute("BEGIN")
         raw.set_progress_handler(step, 1)
         begun = begin_in(asked(session_id, agent_id), handle)
         raw.set_progress_handler(None, 1)
+        raw.execute("ROLLBACK")
         assert (len(begun.history), begun.variables) == (20, {"tone": "kind"})
         steps[session_id] = count
     handle.connection.close()
@@ -86,7 +88,9 @@ async def test_postgresql_reads_as_many_pages_for_a_session_of_10000_messages_as
         pages: dict[uuid.UUID, int] = {}
         plan = ""
         for session_id in (SHORT, LONG, SHORT, LONG):
+            await lane.execute("BEGIN")
             rows = await explained.fetch(*columns.of_begin([asked(session_id, agent_id)]))
+            await lane.execute("ROLLBACK")
             plan = cast("str", rows[0]["QUERY PLAN"])
             top: dict[str, Any] = json.loads(plan)[0]["Plan"]
             pages[session_id] = top["Shared Hit Blocks"] + top["Shared Read Blocks"]
@@ -95,6 +99,62 @@ async def test_postgresql_reads_as_many_pages_for_a_session_of_10000_messages_as
     assert "Seq Scan" not in plan
     assert pages[LONG] <= pages[SHORT] + 8  # another level of an index
     assert pages[LONG] < 150
+
+
+# Runs that wait in the queue, four to a session; made behind the store's back, without statistics.
+_CROWD = (
+    "INSERT INTO sessions (session_id, status, session_origin, metadata, message_count, turns, open_runs, created_at,"
+    " updated_at) SELECT gen_random_uuid(), 'active', 'x', '{}', 0, 4, 4, now(), now() FROM generate_series(1, 500)",
+    "INSERT INTO runs (run_id, kind, name, session_id, labels, status, attempt, priority, requests, tool_calls,"
+    " input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, background, ready, turn, created_at)"
+    " SELECT 'run_' || s.id || '_' || n, 'agent', 'simple', s.session_id, '{}', 'queued', 1, 0, 0, 0, 0, 0, 0, 0, true,"
+    " n = 1, n, now() FROM sessions s, generate_series(1, 4) n WHERE s.open_runs = 4",
+)
+_READ = """SELECT sum(pg_stat_get_xact_tuples_fetched(c.oid) + pg_stat_get_xact_tuples_returned(c.oid))::integer AS rows
+  FROM pg_class c WHERE c.relname IN ('runs', 'sessions')"""
+
+
+async def test_postgresql_finds_a_run_among_2000_open_ones_by_a_plan_that_was_made_without_any(
+    postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    async with fresh_settings("postgresql", tmp_path, server=postgres_server) as settings:
+        assert settings.database_url is not None
+        lane = await connect_postgres(settings.database_url.get_secret_value(), lane=True)
+        texts = {
+            "begin": sql.BEGIN,
+            "accept": sql.ACCEPT,
+            "start": sql.START,
+            "finish": sql.FINISH,
+            "append": sql.APPEND,
+        }
+        prepared = {name: await lane.prepare(text) for name, text in texts.items()}
+        counted = await lane.prepare(_READ)
+        read: dict[str, int] = {}
+
+        async def do(name: str, parameters: list[list[Any]]) -> None:
+            await lane.execute("BEGIN")
+            (before,) = await counted.fetch()
+            assert len(await prepared[name].fetch(*parameters)) == 1, name
+            (after,) = await counted.fetch()
+            await lane.execute("COMMIT")
+            read[name] = after["rows"] - before["rows"]
+
+        async def turn() -> None:
+            session_id = uuid.uuid4()
+            first, second = begin(session_id=session_id), begin(session_id=session_id)
+            await do("begin", columns.of_begin([first]))
+            await do("begin", columns.of_begin([second]))
+            await do("accept", columns.of_begin_without_context([accept(session_id=session_id)]))
+            await do("append", columns.of_append([(first.run_id, "me", [event(2)])]))
+            await do("finish", columns.of_finish([finish(first.run_id)]))
+            await do("start", columns.of_start([start(second.run_id)]))
+
+        await turn()
+        for statement in _CROWD:
+            await lane.execute(statement)
+        await turn()
+        await lane.close()
+    assert max(read.values()) < 20, read
 
 
 FILTERS: list[dict[str, Any]] = [

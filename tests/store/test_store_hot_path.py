@@ -82,6 +82,8 @@ async def test_a_queued_run_starts_once_with_what_was_said_meanwhile(store: Stor
     with pytest.raises(Conflict) as refused:
         await store.start_run(start(accepted.run_id))
     assert refused.value.code == "run_not_queued"
+    again = await store.start_run(start(accepted.run_id, started_at=run.started_at, events=[event(2, "run_started")]))
+    assert again == begun, "the same start, whose answer may have been lost"
 
 
 async def test_a_run_of_this_process_waits_for_the_one_before_it_and_sees_what_that_one_said(store: Store) -> None:

@@ -357,6 +357,30 @@ async def test_a_lost_workers_runs_fail_where_a_caller_waits_and_else_are_queued
     assert await store.read(lambda tx: tx.queue.stuck_sessions()) == []
 
 
+async def test_a_lost_workers_run_that_was_to_be_stopped_is_cancelled(store: Store) -> None:
+    runs = [await run_under_way(store, owner="lost", session_id=uuid.uuid4()) for _ in range(3)]
+    waiting = await store.begin_run(begin(session_id=runs[0].session_id))
+    webhook = await store.write(lambda tx: tx.webhooks.create("https://example.org", events=["run.cancelled"]))
+    for run in runs[:2]:
+        await store.write(lambda tx, run_id=run.run_id: tx.queue.request_cancel(run_id))
+    assert not await store.write(
+        lambda tx: tx.queue.put_back(runs[1].run_id, "lost", attempt=2, available_at=None, data={})
+    ), "it is to be stopped"
+    assert sorted(await store.read(lambda tx: tx.queue.owned("lost"))) == [run.run_id for run in runs]
+    error: JsonObject = {"code": "cancelled"}
+    rescued = await store.write(
+        lambda tx: tx.queue.rescue("lost", lost=LOST, cancelled=error, run_ids=[run.run_id for run in runs[:2]])
+    )
+    assert [(end.row.run_id, end.row.outcome, end.row.error) for end in rescued.failed] == [
+        (run.run_id, "cancelled", error) for run in runs[:2]
+    ]
+    assert rescued.failed[0].next_turn == NextTurn(waiting.run_id, background=False, owner="me")
+    assert rescued.queued == []
+    assert await store.read(lambda tx: tx.queue.owned("lost")) == [runs[2].run_id]
+    deliveries = await store.read(lambda tx: tx.webhooks.deliveries(webhook.webhook_id).data)
+    assert sorted(row.run_id or "" for row in deliveries) == [run.run_id for run in runs[:2]]
+
+
 async def test_a_run_is_rescued_once_by_two_at_once(pair: Pair) -> None:
     runs = [await run_under_way(pair.one, owner="lost", session_id=uuid.uuid4()) for _ in range(5)]
     waited = [await pair.one.begin_run(begin(session_id=uuid.uuid4(), owner="lost")) for _ in range(5)]
