@@ -111,7 +111,8 @@ _CROWD = (
     " n = 1, n, now() FROM sessions s, generate_series(1, 4) n WHERE s.open_runs = 4",
 )
 _READ = """SELECT sum(pg_stat_get_xact_tuples_fetched(c.oid) + pg_stat_get_xact_tuples_returned(c.oid))::integer AS rows
-  FROM pg_class c WHERE c.relname IN ('runs', 'sessions')"""
+  FROM pg_class c LEFT JOIN pg_index i ON i.indexrelid = c.oid
+  WHERE coalesce(i.indrelid, c.oid) IN ('runs'::regclass, 'sessions'::regclass)"""
 
 
 async def test_postgresql_finds_a_run_among_2000_open_ones_by_a_plan_that_was_made_without_any(
@@ -154,7 +155,8 @@ async def test_postgresql_finds_a_run_among_2000_open_ones_by_a_plan_that_was_ma
             await lane.execute(statement)
         await turn()
         await lane.close()
-    assert max(read.values()) < 20, read
+    assert min(read.values()) > 0, read
+    assert max(read.values()) < 30, read
 
 
 FILTERS: list[dict[str, Any]] = [
