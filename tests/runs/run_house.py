@@ -1,19 +1,21 @@
 """Platforms on one database, with agents as files of the agents folder whose model is scripted."""
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from automagik.app import Platform
+from automagik.app import Platform, Role
 from automagik.errors import RunFailed
 from automagik.events import RunEvent
 from automagik.runs import RunRequest, RunStream
 from automagik.settings import Settings
 from automagik.store import Transaction
+from automagik.store.postgres import connect_postgres
 from automagik.store.queue import Rescued
 from automagik.store.rows import RunRow
 from automagik.testing.engines import DirectEngine
+from automagik.testing.postgres import PostgresServer
 from automagik.types import SYSTEM, Caller, Clock, JsonObject, RunStatus
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "TOOLED",
     "WORKING",
     "OpenPlatform",
+    "away",
     "declare_lost",
     "ended",
     "message",
@@ -177,10 +180,11 @@ async def look(path: str) -> str:
 
 
 async def tooled(messages, info):
-    """`TOOL PATH [then fail|wait]`: calls the tool once, then answers, fails, or thinks for long."""
+    """`TOOL PATH [soon|then fail|then wait]`: calls the tool once, then answers, fails, or thinks for long."""
     last = messages[-1].parts[-1]
     words = [part.content for m in messages for part in m.parts if isinstance(part, UserPromptPart)][-1].split(" ")
     if not isinstance(last, ToolReturnPart):
+        await asyncio.sleep(0.4 if words[2:] == ["soon"] else 0)
         yield {0: DeltaToolCall(words[0], '{"path": "' + words[1] + '"}')}
     elif words[2:] == ["then", "wait"] and Path(words[1]).stat().st_size < 2:
         await asyncio.sleep(60)
@@ -219,11 +223,13 @@ class OpenPlatform:
         self._settings = settings.model_copy(update={"model": "demo"})
         self._open: list[tuple[Platform, AsyncExitStack]] = []
 
-    async def __call__(self, *, clock: Clock | None = None, **changes: object) -> Platform:
+    async def __call__(self, *, clock: Clock | None = None, role: Role = "all", **changes: object) -> Platform:
         """Another platform, with changed settings."""
         stack = AsyncExitStack()
         settings = self._settings.model_copy(update=changes)
-        platform = await stack.enter_async_context(Platform.open(settings, clock=clock, make_engine=DirectEngine))
+        platform = await stack.enter_async_context(
+            Platform.open(settings, clock=clock, role=role, make_engine=DirectEngine)
+        )
         self._open.append((platform, stack))
         return platform
 
@@ -296,3 +302,16 @@ async def declare_lost(platform: Platform, executor_id: str, *, by: str = "exec_
         while (rescued := await platform.store.write(work)) is None:
             await asyncio.sleep(0.01)  # it has just beaten
     return rescued
+
+
+@asynccontextmanager
+async def away(server: PostgresServer, database: str) -> AsyncGenerator[None]:
+    """The database takes no connections meanwhile, as one whose server is restarted."""
+    admin = await connect_postgres(server.url())
+    try:
+        await admin.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
+        await admin.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
+        yield
+        await admin.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
+    finally:
+        await admin.close()

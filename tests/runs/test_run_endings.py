@@ -1,19 +1,16 @@
 """What was accepted ends visibly and keeps its answer, whatever the database, the server or the agent's author does."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from run_house import AGENTS, OpenPlatform, ended, sent, until_status
+from run_house import AGENTS, OpenPlatform, away, ended, sent, until_status
 
 from automagik.app import Platform
 from automagik.errors import RunFailed, ServiceUnavailable
 from automagik.runs import RunRequest
 from automagik.settings import Settings
-from automagik.store.postgres import connect_postgres
 from automagik.testing.engines import DirectEngine
 from automagik.testing.postgres import PostgresServer
 from automagik.types import SYSTEM, RunStatus
@@ -35,19 +32,6 @@ class Careless(AutomagikAgent):
         data = 10**40 if message.text == "number" else object()
         return AgentResponse("answer", data, [], Usage(), [], [])
 """
-
-
-@asynccontextmanager
-async def away(server: PostgresServer, database: str) -> AsyncGenerator[None]:
-    """The database takes no connections meanwhile, as one whose server is restarted."""
-    admin = await connect_postgres(server.url())
-    try:
-        await admin.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
-        await admin.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
-        yield
-        await admin.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
-    finally:
-        await admin.close()
 
 
 async def test_an_answer_waits_for_a_database_that_is_away_for_long(

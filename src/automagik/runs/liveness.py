@@ -244,6 +244,7 @@ class Heart:
                 retry = _FIRST_WAIT_SECONDS
             if not alive:
                 _log.error("executor_lost", executor_id=self._executor_id, hint="Another took this process for dead.")
+                self._in_main(self._was_lost)  # before the line is closed, which may take its time
                 return
             wait = max(0.0, self._times.beat_seconds - (self._clock.monotonic() - sent))
 
@@ -301,6 +302,9 @@ class Heart:
     def _has_ended(self) -> None:
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
+        self._was_lost()
+
+    def _was_lost(self) -> None:
         if not self._closing:
             self._closing = True
             self._on_lost()

@@ -82,11 +82,19 @@ class Runtime:
         """A run of this process, which does nothing yet. `last_seq` is that of its last stored event."""
         config = agent.config
         limits = [request.timeout_seconds, config.timeout_seconds, self.settings.run_timeout_seconds]
+        live: LiveRun
+
+        async def store_events(run_id: str, events: Sequence[RunEvent]) -> bool:
+            is_ours = await self.store.append_events(run_id, live.owner, [new_event(event) for event in events])
+            if not is_ours:
+                live.disown()
+            return is_ours
+
         live = LiveRun(
             row=row,
             request=request,
             agent=agent,
-            stream=EventStream(row.run_id, self.clock, self._store_events, last_seq=last_seq),
+            stream=EventStream(row.run_id, self.clock, store_events, last_seq=last_seq),
             store=self.store,
             archive=self.archive,
             clock=self.clock,
@@ -155,15 +163,6 @@ class Runtime:
         live.tell_ended(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("run_end_lost", run_id=run_id, exc_info=error)
-
-    async def _store_events(self, run_id: str, events: Sequence[RunEvent]) -> bool:
-        live = self.live.get(run_id)
-        if live is None:
-            return False
-        is_ours = await self.store.append_events(run_id, live.owner, [new_event(event) for event in events])
-        if not is_ours:
-            live.disown()
-        return is_ours
 
     def _context(self, live: LiveRun, begun: BegunRun) -> AgentContext:
         row = live.row

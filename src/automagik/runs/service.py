@@ -11,20 +11,18 @@ from automagik.agents import AutomagikAgent
 from automagik.errors import (
     Conflict,
     InvalidInput,
-    MissingScope,
     NotFound,
-    OverrideNotAllowed,
     QueueFull,
     RunFailed,
     ServiceUnavailable,
 )
 from automagik.events import Looked, RunEvent
-from automagik.memory import DEFAULT_STATUS_KEY
 from automagik.providers import ModelRegistry
 from automagik.runs.acceptance import begin_of, idempotency_of, new_row, with_media
 from automagik.runs.live import LiveRun
 from automagik.runs.names import Name, SessionNames
 from automagik.runs.outcomes import CANCELLED
+from automagik.runs.permissions import Permissions
 from automagik.runs.request import RunRequest
 from automagik.runs.runtime import Runtime
 from automagik.runs.stream import RunStream, stored_event
@@ -38,6 +36,8 @@ __all__ = ["RunService"]
 
 _DEPTH_SECONDS = 0.5
 """How long the queue's counted depth is believed; what this process accepts meanwhile is added."""
+_CANCEL_PAUSES = (0.02, 0.05, 0.1, 0.2, 0.4)
+"""When it is looked whether a run that another process carries out was stopped, before its events are waited for."""
 _FULL_SECONDS = 5
 """When a caller whom the full queue refused should come again."""
 
@@ -50,9 +50,8 @@ class RunService:
         self._settings = runtime.settings
         self._clock = runtime.clock
         self._store = runtime.store
-        self._agents = runtime.agents
+        self._permissions = Permissions(runtime.agents, models)
         self._events = runtime.events
-        self._models = models
         self._names = SessionNames(self._find_session)
         self._accepting: set[asyncio.Task[LiveRun]] = set()
         self._stopping = False
@@ -69,9 +68,8 @@ class RunService:
             Conflict: the key was used for another request.
         """
         accepted = await self._accept(request, caller, wants_text=False, idempotency_key=idempotency_key)
-        if isinstance(accepted, LiveRun):
-            return self._ended(await accepted.ended())
-        return self._ended(await self._end_of(accepted))
+        row = await accepted.ended() if isinstance(accepted, LiveRun) else accepted
+        return self._ended(row if RunStatus(row.status) in TERMINAL else await self._end_of(row))
 
     async def stream(self, request: RunRequest, caller: Caller, *, idempotency_key: str | None = None) -> RunStream:
         """The events of a run that is accepted when this returns. Leaving the stream ends nothing. Raises as `run`."""
@@ -126,11 +124,7 @@ class RunService:
 
     async def check(self, request: RunRequest, caller: Caller) -> RunRequest:
         """The request as it would be accepted, with its user; nothing is stored. Raises what `submit` would for it."""
-        await self._agents.refresh()
-        agent = self._agent_for(request, caller)
-        request = self._owned(request, caller)
-        await self._check_overrides(agent, request, caller)
-        return request
+        return (await self._permissions.check(request, caller))[1]
 
     # -- telling about runs
 
@@ -199,6 +193,11 @@ class RunService:
         if ended is not None:
             self._runtime.tell_ended(ended)
             return ended.row
+        for pause in _CANCEL_PAUSES:  # its last event may come before its owner hears that somebody looks on
+            await asyncio.sleep(pause)
+            row = await self.get(run_id, caller)
+            if RunStatus(row.status) in TERMINAL:
+                return row
         return await self._end_of(row)
 
     # -- the process's life
@@ -250,10 +249,7 @@ class RunService:
         """A run of this process; or the row of one of the background, or of one that was accepted before under the same key."""
         if self._stopping:
             raise ServiceUnavailable("The server is stopping.", hint="Retry; another instance may answer.")
-        await self._agents.refresh()
-        agent = self._agent_for(request, caller)
-        request = self._owned(request, caller)
-        await self._check_overrides(agent, request, caller)
+        agent, request = await self._permissions.check(request, caller)
         key = idempotency_of(idempotency_key, request, caller, background=background)
         if background:
             try:
@@ -372,44 +368,6 @@ class RunService:
                 retry_after_seconds=_FULL_SECONDS,
                 hint="Send it again later; an administrator may add workers or raise AUTOMAGIK_MAX_QUEUED_RUNS.",
             )
-
-    def _agent_for(self, request: RunRequest, caller: Caller) -> AutomagikAgent:
-        scope = f"agents:{request.agent_name}:run"
-        try:
-            agent = self._agents.get_agent(request.agent_name)
-        except NotFound:
-            if caller.allows(scope) and self._agents.is_broken(request.agent_name):
-                raise
-            names = [name for name in self._agents.names() if caller.allows(f"agents:{name}:run")]
-            raise NotFound("agent", request.agent_name, known=names) from None
-        if not caller.allows(scope):
-            raise MissingScope(scope)
-        return agent
-
-    def _owned(self, request: RunRequest, caller: Caller) -> RunRequest:
-        if caller.user_id is None or request.user_id == caller.user_id:
-            return request
-        if request.user_id is not None:
-            raise NotFound("user", str(request.user_id), hint="This key is bound to another user; leave `user_id` out.")
-        return replace(request, user_id=caller.user_id)
-
-    async def _check_overrides(self, agent: AutomagikAgent, request: RunRequest, caller: Caller) -> None:
-        may_override = caller.allows("agents:write")
-        if request.model is not None:
-            if not (may_override or agent.config.allows_model(request.model)):
-                raise OverrideNotAllowed(
-                    f"The agent '{request.agent_name}' does not open `model` '{request.model}' to this key.",
-                    hint="Leave `model` out, or ask an administrator to add it to the agent's `allow_overrides`.",
-                )
-            await self._models.resolve(request.model)
-        if request.system_prompt is not None and not (may_override or "system_prompt" in agent.config.allow_overrides):
-            raise OverrideNotAllowed(
-                f"The agent '{request.agent_name}' does not open `system_prompt` to this key.",
-                hint="Leave `system_prompt` out, or ask an administrator to add it to the agent's `allow_overrides`.",
-            )
-        agent.check_prompt_variables(request.prompt_variables)
-        if request.prompt_status_key != DEFAULT_STATUS_KEY:
-            await agent.load_active_prompt_template(request.prompt_status_key)
 
     @asynccontextmanager
     async def _named(self, request: RunRequest) -> AsyncGenerator[RunRequest]:

@@ -112,7 +112,7 @@ class Queue(Repository):
         """
         if limits.bind:
             self._serialize_claims()
-        wanted = self._claimable(host, host_lease_seconds)
+        wanted = self._claimable(owner, host, host_lease_seconds)
         if limits.bind:
             chosen = self._within(limits, wanted, count)
             wanted = wanted.where(_runs.c.run_id.in_(chosen))
@@ -299,7 +299,7 @@ class Queue(Repository):
         if self._connection.dialect.name == "postgresql":
             self._connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CLAIM_LOCK})
 
-    def _claimable(self, host: str, host_lease_seconds: float) -> Select[tuple[str]]:
+    def _claimable(self, owner: str, host: str, host_lease_seconds: float) -> Select[tuple[str]]:
         others = _executors.alias()
         since = self._now - timedelta(seconds=host_lease_seconds)
         host_lives = exists(select(others.c.executor_id).where(others.c.host == _runs.c.host, others.c.beat_at > since))
@@ -311,6 +311,10 @@ class Queue(Repository):
                 or_(_runs.c.available_at.is_(None), _runs.c.available_at <= self._now),
                 or_(_runs.c.queue_until.is_(None), _runs.c.queue_until > self._now),
                 or_(_runs.c.host.is_(None), _runs.c.host == host, ~host_lives),
+                # One that was declared lost, and does not know it yet, would get back what was taken from it.
+                ~exists(
+                    select(others.c.executor_id).where(others.c.executor_id == owner, others.c.lost_at.is_not(None))
+                ),
             )
             .order_by(_runs.c.priority, _runs.c.run_id)
         )
