@@ -188,7 +188,7 @@ def line(result: Result) -> str:
     return f"{result.name}: {result.figure:.4g} {result.unit}{against}{ratio}{held}"
 
 
-_COMPARISON = "none: a comparison"
+_COMPARISON = "none"
 
 
 def _target_text(target: Target | None) -> str:
