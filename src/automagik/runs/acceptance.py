@@ -114,7 +114,9 @@ def begin_of(
     )
 
 
-def idempotency_of(key: str | None, request: RunRequest, caller: Caller, *, background: bool) -> Idempotency | None:
+def idempotency_of(
+    key: str | None, request: RunRequest, caller: Caller, *, background: bool, requeue_of: str | None = None
+) -> Idempotency | None:
     """What makes a repetition of this request the same run, None without a key.
 
     Raises: InvalidInput for a key that is empty, too long, or not of visible ASCII characters.
@@ -132,12 +134,13 @@ def idempotency_of(key: str | None, request: RunRequest, caller: Caller, *, back
     ]
     said = {
         "agent": request.agent_name,
-        "session_id": request.session_id,
+        "session_id": str(request.session_id) if request.session_id is not None else None,
         "session_name": request.session_name,
-        "user_id": request.user_id,
+        "user_id": str(request.user_id) if request.user_id is not None else None,
         "labels": dict(request.labels),
         "input": request.to_input(media=media),
         "background": background,
+        "requeue_of": requeue_of,
     }
     body = orjson.dumps(said, option=orjson.OPT_SORT_KEYS)
     return Idempotency(caller.key_id or "", key, hashlib.sha256(body).digest())

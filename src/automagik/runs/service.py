@@ -250,7 +250,7 @@ class RunService:
         if self._stopping:
             raise ServiceUnavailable("The server is stopping.", hint="Retry; another instance may answer.")
         agent, request = await self._permissions.check(request, caller)
-        key = idempotency_of(idempotency_key, request, caller, background=background)
+        key = idempotency_of(idempotency_key, request, caller, background=background, requeue_of=requeue_of)
         if background:
             try:
                 await self._check_depth()
