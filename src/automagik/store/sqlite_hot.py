@@ -64,7 +64,10 @@ _END_RUN = (
     " finished_at = ?, waiting_for = NULL WHERE run_id = ? AND status IN ('queued', 'running', 'waiting') AND owner = ?"
     " RETURNING session_id, turn, ready, background, name, key_id"
 )
-_LEAVE_SESSION = "UPDATE sessions SET open_runs = open_runs - 1 WHERE session_id = ? RETURNING open_runs"
+_LEAVE_SESSION = (
+    "UPDATE sessions SET open_runs = open_runs - 1, message_count = message_count + ?1,"
+    " updated_at = CASE WHEN ?1 THEN ?2 ELSE updated_at END WHERE session_id = ?3 RETURNING open_runs"
+)
 _NEXT_TURN = (
     "UPDATE runs SET ready = 1, owner = CASE WHEN background AND ?2 AND name = ?3 AND key_id IS ?4 AND host IS NULL"
     " AND available_at IS NULL AND (queue_until IS NULL OR queue_until > ?6) THEN ?5 ELSE owner END"
@@ -72,7 +75,6 @@ _NEXT_TURN = (
     " AND NOT ready ORDER BY turn LIMIT 1) RETURNING run_id, background, owner"
 )
 _IS_OPEN = "SELECT 1 FROM runs WHERE run_id = ? AND status IN ('queued', 'running', 'waiting') AND owner = ?"
-_BUMP_SESSION = "UPDATE sessions SET message_count = message_count + ?, updated_at = ? WHERE id = ?"
 _ADD_MESSAGE = (
     "INSERT INTO messages (message_id, session_id, run_id, role, content, raw_payload, created_at)"
     " VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -285,11 +287,14 @@ def _finish(finish: FinishRun, handle: SqliteHandle) -> FinishedRun | None:
     if ended is None:
         return None
     session_id, turn, ready, background, name, key_id = ended
+    left = None
     if turn is not None:  # else it has no session, or the session was deleted meanwhile and its messages with it
-        _add_messages(raw, finish, finished)
+        added = len(finish.messages) if finish.session_key is not None else 0
+        left = raw.execute(_LEAVE_SESSION, (added, finished, session_id)).fetchone()
+        if left is not None and added:
+            _add_messages(raw, finish, finished)
     _add_events(raw, finish.run_id, finish.events)
     wakes = raw.execute(QUEUE_ONE, (finish.run_id,)).rowcount > 0
-    left = raw.execute(_LEAVE_SESSION, (session_id,)).fetchone() if turn is not None else None
     if left is None or not left[0] or not ready:
         return FinishedRun(finish.run_id, None, wakes)
     claims = finish.claims_next and bool(background)
@@ -300,15 +305,11 @@ def _finish(finish: FinishRun, handle: SqliteHandle) -> FinishedRun | None:
 
 
 def _add_messages(raw: sqlite3.Connection, finish: FinishRun, finished: str) -> None:
-    key = finish.session_key
-    if finish.messages and key is not None:
-        if not raw.execute(_BUMP_SESSION, (len(finish.messages), finished, key)).rowcount:
-            return
-        rows = [
-            (str(m.message_id), key, finish.run_id, m.role, clean(m.content), m.raw_payload, finished)
-            for m in finish.messages
-        ]
-        raw.executemany(_ADD_MESSAGE, rows)
+    rows = [
+        (str(m.message_id), finish.session_key, finish.run_id, m.role, clean(m.content), m.raw_payload, finished)
+        for m in finish.messages
+    ]
+    raw.executemany(_ADD_MESSAGE, rows)
 
 
 def _append(run_id: str, owner: str, events: Sequence[NewEvent], handle: SqliteHandle) -> bool:
