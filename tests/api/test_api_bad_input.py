@@ -230,6 +230,13 @@ CREATIONS: list[tuple[str, str, Any, int, str]] = [
         "expires_at",
     ),
     ("a rate that is none", "/keys", {"name": "a", "scopes": ["admin"], "rate_limit": "fast"}, 422, "rate_limit"),
+    (
+        "a key that may do nothing at once",
+        "/keys",
+        {"name": "a", "scopes": ["admin"], "max_concurrent_runs": 0},
+        422,
+        "max_concurrent_runs",
+    ),
     ("a bad agent name", "/agents", {"name": "A B"}, 422, "name"),
     ("an agent's name that is taken", "/agents", {"name": "echo"}, 409, "echo"),
     ("an agent with an unknown key", "/agents", {"name": "a", "config": {"instruction": "b"}}, 422, "'instructions'"),

@@ -167,7 +167,8 @@ async def test_agents_are_listed_in_pages_and_as_the_earlier_api_did(house: ApiH
 
 async def test_keys_are_made_shown_once_and_revoked_at_once(each_house: ApiHouse) -> None:
     admin = each_house.admin
-    made = await admin.post("/api/v1/keys", json={"name": "ci", "scopes": ["agents:*:run"], "rate_limit": "100/minute"})
+    wanted = {"name": "ci", "scopes": ["agents:*:run"], "rate_limit": "100/minute", "max_concurrent_runs": 4}
+    made = await admin.post("/api/v1/keys", json=wanted)
     key = made.json()
     assert (made.status_code, key["key"][:4], key["prefix"]) == (201, "amk_", key["key"][:8])
     path = made.headers["location"]
@@ -177,6 +178,7 @@ async def test_keys_are_made_shown_once_and_revoked_at_once(each_house: ApiHouse
     client = await each_house.keyless(headers={"authorization": f"Bearer {key['key']}"})
     own = (await client.get("/api/v1/keys/self")).json()
     assert (own["key_id"], own["name"], own["rate_limit"]) == (key["key_id"], "ci", "100/minute")
+    assert own["max_concurrent_runs"] == key["max_concurrent_runs"] == 4
     assert (await admin.delete(path)).status_code == 204
     assert (await client.get("/api/v1/keys/self")).status_code == 401
     assert (await admin.get(path)).json()["revoked_at"] is not None

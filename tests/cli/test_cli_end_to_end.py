@@ -125,9 +125,9 @@ def test_users_and_memories_come_and_go(server: RunningServer) -> None:
 
 
 def test_keys_are_made_used_and_revoked(server: RunningServer) -> None:
-    made = one(
-        server, "keys", "create", "reader", "--scope", "runs:read", "--expires", "1h", "--rate-limit", "100/minute"
-    )
+    limits = ("--expires", "1h", "--rate-limit", "100/minute", "--max-concurrent-runs", "3")
+    made = one(server, "keys", "create", "reader", "--scope", "runs:read", *limits)
+    assert one(server, "keys", "show", made["key_id"])["max_concurrent_runs"] == 3
     reader = {**server.environment, "AUTOMAGIK_KEY": made["key"]}
 
     def as_reader(*arguments: str) -> int:

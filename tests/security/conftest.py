@@ -1,5 +1,5 @@
 """Keys are tested on both databases."""
 
-from automagik.testing.fixtures import dialect, postgres_server
+from automagik.testing.fixtures import dialect, postgres_server, store
 
-__all__ = ["dialect", "postgres_server"]
+__all__ = ["dialect", "postgres_server", "store"]

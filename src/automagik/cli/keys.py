@@ -62,6 +62,12 @@ def create(
         str | None, typer.Option("--expires", metavar="30d/TIME", help="When it ends: 90m, 12h, 30d, 8w, or RFC 3339.")
     ] = None,
     rate_limit: Annotated[str | None, typer.Option("--rate-limit", metavar="N/PERIOD", help="As 600/minute.")] = None,
+    max_concurrent_runs: Annotated[
+        int | None,
+        typer.Option(
+            "--max-concurrent-runs", metavar="N", min=1, help="How many background runs may be under way at once."
+        ),
+    ] = None,
     first: Annotated[
         bool,
         typer.Option(
@@ -73,7 +79,7 @@ def create(
 ) -> None:
     """Create a key."""
     if first:
-        if scope or user or expires or rate_limit:
+        if scope or user or expires or rate_limit or max_concurrent_runs:
             raise CliError("--first makes an admin key; it takes only a name.", exit_code=ExitCode.USAGE)
         _create_first(name or "first admin key", url, as_json=as_json)
         return
@@ -84,7 +90,12 @@ def create(
             hint="For example: automagik keys create my-app --scope agents:simple:run",
         )
     body = given(
-        name=name, scopes=scope, user_id=user, rate_limit=rate_limit, expires_at=_moment(expires) if expires else None
+        name=name,
+        scopes=scope,
+        user_id=user,
+        rate_limit=rate_limit,
+        max_concurrent_runs=max_concurrent_runs,
+        expires_at=_moment(expires) if expires else None,
     )
     with connect(url) as client:
         made = client.post("/api/v1/keys", body)

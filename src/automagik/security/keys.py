@@ -40,7 +40,8 @@ _PREFIX_CHARS = 8
 _CACHE_SECONDS = 5.0
 """How long a revocation in another process may stay unseen in this one, where its signal is lost."""
 _MOST_MAKERS = 8
-"""From how many keys one may descend where a rate limit binds them: each is looked at when the key is."""
+"""From how many keys one may descend where a limit binds them: each is looked at when the key is."""
+_MOST_RUNS = 1_000_000
 _TOUCH_SECONDS = 60.0
 """How exact `last_used_at` is."""
 _RATE = re.compile(r"([1-9][0-9]{0,8})/(second|minute|hour|day)")
@@ -153,22 +154,26 @@ class KeyRing:
         user_id: uuid.UUID | None = None,
         expires_at: datetime | None = None,
         rate_limit: str | None = None,
+        max_concurrent_runs: int | None = None,
         request_id: str | None = None,
     ) -> tuple[KeyRow, SecretStr]:
-        """A new key and its row; the key itself is to be had only here. `rate_limit` is `N/second|minute|hour|day`.
+        """A new key and its row; the key itself is to be had only here. `rate_limit` is `N/second|minute|hour|day`,
+        `max_concurrent_runs` how many background runs of the key may be under way at once.
 
-        The key is no stronger than the caller's: it has no scope, later expiry, looser rate limit or other user than that,
-        and where the caller's is limited, the new key's requests count there too.
+        The key is no stronger than the caller's: it has no scope, later expiry, looser limit or other user than that, and
+        where the caller's is limited, the new key's requests and runs count there too.
         A caller bound to a user makes keys for that user, also where `user_id` is not given.
 
         Raises:
-            InvalidInput: a name, scope, expiry or rate limit can't be; NotFound: the user is unknown.
+            InvalidInput: a name, scope, expiry or limit can't be; NotFound: the user is unknown.
             MissingScope, Forbidden: the key would be stronger than the caller's.
         """
         wanted = check_scopes(scopes)
         _check_name(name)
-        rate = _parse_rate(rate_limit)
+        _parse_rate(rate_limit)
         _check_expiry(expires_at, self._clock.now())
+        _check_runs(max_concurrent_runs)
+        wished = _Limits(expires_at, rate_limit, max_concurrent_runs)
         beyond = first_beyond(caller, wanted)
         if beyond is not None:
             raise MissingScope(beyond)
@@ -180,10 +185,8 @@ class KeyRing:
         key = new_key()
 
         def work(tx: Transaction) -> KeyRow:
-            expires, limit, made_by = self._limits_of(tx, caller, expires_at, rate_limit, rate)
-            return _insert(
-                tx, name, wanted, key, user_id or caller.user_id, expires, limit, caller, request_id, made_by=made_by
-            )
+            limits = _limits_of(tx, caller, wished)
+            return _insert(tx, name, wanted, key, user_id or caller.user_id, limits, caller, request_id)
 
         return await self._store.write(work), key
 
@@ -204,7 +207,7 @@ class KeyRing:
                     hint="Use that key, or make another on this machine with `automagik keys create --first`.",
                     code="admin_key_exists",
                 )
-            return _insert(tx, name, ("admin",), key, None, None, None, SYSTEM, None)
+            return _insert(tx, name, ("admin",), key, None, _Limits(), SYSTEM, None)
 
         return await self._store.write(work), key
 
@@ -284,34 +287,52 @@ class KeyRing:
             except AutomagikError as error:  # a request must not fail for this; the next use tries again
                 _log.warning("key_use_not_noted", keys=len(used), error=error.detail)
 
-    def _limits_of(
-        self, tx: Transaction, caller: Caller, expires_at: datetime | None, rate_limit: str | None, rate: float | None
-    ) -> tuple[datetime | None, str | None, str | None]:
-        """Expiry and rate limit of a key that `caller` makes: its own where none are given, never more than its own. And
-        the key that made it, where its limit or that of a key before it counts."""
-        if caller.key_id is None:
-            return expires_at, rate_limit, None
-        maker = tx.keys.find(caller.key_id)
-        if maker is None or not _usable(maker, tx.now):
-            raise _refusal()
-        if maker.expires_at is not None and expires_at is not None and expires_at > maker.expires_at:
-            raise Forbidden(
-                "The key would outlive the one that makes it.",
-                hint=f"Choose a time before {utc_text(maker.expires_at)}.",
-            )
-        own_rate = _parse_rate(maker.rate_limit)
-        if own_rate is not None and rate is not None and rate > own_rate:
-            raise Forbidden(
-                "The key would have a looser rate limit than the one that makes it.",
-                hint=f"Choose {maker.rate_limit} or less.",
-            )
-        is_limited = maker.rate_limit is not None or maker.made_by is not None
-        if is_limited and len(tx.keys.makers(maker)) + 1 >= _MOST_MAKERS:
-            raise Forbidden(
-                "The key that makes it descends from too many others whose rate limits count.",
-                hint="Make the key with one of those.",
-            )
-        return expires_at or maker.expires_at, rate_limit or maker.rate_limit, maker.key_id if is_limited else None
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """What bounds a key. `made_by` is the key that made it, where its limits or those of a key before it count."""
+
+    expires_at: datetime | None = None
+    rate_limit: str | None = None
+    max_concurrent_runs: int | None = None
+    made_by: str | None = None
+
+
+def _limits_of(tx: Transaction, caller: Caller, wished: _Limits) -> _Limits:
+    """The limits of a key that `caller` makes: its own where none are wished for, never looser ones."""
+    if caller.key_id is None:
+        return wished
+    maker = tx.keys.find(caller.key_id)
+    if maker is None or not _usable(maker, tx.now):
+        raise _refusal()
+    if maker.expires_at is not None and wished.expires_at is not None and wished.expires_at > maker.expires_at:
+        raise Forbidden(
+            "The key would outlive the one that makes it.", hint=f"Choose a time before {utc_text(maker.expires_at)}."
+        )
+    own_rate, rate = _parse_rate(maker.rate_limit), _parse_rate(wished.rate_limit)
+    if own_rate is not None and rate is not None and rate > own_rate:
+        raise Forbidden(
+            "The key would have a looser rate limit than the one that makes it.",
+            hint=f"Choose {maker.rate_limit} or less.",
+        )
+    own_runs, runs = maker.max_concurrent_runs, wished.max_concurrent_runs
+    if own_runs is not None and runs is not None and runs > own_runs:
+        raise Forbidden(
+            "The key could have more background runs under way than the one that makes it.",
+            hint=f"Choose {own_runs} or less.",
+        )
+    is_limited = maker.rate_limit is not None or own_runs is not None or maker.made_by is not None
+    if is_limited and len(tx.keys.makers(maker)) + 1 >= _MOST_MAKERS:
+        raise Forbidden(
+            "The key that makes it descends from too many others whose limits count.",
+            hint="Make the key with one of those.",
+        )
+    return _Limits(
+        expires_at=wished.expires_at or maker.expires_at,
+        rate_limit=wished.rate_limit or maker.rate_limit,
+        max_concurrent_runs=runs if runs is not None else own_runs,
+        made_by=maker.key_id if is_limited else None,
+    )
 
 
 def _hash(presented: str) -> bytes:
@@ -349,12 +370,9 @@ def _insert(
     scopes: tuple[str, ...],
     key: SecretStr,
     user_id: uuid.UUID | None,
-    expires_at: datetime | None,
-    rate_limit: str | None,
+    limits: _Limits,
     caller: Caller,
     request_id: str | None,
-    *,
-    made_by: str | None = None,
 ) -> KeyRow:
     secret = key.get_secret_value()
     row = tx.keys.create(
@@ -363,9 +381,10 @@ def _insert(
         key_hash=_hash(secret),
         scopes=scopes,
         user_id=user_id,
-        rate_limit=rate_limit,
-        made_by=made_by,
-        expires_at=expires_at,
+        rate_limit=limits.rate_limit,
+        max_concurrent_runs=limits.max_concurrent_runs,
+        made_by=limits.made_by,
+        expires_at=limits.expires_at,
     )
     details: JsonObject = {"name": name, "scopes": [*scopes], "user_id": str(user_id) if user_id else None}
     tx.audit.append("key.create", row.key_id, caller=caller, request_id=request_id, details=details)
@@ -410,6 +429,11 @@ def _check_expiry(expires_at: datetime | None, now: datetime) -> None:
         raise InvalidInput("The time lacks its time zone.", field=("body", "expires_at"), hint="End it in 'Z' for UTC.")
     if expires_at <= now + timedelta(seconds=1):
         raise InvalidInput("The time has passed.", field=("body", "expires_at"))
+
+
+def _check_runs(max_concurrent_runs: int | None) -> None:
+    if max_concurrent_runs is not None and not 1 <= max_concurrent_runs <= _MOST_RUNS:
+        raise InvalidInput(f"Choose 1 to {_MOST_RUNS} runs.", field=("body", "max_concurrent_runs"))
 
 
 def _parse_rate(rate_limit: str | None) -> float | None:

@@ -35,6 +35,7 @@ class Keys(Repository):
         scopes: Sequence[str],
         user_id: uuid.UUID | None = None,
         rate_limit: str | None = None,
+        max_concurrent_runs: int | None = None,
         made_by: str | None = None,
         expires_at: datetime | None = None,
         key_id: str | None = None,
@@ -50,6 +51,7 @@ class Keys(Repository):
             "scopes": list(scopes),
             "user_id": user_id,
             "rate_limit": rate_limit,
+            "max_concurrent_runs": max_concurrent_runs,
             "made_by": made_by,
             "expires_at": expires_at,
             "created_at": self._now,
@@ -76,7 +78,7 @@ class Keys(Repository):
         return None if record is None else _row(record)
 
     def makers(self, row: KeyRow) -> list[KeyRow]:
-        """The keys that it descends from, as far as their rate limits count for it, nearest first."""
+        """The keys that it descends from, as far as their limits count for it, nearest first."""
         makers: list[KeyRow] = []
         while row.made_by is not None and (maker := self.find(row.made_by)) is not None:
             makers.append(maker)
@@ -121,6 +123,7 @@ def _row(record: Row[Any]) -> KeyRow:
         scopes=record.scopes,
         user_id=record.user_id,
         rate_limit=record.rate_limit,
+        max_concurrent_runs=record.max_concurrent_runs,
         made_by=record.made_by,
         expires_at=record.expires_at,
         last_used_at=record.last_used_at,

@@ -63,11 +63,17 @@ class _Room:
     """How many more runs may be under way."""
 
     def __init__(
-        self, limits: ClaimLimits, by_key: Mapping[str, int], under_way: Iterable[tuple[str, str | None, int]]
+        self,
+        limits: ClaimLimits,
+        by_key: Mapping[str, int],
+        counted: Mapping[str, Sequence[str]],
+        under_way: Iterable[tuple[str, str | None, int]],
     ) -> None:
+        """`counted`: of which keys the limits count for a key's runs: its own, and those of the keys that it descends from."""
         self._total = limits.total
         self._agents = dict(limits.by_agent)
         self._keys = dict(by_key)
+        self._counted = counted
         for name, key, runs in under_way:
             self._count(name, key, runs)
 
@@ -78,22 +84,25 @@ class _Room:
         return [name for name, left in self._agents.items() if left <= 0]
 
     def full_keys(self) -> list[str]:
-        return [key for key, left in self._keys.items() if left <= 0]
+        return [key for key in self._counted if self._is_full(key)]
 
     def take(self, name: str, key: str | None) -> bool:
         """Whether there was room for one more."""
-        if not self.is_left() or self._agents.get(name, 1) <= 0 or (key is not None and self._keys.get(key, 1) <= 0):
+        if not self.is_left() or self._agents.get(name, 1) <= 0 or self._is_full(key):
             return False
         self._count(name, key, 1)
         return True
+
+    def _is_full(self, key: str | None) -> bool:
+        return any(self._keys[limited] <= 0 for limited in self._counted.get(key or "", ()))
 
     def _count(self, name: str, key: str | None, runs: int) -> None:
         if self._total is not None:
             self._total -= runs
         if name in self._agents:
             self._agents[name] -= runs
-        if key in self._keys:
-            self._keys[key] -= runs
+        for limited in self._counted.get(key or "", ()):
+            self._keys[limited] -= runs
 
 
 class Queue(Repository):
@@ -321,7 +330,8 @@ class Queue(Repository):
 
     def _within(self, limits: ClaimLimits, wanted: Select[tuple[str]], count: int) -> list[str]:
         """The first of `wanted` that break no limit, together with what is under way."""
-        room = _Room(limits, self._key_limits() if limits.has_key_limits else {}, self._under_way())
+        by_key, counted = self._key_limits() if limits.has_key_limits else ({}, {})
+        room = _Room(limits, by_key, counted, self._under_way())
         chosen: list[str] = []
         while len(chosen) < count and room.is_left():
             free = wanted.where(_runs.c.run_id.not_in(chosen), _runs.c.name.not_in(room.full_agents()))
@@ -341,9 +351,24 @@ class Queue(Repository):
         grouped = self._connection.execute(under_way.group_by(_runs.c.name, _runs.c.key_id))
         return [(record.name, record.key_id, record.runs) for record in grouped]
 
-    def _key_limits(self) -> dict[str, int]:
-        limited = select(_keys.c.key_id, _keys.c.max_concurrent_runs).where(_keys.c.max_concurrent_runs.is_not(None))
-        return {record.key_id: record.max_concurrent_runs for record in self._connection.execute(limited)}
+    def _key_limits(self) -> tuple[dict[str, int], dict[str, list[str]]]:
+        """The limits of keys, and which of them count for a key's runs: its own, and those of the keys that it descends from."""
+        some = select(_keys.c.key_id, _keys.c.made_by, _keys.c.max_concurrent_runs)
+        some = some.where(or_(_keys.c.max_concurrent_runs.is_not(None), _keys.c.made_by.is_not(None)))
+        records = self._connection.execute(some).all()
+        makers: dict[str, str | None] = {record.key_id: record.made_by for record in records}
+        limits = {
+            record.key_id: record.max_concurrent_runs for record in records if record.max_concurrent_runs is not None
+        }
+        counted: dict[str, list[str]] = {}
+        for key_id in makers:
+            lineage: list[str] = []
+            of: str | None = key_id
+            while of is not None:
+                lineage.append(of)
+                of = makers.get(of)
+            counted[key_id] = [of for of in lineage if of in limits]
+        return limits, counted
 
     def _take(self, run_ids: Sequence[str], owner: str) -> list[ClaimedRun]:
         if not run_ids:

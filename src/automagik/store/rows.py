@@ -148,6 +148,7 @@ class KeyRow:
     scopes: list[str]
     user_id: uuid.UUID | None
     rate_limit: str | None
+    max_concurrent_runs: int | None
     made_by: str | None
     expires_at: datetime | None
     last_used_at: datetime | None

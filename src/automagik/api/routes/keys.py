@@ -49,7 +49,7 @@ async def list_keys(
     responses={201: {"model": NewKeyResource, "description": "The key, shown only now"}, **problems(404, 413)},
 )
 async def create_key(body: KeyCreate, request: Request, platform: PlatformOf, caller: Writer) -> Response:
-    """No stronger than the key that makes it: in scopes, user, expiry and rate limit."""
+    """No stronger than the key that makes it: in scopes, user, expiry and limits."""
     row, key = await platform.keys.create(
         body.name,
         body.scopes,
@@ -57,6 +57,7 @@ async def create_key(body: KeyCreate, request: Request, platform: PlatformOf, ca
         user_id=body.user_id,
         expires_at=body.expires_at,
         rate_limit=body.rate_limit,
+        max_concurrent_runs=body.max_concurrent_runs,
         request_id=request_id_of(request),
     )
     return created({**key_resource(row), "key": key.get_secret_value()}, f"/api/v1/keys/{row.key_id}")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 
-from automagik.api.schemas.common import Body, Name, Resource
+from automagik.api.schemas.common import Body, Count, Name, Resource
 from automagik.store.rows import KeyRow
 from automagik.types import JsonObject, utc_text
 
@@ -41,6 +41,8 @@ class KeyCreate(Body):
     expires_at: Moment | None = None
     rate_limit: Annotated[str, Field(max_length=32)] | None = None
     """`10/second`, `600/minute`, `1000/hour` or `50000/day`."""
+    max_concurrent_runs: Annotated[Count, Field(ge=1, le=1_000_000)] | None = None
+    """How many background runs of the key, and of keys that it makes, may be under way at once; unset: any number."""
 
 
 class KeyResource(Resource):
@@ -52,6 +54,7 @@ class KeyResource(Resource):
     scopes: list[str]
     user_id: uuid.UUID | None
     rate_limit: str | None
+    max_concurrent_runs: int | None
     expires_at: datetime | None
     last_used_at: datetime | None
     revoked_at: datetime | None
@@ -73,6 +76,7 @@ def key_resource(row: KeyRow) -> JsonObject:
         "scopes": [*row.scopes],
         "user_id": str(row.user_id) if row.user_id else None,
         "rate_limit": row.rate_limit,
+        "max_concurrent_runs": row.max_concurrent_runs,
         "expires_at": utc_text(row.expires_at) if row.expires_at else None,
         "last_used_at": utc_text(row.last_used_at) if row.last_used_at else None,
         "revoked_at": utc_text(row.revoked_at) if row.revoked_at else None,
