@@ -422,7 +422,7 @@ async def most_at_once(platform: Platform, run_ids: list[str]) -> int:
     most = 0
     async with asyncio.timeout(30):
         while True:
-            rows = [await platform.runs.get(run_id, SYSTEM) for run_id in run_ids]
+            rows = await platform.store.read(lambda tx: [tx.runs.get(run_id) for run_id in run_ids])  # at one moment
             most = max(most, sum(row.status == RunStatus.RUNNING for row in rows))
             if all(row.finished_at is not None for row in rows):
                 return most

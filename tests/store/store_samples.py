@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from automagik.store import BeginRun, BegunRun, FinishRun, NewEvent, NewMessage, StartRun, Store
-from automagik.store.queue import ClaimedRun, ClaimLimits
-from automagik.store.rows import AgentRow
+from automagik.store.queue import ClaimLimits
+from automagik.store.rows import AgentRow, ClaimedRun
 from automagik.types import new_id, new_uuid
 
 __all__ = ["accept", "begin", "claim", "event", "finish", "make_agent", "message", "start", "take_turn"]

@@ -80,8 +80,8 @@ async def test_a_claimed_run_comes_whole_and_is_nobody_elses(store: Store) -> No
     assert (claimed.row, claimed.last_seq) == (row, 1)
     assert (row.owner, row.status, row.attempt, row.input) == ("me", "queued", 1, {"message_content": "hello"})
     assert await claim(store, owner="other") == []
-    assert await store.read(lambda tx: tx.queue.claimed(run_id, "other")) is None
-    assert await store.read(lambda tx: tx.queue.claimed(run_id, "me")) == claimed
+    assert await store.claimed_run(run_id, "other") is None
+    assert await store.claimed_run(run_id, "me") == claimed
 
 
 async def test_what_is_urgent_goes_first_then_what_is_old(store: Store) -> None:

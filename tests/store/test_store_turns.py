@@ -173,7 +173,7 @@ async def test_the_next_run_goes_to_the_worker_that_ended_one_like_it(store: Sto
         ended = await store.finish_run(finish(first.run_id, first.session_key, claims_next=True))
         assert ended is not None
         assert ended.next_turn == NextTurn(following.run_id, background=True, owner="me" if is_claimed else None)
-        claimed = await store.read(lambda tx, run=following.run_id: tx.queue.claimed(run, "me"))
+        claimed = await store.claimed_run(following.run_id, "me")
         assert (claimed is not None) == is_claimed
         if claimed is not None:
             assert (claimed.row.run_id, claimed.row.input, claimed.last_seq) == (

@@ -125,7 +125,8 @@ class Runtime:
         if following is None:
             return
         if following.background:
-            self.on_work()
+            if following.owner is None:  # else the worker that has it goes on with it by itself
+                self.on_work()
         else:
             self.turns.come(following.run_id)
 

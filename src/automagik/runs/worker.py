@@ -14,8 +14,8 @@ from automagik.runs.outcomes import Failure, failure_of, worker_lost
 from automagik.runs.request import RunRequest
 from automagik.runs.runtime import Runtime
 from automagik.store import NextTurn
-from automagik.store.queue import ClaimedRun, ClaimLimits
-from automagik.store.rows import EventRow, RunRow
+from automagik.store.queue import ClaimLimits
+from automagik.store.rows import ClaimedRun, EventRow, RunRow
 from automagik.types import RunOutcome, RunStatus
 
 __all__ = ["Carry", "Engine", "Worker"]
@@ -300,7 +300,7 @@ class Worker:
                 return
             run_id = following.run_id
             claimed = await self._patiently(
-                lambda run_id=run_id, owner=owner: self._runtime.store.read(lambda tx: tx.queue.claimed(run_id, owner))
+                lambda run_id=run_id, owner=owner: self._runtime.store.claimed_run(run_id, owner)
             )
             if claimed is None:
                 return

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Protocol
 
 from automagik.errors import Conflict, NotFound
+from automagik.store.rows import ClaimedRun
 from automagik.types import Usage
 
 __all__ = [
@@ -226,6 +227,8 @@ class HotPath(Protocol):
     async def finish_run(self, finish: FinishRun) -> FinishedRun | None: ...
 
     async def append_events(self, run_id: str, owner: str, events: Sequence[NewEvent]) -> bool: ...
+
+    async def claimed_run(self, run_id: str, owner: str) -> ClaimedRun | None: ...
 
 
 def check_session(begin: BeginRun, found: FoundSession) -> None:

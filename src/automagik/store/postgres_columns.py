@@ -1,12 +1,28 @@
 """The parameters of the hot path's statements on PostgreSQL: one array for each column of a batch."""
 
-from collections.abc import Hashable, Iterable, Sequence
-from typing import Any
+import json
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+from sqlalchemy import Row
 
 from automagik.store.columns import clean
 from automagik.store.hot import DEFAULT_ORIGIN, BeginRun, FinishRun, NewEvent, StartRun
+from automagik.store.rows import ClaimedRun
+from automagik.store.runs import claimed_of
 
-__all__ = ["may_make", "of_append", "of_begin", "of_begin_without_context", "of_finish", "of_start", "session_keys"]
+__all__ = [
+    "claimed_of_values",
+    "may_make",
+    "of_append",
+    "of_begin",
+    "of_begin_without_context",
+    "of_claimed",
+    "of_finish",
+    "of_start",
+    "session_keys",
+]
 
 Columns = list[list[Any]]
 
@@ -88,6 +104,20 @@ def of_append(batch: Sequence[tuple[str, str, Sequence[NewEvent]]]) -> Columns:
         [owner for _, owner, _ in batch],
         *_events((run_id, event) for run_id, _, events in batch for event in events),
     ]
+
+
+def of_claimed(batch: Sequence[tuple[str, str]]) -> Columns:
+    """The parameters of CLAIMED: run and owner."""
+    return [[run_id for run_id, _ in batch], [owner for _, owner in batch]]
+
+
+def claimed_of_values(values: Mapping[str, Any]) -> ClaimedRun:
+    """What CLAIMED gives of a run, with the driver's own types: JSON is text."""
+    read = dict(values)
+    for name in ("labels", "input", "output", "error", "waiting_for"):
+        if read[name] is not None:
+            read[name] = json.loads(read[name])
+    return claimed_of(cast("Row[Any]", SimpleNamespace(**read)))
 
 
 def _begin(batch: Sequence[BeginRun]) -> Columns:

@@ -35,6 +35,7 @@ from automagik.store.hot import (
 from automagik.store.memories import Memories
 from automagik.store.messages import Messages
 from automagik.store.postgres import DriverConnection, PostgresDatabase, PreparedStatement, postgres_meaning
+from automagik.store.rows import ClaimedRun
 from automagik.store.turns import give_turn
 from automagik.types import Clock
 
@@ -63,6 +64,7 @@ _ACCEPT = _Statement(sql.ACCEPT, columns.of_begin_without_context, lambda begin:
 _START = _Statement(sql.START, columns.of_start, lambda start: start.run_id)
 _FINISH = _Statement(sql.FINISH, columns.of_finish, lambda finish: finish.run_id)
 _APPEND = _Statement(sql.APPEND, columns.of_append, lambda append: append[0])
+_CLAIMED = _Statement(sql.CLAIMED, columns.of_claimed, lambda claimed: claimed[0])
 
 
 @dataclass(slots=True)
@@ -172,6 +174,10 @@ class PostgresHot:
 
     async def append_events(self, run_id: str, owner: str, events: Sequence[NewEvent]) -> bool:
         return await self._do(_APPEND, (run_id, owner, events)) is not None
+
+    async def claimed_run(self, run_id: str, owner: str) -> ClaimedRun | None:
+        record = await self._do(_CLAIMED, (run_id, owner))
+        return None if record is None else columns.claimed_of_values(record)
 
     async def _store(self, statement: _Statement, begin: BeginRun) -> Record:
         if begin.user_id is not None and not begin.create_user:

@@ -2,7 +2,7 @@
 
 from automagik.store.delivery_sql import QUEUED_CTE, QUEUED_SIGNAL
 
-__all__ = ["ACCEPT", "APPEND", "BEGIN", "FINISH", "START"]
+__all__ = ["ACCEPT", "APPEND", "BEGIN", "CLAIMED", "FINISH", "START"]
 
 # The runs that have not ended are few, and have indexes of their own. A plan that is made once, while the tables are small, must
 # not take one of these for a run that it finds by its id, and read all of them: so it is asked here whether the run has an
@@ -281,3 +281,8 @@ WITH open AS (
 )
 SELECT run_id FROM open"""
 """Add events to runs that have not ended and are their owner's."""
+
+CLAIMED = """
+SELECT r.*, (SELECT max(e.seq) FROM run_events e WHERE e.run_id = r.run_id) AS last_seq
+FROM unnest($1::text[], $2::text[]) AS a(run_id, owner) JOIN runs r ON r.run_id = a.run_id AND r.owner = a.owner"""
+"""Read runs, whole, that belong to an owner."""

@@ -12,12 +12,12 @@ from automagik.store.delivery_sql import queue_deliveries
 from automagik.store.hot import NextTurn
 from automagik.store.repository import Repository
 from automagik.store.rescue import EndedRun, Rescued, add_events, rescue_runs
-from automagik.store.rows import RunRow
-from automagik.store.runs import run_of
+from automagik.store.rows import ClaimedRun, RunRow
+from automagik.store.runs import claimed_of, last_seq, run_of
 from automagik.store.turns import give_turn, hold_sessions, notify
 from automagik.types import OUTCOME_STATUS, JsonObject, RunOutcome, RunStatus
 
-__all__ = ["ClaimLimits", "ClaimedRun", "EndedRun", "Queue", "Rescued"]
+__all__ = ["ClaimLimits", "EndedRun", "Queue", "Rescued"]
 
 _runs = schema.runs
 _events = schema.run_events
@@ -49,14 +49,6 @@ class ClaimLimits:
     def bind(self) -> bool:
         """Whether there is any limit."""
         return self.total is not None or bool(self.by_agent) or self.has_key_limits
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimedRun:
-    """A queued run that belongs to a worker now. `last_seq` is its last event's."""
-
-    row: RunRow
-    last_seq: int
 
 
 class _Room:
@@ -128,13 +120,10 @@ class Queue(Repository):
             count = len(chosen)
         if not count:
             return []
-        free = wanted.limit(count).with_for_update(skip_locked=True)
-        return self._take([record.run_id for record in self._connection.execute(free)], owner)
-
-    def claimed(self, run_id: str, owner: str) -> ClaimedRun | None:
-        """A run that belongs to `owner` by the end of the one before it, or None."""
-        found = self._with_last_seq([run_id])
-        return found[0] if found and found[0].row.owner == owner else None
+        free = wanted.limit(count).with_for_update(skip_locked=True).cte("free")
+        taken = update(_runs).where(_runs.c.run_id.in_(select(free.c.run_id))).values(owner=owner)
+        records = self._connection.execute(taken.returning(*_runs.c, last_seq)).all()
+        return [claimed_of(record) for record in sorted(records, key=lambda record: (record.priority, record.run_id))]
 
     def depth(self, most: int) -> int:
         """How many background runs wait, counted up to `most`."""
@@ -369,18 +358,6 @@ class Queue(Repository):
                 of = makers.get(of)
             counted[key_id] = [of for of in lineage if of in limits]
         return limits, counted
-
-    def _take(self, run_ids: Sequence[str], owner: str) -> list[ClaimedRun]:
-        if not run_ids:
-            return []
-        self._connection.execute(update(_runs).where(_runs.c.run_id.in_(run_ids)).values(owner=owner))
-        return self._with_last_seq(run_ids)
-
-    def _with_last_seq(self, run_ids: Sequence[str]) -> list[ClaimedRun]:
-        last = select(func.max(_events.c.seq)).where(_events.c.run_id == _runs.c.run_id).scalar_subquery()
-        rows = select(_runs, last.label("last_seq")).where(_runs.c.run_id.in_(run_ids))
-        found = self._connection.execute(rows.order_by(_runs.c.priority, _runs.c.run_id))
-        return [ClaimedRun(run_of(record), record.last_seq or 0) for record in found]
 
     def _waiting_again(self, attempt: int, available_at: datetime | None) -> dict[str, object]:
         return {

@@ -11,6 +11,7 @@ __all__ = [
     "AgentRow",
     "AttemptRow",
     "AuditRow",
+    "ClaimedRun",
     "DeliveryRow",
     "EventRow",
     "KeyRow",
@@ -195,6 +196,14 @@ class RunRow:
     available_at: datetime | None = None
     queue_until: datetime | None = None
     host: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedRun:
+    """A queued run that belongs to a worker now. `last_seq` is its last event's."""
+
+    row: RunRow
+    last_seq: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,18 +3,19 @@
 import uuid
 from typing import Any
 
-from sqlalchemy import Row, Select, null, select, text
+from sqlalchemy import Connection, Row, Select, func, null, select, text
 
 from automagik.errors import NotFound
 from automagik.store import schema
 from automagik.store.pages import fetch_page
 from automagik.store.repository import Repository
-from automagik.store.rows import Page, RunRow
+from automagik.store.rows import ClaimedRun, Page, RunRow
 from automagik.types import OUTCOME_STATUS, RunStatus, Usage
 
-__all__ = ["Runs", "run_of"]
+__all__ = ["Runs", "claimed_by", "claimed_of", "last_seq", "run_of"]
 
 _runs = schema.runs
+_events = schema.run_events
 
 _BIG = frozenset({"input", "output", "instructions"})
 _listed = [null().label(column.name) if column.name in _BIG else column for column in _runs.c]
@@ -73,6 +74,22 @@ class Runs(Repository):
         if status is not None and status != RunStatus.COMPLETED.value:
             statement = statement.where(text(schema.ACTIVE_RUNS))
         return fetch_page(self._connection, statement, (_runs.c.run_id,), run_of, limit=limit, cursor=cursor)
+
+
+last_seq = select(func.max(_events.c.seq)).where(_events.c.run_id == _runs.c.run_id).scalar_subquery().label("last_seq")
+"""The highest `seq` among the run's events, as a column beside those of the run."""
+
+
+def claimed_by(connection: Connection, run_id: str, owner: str) -> ClaimedRun | None:
+    """A run that belongs to `owner`, or None."""
+    given = select(_runs, last_seq).where(_runs.c.run_id == run_id, _runs.c.owner == owner)
+    record = connection.execute(given).one_or_none()
+    return None if record is None else claimed_of(record)
+
+
+def claimed_of(record: Row[Any]) -> ClaimedRun:
+    """A record of the runs table with `last_seq` as a claimed run."""
+    return ClaimedRun(run_of(record), record.last_seq or 0)
 
 
 def run_of(record: Row[Any]) -> RunRow:

@@ -25,6 +25,8 @@ from automagik.store.hot import (
     key_taken,
     not_queued,
 )
+from automagik.store.rows import ClaimedRun
+from automagik.store.runs import claimed_by
 from automagik.store.sqlite import SqliteDatabase, SqliteHandle
 from automagik.types import RunStatus, utc_text
 
@@ -126,6 +128,9 @@ class SqliteHot:
 
     async def append_events(self, run_id: str, owner: str, events: Sequence[NewEvent]) -> bool:
         return await self._database.write(partial(_append, run_id, owner, events))
+
+    async def claimed_run(self, run_id: str, owner: str) -> ClaimedRun | None:
+        return await self._database.read(lambda handle: claimed_by(handle.connection, run_id, owner))
 
 
 def begin_in(begin: BeginRun, handle: SqliteHandle) -> BegunRun:

@@ -20,6 +20,7 @@ from automagik.store.hot import (
     StartRun,
     observe_nothing,
 )
+from automagik.store.rows import ClaimedRun
 from automagik.store.signals import Signals
 from automagik.store.sqlite import database_file
 from automagik.store.sqlite_backend import SqliteBackend
@@ -160,6 +161,10 @@ class Store:
     async def append_events(self, run_id: str, owner: str, events: Sequence[NewEvent]) -> bool:
         """Whether the events were added; to a run that has ended, or is another's, none are. Adding one twice does no harm."""
         return await self._backend.hot.append_events(run_id, owner, events)
+
+    async def claimed_run(self, run_id: str, owner: str) -> ClaimedRun | None:
+        """A run that belongs to `owner` by the end of the one before it in its session, or None."""
+        return await self._backend.hot.claimed_run(run_id, owner)
 
 
 def _check_name(begin: BeginRun) -> None:
