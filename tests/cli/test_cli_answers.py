@@ -60,6 +60,29 @@ def test_an_answer_that_did_not_stream_is_printed_whole(api: StubApi, command: C
     assert command("run", "simple", "hi").out == "Hello there\n"
 
 
+def test_a_background_run_is_put_into_the_queue_and_its_id_is_printed(api: StubApi, command: Command) -> None:
+    queued = run_document(status="queued", outcome=None, output=None)
+    api.on("POST", "/api/v1/agent/simple/run/async", queued)
+    done = command("run", "simple", "hi", "--background", "--priority", "-5", "--queue-timeout", "60")
+    assert (done.code, done.out) == (0, "run_1\n")
+    assert "automagik runs events run_1" in done.err
+    (asked,) = api.asked
+    assert asked.body == {
+        "message_content": "hi",
+        "session_origin": "cli",
+        "priority": -5,
+        "queue_timeout_seconds": 60.0,
+    }
+    assert command("run", "simple", "hi", "--background", "--json").lines == [queued]
+
+
+@pytest.mark.parametrize("option", [("--priority", "1"), ("--queue-timeout", "5")])
+def test_a_place_in_the_queue_is_for_background_runs(command: Command, option: tuple[str, str]) -> None:
+    done = command("run", "simple", "hi", *option)
+    assert done.code == 2
+    assert "--background" in done.err
+
+
 def test_json_prints_the_run_when_it_has_ended(api: StubApi, command: Command) -> None:
     api.on("POST", STREAM, HELLO)
     done = command("run", "simple", "hi", "--json")

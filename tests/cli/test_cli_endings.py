@@ -173,4 +173,4 @@ def test_the_version_is_told(command: Command) -> None:
 
 def test_the_shells_completion_knows_the_commands(command: Command) -> None:
     done = command(_AUTOMAGIK_COMPLETE="complete_bash", COMP_WORDS="automagik se", COMP_CWORD="1")
-    assert set(done.out.split()) == {"serve", "sessions"}
+    assert set(done.out.split()) == {"secrets", "serve", "sessions"}

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
+from urllib.parse import quote
 
 import typer
 
@@ -43,16 +44,46 @@ def run(
     model: Model = None,
     user: User = None,
     file: Files = None,
+    background: Annotated[
+        bool, typer.Option("--background", help="Put the run into the queue, and print its id at once.")
+    ] = False,
+    priority: Annotated[
+        int | None,
+        typer.Option("--priority", min=-100, max=100, help="Of a background run: smaller numbers go first; else 0."),
+    ] = None,
+    queue_timeout: Annotated[
+        float | None,
+        typer.Option("--queue-timeout", metavar="SECONDS", help="How long a background run may wait in the queue."),
+    ] = None,
     as_json: AsJson = False,
     url: Url = None,
 ) -> None:
     """Ask an agent; the answer streams. Ctrl-C cancels the run. With --json the run is printed when it has ended."""
+    if not background and (priority is not None or queue_timeout is not None):
+        raise CliError(
+            "--priority and --queue-timeout are for runs that wait in the queue.",
+            exit_code=ExitCode.USAGE,
+            hint="Add --background.",
+        )
     content = sys.stdin.read() if text == "-" else text
     media = [_media(item) for item in file or []]
     body = _body(content, session, model, user, media)
     with connect(url) as client:
+        if background:
+            body |= given(priority=priority, queue_timeout_seconds=queue_timeout)
+            _tell_queued(client.post(f"/api/v1/agent/{quote(agent, safe='')}/run/async", body), as_json=as_json)
+            return
         document = _Answer(client, as_json=as_json).follow(client.run(agent, body))
     _end(document, as_json=as_json)
+
+
+def _tell_queued(document: JsonObject, *, as_json: bool) -> None:
+    if as_json:
+        print_json(document)
+        return
+    run_id = str(document["run_id"])
+    note(f"The run waits in the queue. Follow it: automagik runs events {run_id}")
+    print_text(run_id)
 
 
 def chat(
