@@ -4,8 +4,10 @@ import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import Select, case, delete, exists, func, or_, select, text, true, update
+from sqlalchemy import Select, bindparam, case, delete, exists, func, or_, select, text, true, update
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from automagik.store import schema
 from automagik.store.delivery_sql import queue_deliveries
@@ -28,6 +30,39 @@ _idempotency = schema.idempotency_keys
 _OPEN = text(schema.OPEN_RUNS)
 _WAITING = text(schema.WAITING_RUNS)
 _ACTIVE = text(schema.ACTIVE_RUNS)
+
+_others = _executors.alias()
+_host_lives = exists(
+    select(_others.c.executor_id).where(_others.c.host == _runs.c.host, _others.c.beat_at > bindparam("since"))
+)
+# One that was declared lost, and does not know it yet, would get back what was taken from it.
+_is_lost = exists(
+    select(_others.c.executor_id).where(_others.c.executor_id == bindparam("me"), _others.c.lost_at.is_not(None))
+)
+# Made once: to put such a statement together takes longer than to run it.
+_CLAIMABLE = (
+    select(_runs.c.run_id)
+    .where(
+        _WAITING,
+        _runs.c.owner.is_(None),
+        or_(_runs.c.available_at.is_(None), _runs.c.available_at <= bindparam("moment")),
+        or_(_runs.c.queue_until.is_(None), _runs.c.queue_until > bindparam("moment")),
+        or_(_runs.c.host.is_(None), _runs.c.host == bindparam("here"), ~_host_lives),
+        ~_is_lost,
+    )
+    .order_by(_runs.c.priority, _runs.c.run_id)
+)
+
+
+def _taking(wanted: Select[tuple[str]]) -> ReturningUpdate[Any]:
+    """Give the runs that `wanted` finds to an owner, but for those that somebody else is taking right now."""
+    free = wanted.limit(bindparam("most")).with_for_update(skip_locked=True).cte("free")
+    taken = update(_runs).where(_runs.c.run_id.in_(select(free.c.run_id))).values(owner=bindparam("me"))
+    return taken.returning(*_runs.c, last_seq)
+
+
+_CLAIM = _taking(_CLAIMABLE)
+_CLAIM_CHOSEN = _taking(_CLAIMABLE.where(_runs.c.run_id.in_(bindparam("chosen", expanding=True))))
 
 _CLAIM_LOCK = 0x71756575
 """The key of the advisory lock under which claims that limits bind are made one after the other."""
@@ -113,16 +148,20 @@ class Queue(Repository):
         """
         if limits.bind:
             self._serialize_claims()
-        wanted = self._claimable(owner, host, host_lease_seconds)
+        asked: dict[str, object] = {
+            "moment": self._now,
+            "since": self._now - timedelta(seconds=host_lease_seconds),
+            "here": host,
+            "me": owner,
+            "most": count,
+        }
+        statement = _CLAIM
         if limits.bind:
-            chosen = self._within(limits, wanted, count)
-            wanted = wanted.where(_runs.c.run_id.in_(chosen))
-            count = len(chosen)
-        if not count:
-            return []
-        free = wanted.limit(count).with_for_update(skip_locked=True).cte("free")
-        taken = update(_runs).where(_runs.c.run_id.in_(select(free.c.run_id))).values(owner=owner)
-        records = self._connection.execute(taken.returning(*_runs.c, last_seq)).all()
+            chosen = self._within(limits, asked, count)
+            if not chosen:
+                return []
+            statement, asked["chosen"] = _CLAIM_CHOSEN, chosen
+        records = self._connection.execute(statement, asked).all()
         return [claimed_of(record) for record in sorted(records, key=lambda record: (record.priority, record.run_id))]
 
     def depth(self, most: int) -> int:
@@ -297,36 +336,16 @@ class Queue(Repository):
         if self._connection.dialect.name == "postgresql":
             self._connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CLAIM_LOCK})
 
-    def _claimable(self, owner: str, host: str, host_lease_seconds: float) -> Select[tuple[str]]:
-        others = _executors.alias()
-        since = self._now - timedelta(seconds=host_lease_seconds)
-        host_lives = exists(select(others.c.executor_id).where(others.c.host == _runs.c.host, others.c.beat_at > since))
-        return (
-            select(_runs.c.run_id)
-            .where(
-                _WAITING,
-                _runs.c.owner.is_(None),
-                or_(_runs.c.available_at.is_(None), _runs.c.available_at <= self._now),
-                or_(_runs.c.queue_until.is_(None), _runs.c.queue_until > self._now),
-                or_(_runs.c.host.is_(None), _runs.c.host == host, ~host_lives),
-                # One that was declared lost, and does not know it yet, would get back what was taken from it.
-                ~exists(
-                    select(others.c.executor_id).where(others.c.executor_id == owner, others.c.lost_at.is_not(None))
-                ),
-            )
-            .order_by(_runs.c.priority, _runs.c.run_id)
-        )
-
-    def _within(self, limits: ClaimLimits, wanted: Select[tuple[str]], count: int) -> list[str]:
-        """The first of `wanted` that break no limit, together with what is under way."""
+    def _within(self, limits: ClaimLimits, asked: Mapping[str, object], count: int) -> list[str]:
+        """The first that may be claimed and break no limit, together with what is under way."""
         by_key, counted = self._key_limits() if limits.has_key_limits else ({}, {})
         room = _Room(limits, by_key, counted, self._under_way())
         chosen: list[str] = []
         while len(chosen) < count and room.is_left():
-            free = wanted.where(_runs.c.run_id.not_in(chosen), _runs.c.name.not_in(room.full_agents()))
+            free = _CLAIMABLE.where(_runs.c.run_id.not_in(chosen), _runs.c.name.not_in(room.full_agents()))
             free = free.where(or_(_runs.c.key_id.is_(None), _runs.c.key_id.not_in(room.full_keys())))
             free = free.with_only_columns(_runs.c.run_id, _runs.c.name, _runs.c.key_id).limit(_LOOKED_AT)
-            records = self._connection.execute(free).all()
+            records = self._connection.execute(free, asked).all()
             found = [run.run_id for run in records if room.take(run.name, run.key_id)]
             chosen += found
             if len(records) < _LOOKED_AT or not found:  # else agents or keys are full now, with others behind them
