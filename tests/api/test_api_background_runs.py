@@ -142,9 +142,7 @@ async def test_who_may_not_ask_or_see_a_run_may_not_requeue_it(house: ApiHouse) 
         ("queue_timeout_seconds", "soon"),
     ],
 )
-async def test_a_place_in_the_queue_that_cannot_be_is_refused(
-    shared_house: ApiHouse, field: str, value: object
-) -> None:
+async def test_a_place_in_the_queue_that_cannot_be_is_refused(shared_house: ApiHouse, field: str, value: Any) -> None:
     answer = await ask(shared_house.admin, f"{RUN}/async", "hello", **{field: value})
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["loc"] == ["body", field]
