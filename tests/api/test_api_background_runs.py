@@ -101,7 +101,7 @@ async def test_a_run_that_waits_too_long_says_so(narrow_house: ApiHouse) -> None
 
 async def test_a_dead_letter_is_requeued(each_house: ApiHouse) -> None:
     admin = each_house.admin
-    asked = {"session_name": "daily", "labels": {"a": "b"}, "priority": 3}
+    asked: dict[str, Any] = {"session_name": "daily", "labels": {"a": "b"}, "priority": 3}
     run_id = (await ask(admin, f"{RUN}/async", "bug", **asked)).json()["run_id"]
     letter = await ended(admin, run_id)
     assert letter["outcome"] == "internal_error"
