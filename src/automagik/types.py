@@ -172,6 +172,19 @@ class Usage:
     cache_write_tokens: int = 0
     cost_usd: Decimal | None = None
 
+    def __add__(self, other: "Usage") -> "Usage":
+        """What both used together; the cost is what is known of it."""
+        costs = [cost for cost in (self.cost_usd, other.cost_usd) if cost is not None]
+        return Usage(
+            requests=self.requests + other.requests,
+            tool_calls=self.tool_calls + other.tool_calls,
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            cache_read_tokens=self.cache_read_tokens + other.cache_read_tokens,
+            cache_write_tokens=self.cache_write_tokens + other.cache_write_tokens,
+            cost_usd=sum(costs, Decimal()) if costs else None,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
 from run_house import RUNNER, OpenPlatform, ended, message, read, sent, stored, until_status
@@ -114,6 +115,14 @@ async def test_what_called_a_tool_is_tried_again_only_where_the_tool_reads_or_th
     row = await ended(platform, run.run_id)
     assert (row.attempt, (tmp_path / "used").stat().st_size) == (attempts, attempts)
     assert row.outcome == ("model_error" if attempts == 1 else "completed")
+    told = [event.data["usage"] for event in await platform.runs.events(run.run_id, SYSTEM) if "usage" in event.data]
+    assert len(told) == attempts - 1
+    if told:
+        first = told[0]
+        assert isinstance(first, dict)
+        alone = await ended(platform, (await sent(platform, agent, f"{tool} {tmp_path / 'other'}")).run_id)
+        assert row.usage.requests == alone.usage.requests + cast("int", first["requests"])
+        assert row.usage.input_tokens > alone.usage.input_tokens, "what was paid for is counted"
 
 
 async def test_a_session_waits_for_the_run_that_waits_for_its_next_attempt(platform: Platform, tmp_path: Path) -> None:

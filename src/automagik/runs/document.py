@@ -1,9 +1,12 @@
 """A run as on the wire: the one rendering that the API, the events and the command line share."""
 
+from decimal import Decimal
+from typing import cast
+
 from automagik.store.rows import RunRow
 from automagik.types import Json, JsonObject, Usage, utc_text
 
-__all__ = ["run_document", "usage_document"]
+__all__ = ["run_document", "usage_document", "usage_of_document"]
 
 
 def usage_document(usage: Usage) -> JsonObject:
@@ -17,6 +20,13 @@ def usage_document(usage: Usage) -> JsonObject:
         "cache_write_tokens": usage.cache_write_tokens,
         "cost_usd": None if usage.cost_usd is None else f"{usage.cost_usd:.6f}",
     }
+
+
+def usage_of_document(document: JsonObject) -> Usage:
+    """The usage that `usage_document` gave."""
+    counts = {name: cast("int", value) for name, value in document.items() if name != "cost_usd"}
+    cost = document.get("cost_usd")
+    return Usage(**counts, cost_usd=Decimal(str(cost)) if cost is not None else None)
 
 
 def run_document(row: RunRow, *, whole: bool = True) -> JsonObject:

@@ -23,7 +23,7 @@ from automagik.store.artifacts import session_holder
 from automagik.store.rows import RunRow
 from automagik.telemetry import Tracing
 from automagik.tools import AgentContext
-from automagik.types import OUTCOME_STATUS, Clock, Json, JsonObject, RunOutcome, RunStatus, utc_text
+from automagik.types import OUTCOME_STATUS, Clock, Json, JsonObject, RunOutcome, RunStatus, Usage, utc_text
 
 __all__ = ["LiveRun", "RunObserver", "new_event"]
 
@@ -91,6 +91,8 @@ class LiveRun:
     turn: "asyncio.Future[None] | None" = None
     """What to wait for before the run may begin; None: nothing."""
     begun: BegunRun | None = None
+    used_before: Usage | None = None
+    """What earlier attempts used, as far as that is known."""
     claims_next: Callable[[], bool] = _never
     """Whether the next background run of the session becomes this process's by this one's end; it is `next_turn` then."""
     tell_next: Callable[[NextTurn | None], None] = _no_next
@@ -294,6 +296,7 @@ class LiveRun:
             "reason": failure.outcome.value,
             "detail": failure.detail,
             "available_at": utc_text(available_at) if available_at is not None else None,
+            "usage": usage_document(usage_of(self._used)),
         }
         if not await self._persist(
             "run_not_put_back",
@@ -335,6 +338,8 @@ class LiveRun:
         left = [*await self.stream.settle()]
         output: JsonObject | None = None
         usage = response.usage if response is not None else usage_of(self._used)
+        if self.used_before is not None:
+            usage += self.used_before
         if response is not None:
             output = {
                 "message": response.message,

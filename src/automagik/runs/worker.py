@@ -1,7 +1,9 @@
 """Worker: takes runs out of the queue and carries them out, a session's one after the other."""
 
 import asyncio
+import functools
 import itertools
+import operator
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, cast
@@ -10,13 +12,14 @@ import structlog
 
 from automagik.agents import AutomagikAgent
 from automagik.errors import AutomagikError, NotFound, ServiceUnavailable
+from automagik.runs.document import usage_of_document
 from automagik.runs.outcomes import Failure, failure_of, worker_lost
 from automagik.runs.request import RunRequest
 from automagik.runs.runtime import Runtime
 from automagik.store import NextTurn
 from automagik.store.queue import ClaimLimits
 from automagik.store.rows import ClaimedRun, EventRow, RunRow
-from automagik.types import RunOutcome, RunStatus
+from automagik.types import JsonObject, RunOutcome, RunStatus, Usage
 
 __all__ = ["Carry", "Engine", "Worker"]
 
@@ -316,29 +319,22 @@ class Worker:
         except NotFound as gone:
             await self._refuse(row, Failure(RunOutcome.INTERNAL_ERROR, gone.detail, "Was the agent deleted?"))
             return None
-        refusal = await self._patiently(lambda: self._not_again(row, agent)) if row.attempt > 1 else None
+        past = await self._past(row.run_id) if claimed.last_seq > 1 else ()
+        refusal = _not_again(row, agent, past) if row.attempt > 1 else None
         if refusal is not None:
             await self._refuse(row, refusal)
             return None
         live = runtime.make(RunRequest.from_row(row), agent, row, wants_text=True, last_seq=claimed.last_seq)
-        live.claims_next = goes_on
+        live.claims_next, live.used_before = goes_on, _used(past)
         if self._stopping:
             await self._let_go(row.run_id)
             return None
         await asyncio.wait([runtime.launch(live)])
         return live.next_turn
 
-    async def _not_again(self, row: RunRow, agent: AutomagikAgent) -> Failure | None:
-        """Why a run whose earlier attempt failed or was lost is not tried again, None where it is."""
-        events = await self._runtime.store.read(lambda tx: tx.events.list(row.run_id))
-        why = RunOutcome(str(_last_return(events).get("reason") or RunOutcome.WORKER_LOST.value))
-        if why is RunOutcome.WORKER_LOST and not agent.config.repeatable:
-            called = _called_tool(events, agent)
-            if called is not None:
-                return worker_lost(called)
-        if row.attempt > agent.config.max_attempts:
-            return worker_lost(None).exhausted(row.attempt - 1)
-        return None
+    async def _past(self, run_id: str) -> Sequence[EventRow]:
+        """What happened in a run that was under way before."""
+        return await self._patiently(lambda: self._runtime.store.read(lambda tx: tx.events.list(run_id)))
 
     async def _refuse(self, row: RunRow, failure: Failure) -> None:
         """End a claimed run without carrying it out."""
@@ -353,10 +349,28 @@ class Worker:
             self._runtime.tell_ended(ended)
 
 
-def _last_return(events: Sequence[EventRow]) -> dict[str, object]:
-    """What the last return to the queue says of its reason."""
-    returns = [event.data for event in events if event.type == "run_queued" and "reason" in event.data]
-    return cast("dict[str, object]", returns[-1]) if returns else {}
+def _not_again(row: RunRow, agent: AutomagikAgent, past: Sequence[EventRow]) -> Failure | None:
+    """Why a run whose earlier attempt failed or was lost is not tried again, None where it is."""
+    returns = _returns(past)
+    why = RunOutcome(str(returns[-1]["reason"])) if returns else RunOutcome.WORKER_LOST
+    if why is RunOutcome.WORKER_LOST and not agent.config.repeatable:
+        called = _called_tool(past, agent)
+        if called is not None:
+            return worker_lost(called)
+    if row.attempt > agent.config.max_attempts:
+        return worker_lost(None).exhausted(row.attempt - 1)
+    return None
+
+
+def _returns(past: Sequence[EventRow]) -> list[JsonObject]:
+    """What is told of the run's returns to the queue."""
+    return [event.data for event in past if event.type == "run_queued" and "reason" in event.data]
+
+
+def _used(past: Sequence[EventRow]) -> Usage | None:
+    """What earlier attempts used, as far as they could still say so."""
+    told = [usage_of_document(cast("JsonObject", data["usage"])) for data in _returns(past) if "usage" in data]
+    return functools.reduce(operator.add, told) if told else None
 
 
 def _called_tool(events: Sequence[EventRow], agent: AutomagikAgent) -> str | None:
