@@ -51,16 +51,25 @@ _ATTEMPTS = 5
 
 @dataclass(frozen=True, slots=True)
 class _Statement:
-    """One kind of statement: its text, its parameters for a batch, and what two runs of a batch must not share."""
+    """One kind of statement: its text, its parameters for a batch, what two runs of a batch must not share, and whether an
+    answer says that somebody else was faster, so that it is to be asked again."""
 
     text: str
     parameters: Callable[[Sequence[Any]], list[list[Any]]]
     run_id: Callable[[Any], str]
     apart: Callable[[Any], tuple[Hashable, ...]] = lambda _: ()
+    was_late: Callable[[Any, Record], bool] = lambda _, __: False
 
 
-_BEGIN = _Statement(sql.BEGIN, columns.of_begin, lambda begin: begin.run_id, columns.session_keys)
-_ACCEPT = _Statement(sql.ACCEPT, columns.of_begin_without_context, lambda begin: begin.run_id, columns.session_keys)
+def _made_meanwhile(begin: BeginRun, record: Record) -> bool:
+    """Whether the session was made by another process at the same moment."""
+    return not record["is_stored"] and not record["is_found"] and columns.may_make(begin)
+
+
+_BEGIN = _Statement(sql.BEGIN, columns.of_begin, lambda begin: begin.run_id, columns.session_keys, _made_meanwhile)
+_ACCEPT = _Statement(
+    sql.ACCEPT, columns.of_begin_without_context, lambda begin: begin.run_id, columns.session_keys, _made_meanwhile
+)
 _START = _Statement(sql.START, columns.of_start, lambda start: start.run_id)
 _FINISH = _Statement(sql.FINISH, columns.of_finish, lambda finish: finish.run_id)
 _APPEND = _Statement(sql.APPEND, columns.of_append, lambda append: append[0])
@@ -300,9 +309,15 @@ class PostgresHot:
         else:
             self._wrote(len(batch), time.perf_counter() - began)
             answers = {record["run_id"]: record for record in records}
+            late: list[_Job] = []
             for job in batch:
-                if not job.future.done():  # else its task was cancelled; the work is done all the same
-                    job.future.set_result(answers.get(statement.run_id(job.request)))
+                answer = answers.get(statement.run_id(job.request))
+                if answer is not None and attempt < _ATTEMPTS and statement.was_late(job.request, answer):
+                    late.append(job)
+                elif not job.future.done():  # else its task was cancelled; the work is done all the same
+                    job.future.set_result(answer)
+            if late:  # at once: others of their sessions wait behind them
+                await self._run(lane, late, attempt + 1)
 
     async def _connect_first(self) -> None:
         try:
