@@ -3,7 +3,7 @@
 import uuid
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, func, null, select, text
+from sqlalchemy import Connection, Integer, Row, Select, literal_column, null, select, text
 
 from automagik.errors import NotFound
 from automagik.store import schema
@@ -15,7 +15,6 @@ from automagik.types import OUTCOME_STATUS, RunStatus, Usage
 __all__ = ["Runs", "claimed_by", "claimed_of", "last_seq", "run_of"]
 
 _runs = schema.runs
-_events = schema.run_events
 
 _BIG = frozenset({"input", "output", "instructions"})
 _listed = [null().label(column.name) if column.name in _BIG else column for column in _runs.c]
@@ -76,8 +75,12 @@ class Runs(Repository):
         return fetch_page(self._connection, statement, (_runs.c.run_id,), run_of, limit=limit, cursor=cursor)
 
 
-last_seq = select(func.max(_events.c.seq)).where(_events.c.run_id == _runs.c.run_id).scalar_subquery().label("last_seq")
-"""The highest `seq` among the run's events, as a column beside those of the run."""
+# As text: in a RETURNING for SQLite, SQLAlchemy leaves the tables' names out, and both columns would be the same.
+last_seq = (
+    select(func.max(_events.c.seq)).where(text("run_events.run_id = runs.run_id")).scalar_subquery().label("last_seq")
+)
+"""The highest `seq` among the run's events, as a column beside those of the run. Written out, because SQLAlchemy leaves the
+table's name off in SQLite's RETURNING, where `run_id = run_id` would be every run's."""
 
 
 def claimed_by(connection: Connection, run_id: str, owner: str) -> ClaimedRun | None:
