@@ -209,7 +209,6 @@ async def test_fallbacks_are_cached_and_one_name_is_no_fallback(provider: Script
         ("groq:llama-3.3-70b-versatile", "pip install 'automagik-agents[groq]'"),
         ("mistral:mistral-large-latest", "pip install 'automagik-agents[mistral]'"),
         ("cohere:command-r", "pip install 'automagik-agents[cohere]'"),
-        ("bedrock:amazon.nova-pro-v1:0", "pip install 'automagik-agents[bedrock]'"),
         ("xai:grok-4", "pip install 'pydantic-ai-slim[xai]'"),
         ("openia:gpt-5", "Did you mean 'openai:gpt-5"),
         ("gpt-5", "provider:model"),

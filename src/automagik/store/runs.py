@@ -75,9 +75,8 @@ class Runs(Repository):
         return fetch_page(self._connection, statement, (_runs.c.run_id,), run_of, limit=limit, cursor=cursor)
 
 
-# As text: in a RETURNING for SQLite, SQLAlchemy leaves the tables' names out, and both columns would be the same.
-last_seq = (
-    select(func.max(_events.c.seq)).where(text("run_events.run_id = runs.run_id")).scalar_subquery().label("last_seq")
+last_seq = literal_column("(SELECT max(e.seq) FROM run_events e WHERE e.run_id = runs.run_id)", Integer()).label(
+    "last_seq"
 )
 """The highest `seq` among the run's events, as a column beside those of the run. Written out, because SQLAlchemy leaves the
 table's name off in SQLite's RETURNING, where `run_id = run_id` would be every run's."""
