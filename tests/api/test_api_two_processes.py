@@ -52,6 +52,13 @@ async def work() -> str:
 COMPLETED = ["".join(f"turn {turn} word {word} " for word in range(30)) for turn in range(5)]
 
 
+@pytest.fixture(scope="module")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A server of these tests' own, for they break its connections."""
+    with PostgresServer() as server:
+        yield server
+
+
 @dataclass
 class Watched:
     """What one reader of a stream has seen."""

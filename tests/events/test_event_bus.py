@@ -1,5 +1,6 @@
 import asyncio
 import random
+from collections.abc import Iterator
 
 import pytest
 from event_house import Instance, LiveRun, OpenInstance, Reader, SentSignals, begin_run
@@ -9,6 +10,14 @@ from automagik.store.signals import Signals
 from automagik.testing.postgres import PostgresServer
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A server of these tests' own, for they break its connections."""
+    with PostgresServer() as server:
+        yield server
+
 
 elsewhere = pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
 """Instances are several only on PostgreSQL."""

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -26,6 +26,14 @@ from automagik.testing.stores import fresh_settings
 from automagik.types import SystemClock, new_id
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A server of these tests' own, for they break its connections."""
+    with PostgresServer() as server:
+        yield server
+
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 

@@ -1,6 +1,7 @@
 """Executors: their rows, who may end them, and what they leave in DBOS's tables."""
 
 import asyncio
+from collections.abc import Iterator
 
 import pytest
 from store_samples import begin
@@ -14,6 +15,13 @@ from automagik.testing.stores import fresh_settings
 from automagik.types import SystemClock, new_id
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A server of these tests' own, for they break its connections."""
+    with PostgresServer() as server:
+        yield server
 
 
 async def register(store: Store, host: str = "here") -> ExecutorRow:

@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Literal, cast
@@ -14,6 +14,13 @@ from automagik.testing.stores import fresh_settings
 from automagik.types import SystemClock
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A server of these tests' own, for they break its connections."""
+    with PostgresServer() as server:
+        yield server
 
 
 @pytest.fixture
