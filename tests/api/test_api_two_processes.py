@@ -16,6 +16,8 @@ from automagik.testing.postgres import PostgresServer
 from automagik.testing.servers import RunningServer
 from automagik.testing.valkey import ValkeyServer
 
+pytestmark = pytest.mark.long
+
 AGENT = """
 import asyncio
 

@@ -394,6 +394,7 @@ async def opened(settings: Settings) -> AsyncGenerator[tuple[Store, str]]:
         await store.close()
 
 
+@pytest.mark.long
 async def test_a_killed_process_is_declared_dead_within_4_seconds_by_exactly_one_of_two_watchers(
     shared: tuple[Store, str],
 ) -> None:
@@ -414,6 +415,7 @@ async def test_a_killed_process_is_declared_dead_within_4_seconds_by_exactly_one
     assert (first.lost, second.lost) == (0, 0)
 
 
+@pytest.mark.long
 async def test_a_frozen_process_is_declared_dead_and_learns_it_when_it_wakes(shared: tuple[Store, str]) -> None:
     store, url = shared
     async with executor(store, url) as watcher:
@@ -429,6 +431,7 @@ async def test_a_frozen_process_is_declared_dead_and_learns_it_when_it_wakes(sha
     assert watcher.lost == 0
 
 
+@pytest.mark.long
 async def test_a_process_that_gets_no_processor_for_2_seconds_again_and_again_lives(shared: tuple[Store, str]) -> None:
     store, url = shared
     async with executor(store, url) as watcher:
@@ -443,6 +446,7 @@ async def test_a_process_that_gets_no_processor_for_2_seconds_again_and_again_li
             assert process.poll() is None
 
 
+@pytest.mark.long
 async def test_dropping_every_connection_30_times_declares_nobody_dead(
     shared: tuple[Store, str], postgres_server: PostgresServer
 ) -> None:
@@ -472,6 +476,7 @@ class SlowLine(HeartLine):
         return await super().beat()
 
 
+@pytest.mark.long
 async def test_hosts_so_slow_that_beats_and_looks_come_late_declare_nobody_dead_and_are_not(
     shared: tuple[Store, str],
 ) -> None:
@@ -489,6 +494,7 @@ async def test_hosts_so_slow_that_beats_and_looks_come_late_declare_nobody_dead_
             assert (told.lost, told.dead) == (0, [])
 
 
+@pytest.mark.long
 async def test_a_database_that_is_away_for_5_seconds_makes_nobody_dead_and_the_dead_are_found_after_it(
     tmp_path: Path,
 ) -> None:

@@ -17,6 +17,8 @@ from run_house import away, write_agents
 from automagik.testing.postgres import PostgresServer
 from automagik.testing.servers import RunningServer
 
+pytestmark = pytest.mark.long
+
 
 class House:
     """A server that only answers, and workers that are started as they are needed."""
