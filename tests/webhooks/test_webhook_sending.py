@@ -297,7 +297,7 @@ async def test_a_slow_receiver_holds_only_its_own_back(house: WebhookHouse) -> N
     await house.end_run()
     await house.sender.start_due()
     async with asyncio.timeout(10):
-        while (await house.only_delivery(quick)).status != "delivered":
+        while (await house.only_delivery(quick)).status != "delivered" or house.receiver.open_requests < 4:
             await asyncio.sleep(0.02)
     assert house.receiver.open_requests == 4
     assert await house.sender.start_due() == 0
