@@ -218,7 +218,7 @@ class PostgresServer:
             if len(status) >= 8 and status[7].strip() in {"ready", "standby"}:
                 return
             time.sleep(0.01)
-            if log.exists() and b"FATAL" in log.read_bytes()[said:]:
+            if log.exists() and _is_fatal(log.read_bytes()[said:]):
                 break
         raise ConfigurationError(f"PostgreSQL did not start; {log} says why.")
 
@@ -238,6 +238,11 @@ class PostgresServer:
             -1,
             self.home,
         )
+
+
+def _is_fatal(written: bytes) -> bool:
+    """Whether the server says that it can't start; what it says to clients that come too early is not that."""
+    return any(b"FATAL" in line and b"the database system is" not in line for line in written.splitlines())
 
 
 async def _migrate(settings: Settings) -> None:
