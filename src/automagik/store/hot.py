@@ -107,7 +107,6 @@ class BeginRun:
     requeue_of: str | None = None
     labels_json: str = "{}"
     input_json: str | None = None
-    attempt: int = 1
     priority: int = 0
     deadline_at: datetime | None = None
     queue_until: datetime | None = None
