@@ -15,6 +15,9 @@ SEMANTIC = "positive_data_acceptance,negative_data_rejection"
 """A body may fit the schema and name an agent, a user or a tool that is not there: that is refused, rightly. And a
 query's `true` is a text as good as any, which the other check takes for a boolean."""
 
+TIMED_OUT = "[checks.not_a_server_error]\nexpected-statuses = ['2xx', '3xx', '4xx', '504']\n"
+"""Who gives a run a millisecond is told, with a 504, that it took longer."""
+
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RunningServer]:
@@ -33,6 +36,7 @@ def check(server: RunningServer, folder: Path, *options: str) -> None:
         *("-H", f"x-api-key: {server.key}"),
         *options,
     ]
+    (folder / "schemathesis.toml").write_text(TIMED_OUT)
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "LANG": "C.UTF-8"}
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False

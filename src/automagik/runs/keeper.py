@@ -81,7 +81,7 @@ class Keeper:
         self._leave = [
             signals.listen("cancel", runtime.cancel),
             signals.listen("ready", runtime.turns.come),
-            signals.listen("ended", runtime.look_again),
+            signals.listen("ended", runtime.turns.come),
             signals.listen("work", lambda _: runtime.on_work()),
             signals.on_gap(self._heal_now.set),
         ]

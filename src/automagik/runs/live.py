@@ -60,10 +60,6 @@ def new_event(event: RunEvent) -> NewEvent:
     return NewEvent(seq=event.seq or 0, type=event.type, at=event.at, data_json=data)
 
 
-def _no_next(following: NextTurn | None) -> None:
-    """Where nobody has to be told whose turn has come."""
-
-
 def _never() -> bool:
     """What a run claims that no worker carries out."""
     return False
@@ -85,6 +81,8 @@ class LiveRun:
     tracing: Tracing
     owner: str
     make_context: "Callable[[LiveRun, BegunRun], AgentContext]"
+    tell_next: Callable[[NextTurn | None], None]
+    """Is told, when the end is stored, whose turn has come by it."""
     message_limit: int | None
     timeout_seconds: float
     wants_text: bool
@@ -95,7 +93,6 @@ class LiveRun:
     """What earlier attempts used, as far as that is known."""
     claims_next: Callable[[], bool] = _never
     """Whether the next background run of the session becomes this process's by this one's end; it is `next_turn` then."""
-    tell_next: Callable[[NextTurn | None], None] = _no_next
     task: "asyncio.Task[RunRow] | None" = None
     lost: bool = False
     """Whether the server is stopping: a cancelled run is then handed back to the queue where that is safe, else it is

@@ -102,12 +102,12 @@ class Runtime:
             tracing=self._tracing,
             owner=row.owner or self.executor_id,
             make_context=self._context,
+            tell_next=self.follow,
             message_limit=request.message_limit if request.message_limit is not None else config.message_limit,
             timeout_seconds=min(limit for limit in limits if limit is not None),
             wants_text=wants_text,
             begun=begun,
         )
-        live.tell_next = self.follow
         return live
 
     def launch(self, live: LiveRun) -> "asyncio.Task[RunRow]":
@@ -143,10 +143,6 @@ class Runtime:
         live = self.live.get(run_id)
         if live is not None:
             live.cancel()
-
-    def look_again(self, run_id: str) -> None:
-        """Have a run that waits here for its turn look at itself: it may have ended, or its turn may have come."""
-        self.turns.come(run_id)
 
     def disown(self, executor_id: str) -> None:
         """Go on as `executor_id`: whatever was alive here belongs to others now, and is dropped without a word."""

@@ -24,7 +24,8 @@ __all__ = [
 ]
 
 _MAX_MEDIA = 32
-_MAX_TIMEOUT_SECONDS = 7 * 86_400
+_Seconds = Annotated[float, Strict(), Field(ge=0.001, le=7 * 86_400, allow_inf_nan=False)]
+"""A limit of time: from a millisecond to a week."""
 
 
 class MediaItem(BaseModel):
@@ -73,12 +74,10 @@ class AgentRunRequest(BaseModel):
     prompt_variables: dict[str, str] | None = None
     """Values for variables that the agent's config declares."""
     labels: Annotated[dict[str, str], AfterValidator(_bounded)] | None = None
-    timeout_seconds: Annotated[float, Strict(), Field(gt=0, le=_MAX_TIMEOUT_SECONDS, allow_inf_nan=False)] | None = None
+    timeout_seconds: _Seconds | None = None
     priority: Annotated[Count, Field(ge=-100, le=100)] | None = None
     """In the queue of background runs: smaller numbers go first; unset: 0."""
-    queue_timeout_seconds: (
-        Annotated[float, Strict(), Field(gt=0, le=_MAX_TIMEOUT_SECONDS, allow_inf_nan=False)] | None
-    ) = None
+    queue_timeout_seconds: _Seconds | None = None
     """How long a background run may wait in the queue before it fails; unset: the platform's setting says."""
     message_type: str | None = None
     channel_payload: ObjectMap | None = None
