@@ -6,13 +6,15 @@ AutomagikError
 ├── Unauthorized 401
 ├── Forbidden 403
 │   ├── MissingScope
-│   └── OverrideNotAllowed
+│   ├── OverrideNotAllowed
+│   └── BudgetExceeded              a call costs more than a limit leaves
 ├── NotFound 404                    `{kind}_not_found`
 ├── Conflict 409
 ├── PreconditionFailed 412
 ├── TooLarge 413
 ├── RateLimited 429
-│   └── QueueFull                   too many runs wait already
+│   ├── QueueFull                   too many runs wait already
+│   └── BudgetBusy                  what a limit leaves is reserved by calls under way
 ├── ServiceUnavailable 503
 ├── RunFailed 502 | 504 | ...       a run that ended without an answer; carries its run id and outcome
 └── Internal 500
@@ -29,6 +31,8 @@ __all__ = [
     "ArtifactDamaged",
     "AutomagikError",
     "BadRequest",
+    "BudgetBusy",
+    "BudgetExceeded",
     "ConfigurationError",
     "Conflict",
     "Forbidden",
@@ -126,6 +130,12 @@ class OverrideNotAllowed(Forbidden):
     code = "override_not_allowed"
 
 
+class BudgetExceeded(Forbidden):
+    """What is asked would cost more than a budget leaves."""
+
+    code = "budget_exceeded"
+
+
 class NotFound(AutomagikError):
     """There is no such thing, or the caller may not see it. The hint names the nearest of those the caller may see."""
 
@@ -186,6 +196,12 @@ class QueueFull(RateLimited):
     """So many runs wait that another one is not accepted."""
 
     code = "queue_full"
+
+
+class BudgetBusy(RateLimited):
+    """It would fit into the budget but for what calls under way have reserved."""
+
+    code = "budget_busy"
 
 
 class ServiceUnavailable(AutomagikError):

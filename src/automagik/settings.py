@@ -70,6 +70,23 @@ class Settings(BaseSettings):
     """OpenAI's key."""
     anthropic_api_key: SecretStr | None = Field(default=None, validation_alias=AliasChoices("ANTHROPIC_API_KEY"))
     """Anthropic's key."""
+    anthropic_auth_token: SecretStr | None = Field(default=None, validation_alias=AliasChoices("ANTHROPIC_AUTH_TOKEN"))
+    """A bearer token for Anthropic's API, instead of a key; only workflows use it."""
+    anthropic_base_url: str = Field(
+        default="https://api.anthropic.com",
+        validation_alias=AliasChoices("AUTOMAGIK_ANTHROPIC_BASE_URL", "ANTHROPIC_BASE_URL"),
+    )
+    """Where the model gateway sends requests for Anthropic's API."""
+    openai_base_url: str = Field(
+        default="https://api.openai.com/v1",
+        validation_alias=AliasChoices("AUTOMAGIK_OPENAI_BASE_URL", "OPENAI_BASE_URL"),
+    )
+    """Where the model gateway sends requests for OpenAI's API."""
+    model_prices: _CommaList = []
+    """Prices (comma-separated) for models that have none, as `GLOB=INPUT/OUTPUT` in US dollars for a million tokens:
+    `our-model*=3/15`."""
+    model_call_timeout_seconds: float = Field(default=900, gt=0)
+    """How long one call through the model gateway may take."""
     google_api_key: SecretStr | None = Field(
         default=None, validation_alias=AliasChoices("GOOGLE_API_KEY", "GEMINI_API_KEY")
     )
@@ -116,6 +133,42 @@ class Settings(BaseSettings):
     retention_days: int | None = Field(default=None, ge=1)
     """How long finished runs and their events are kept; unset: until `automagik db prune`."""
 
+    executor: Literal["auto", "local", "docker"] = "auto"
+    """What workflows run in: `docker`, bubblewrap (`local`), or `auto`: Docker where it works and has the image, else bubblewrap."""
+    run_without_sandbox: bool = False
+    """Whether workflows may run as plain processes where bubblewrap does not work: for a machine that is a sandbox itself."""
+    claude_cli: Path | None = None
+    """The Claude CLI's program; unset: the one of the package `claude-agent-sdk`."""
+    runtime_dir: Path | None = None
+    """Where the sockets of workflow runs stand, a short path; unset: `run` in the data folder."""
+    workflows_dir: Path | None = None
+    """Where your workflows' folders are found; unset: `workflows` in the data folder."""
+    repository_roots: _CommaList = []
+    """Folders (comma-separated) whose git repositories a server may clone for workflows."""
+    repository_hosts: _CommaList = []
+    """Hosts (comma-separated) from which a server may clone repositories for workflows, by https or ssh."""
+    registry_hosts: _CommaList = []
+    """Hosts (comma-separated) that a sandbox with the egress `registries` may reach; unset: those that this host's own package
+    managers are set to."""
+    sandbox_image: str = "automagik-claude"
+    """The container image of workflows that name none."""
+    docker_url: str | None = None
+    """The Docker engine, as `unix:///var/run/docker.sock`; unset: the local one."""
+    sandbox_memory_bytes: int = Field(default=4 * 1024**3, ge=256 * 1024**2)
+    """How much memory a workflow's sandbox may take."""
+    sandbox_cpus: float = Field(default=2, gt=0)
+    """How many processors a workflow's sandbox may use."""
+    sandbox_pids: int = Field(default=512, ge=64)
+    """How many processes and threads a workflow's sandbox may have."""
+    sandbox_tmp_bytes: int = Field(default=1024**3, ge=64 * 1024**2)
+    """How large a sandbox's `/tmp` and home may grow."""
+    max_workspace_bytes: int = Field(default=10 * 1024**3, ge=1024**2)
+    """How large a workflow's workspace may grow before its run is ended."""
+    min_free_memory_bytes: int = Field(default=512 * 1024**2, ge=0)
+    """How much memory must stay free beside a workflow's sandbox for a host to begin another one."""
+    min_free_disk_bytes: int = Field(default=2 * 1024**3, ge=0)
+    """How much of the data folder's disk must be free for a host to begin another workflow."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least level that is logged."""
     log_format: Literal["auto", "json", "console"] = "auto"
@@ -127,12 +180,31 @@ class Settings(BaseSettings):
     otel_content: bool = False
     """Whether traces carry prompts and answers, besides names, models, tokens and times."""
 
-    _split_lists = field_validator("cors_origins", "fallback_models", "outbound_allow", mode="before")(_split)
+    _split_lists = field_validator(
+        "cors_origins",
+        "fallback_models",
+        "outbound_allow",
+        "model_prices",
+        "repository_roots",
+        "repository_hosts",
+        "registry_hosts",
+        mode="before",
+    )(_split)
 
     @cached_property
     def agents_folder(self) -> Path:
         """Where agent files are found."""
         return self.agents_dir or self.data_dir / "agents"
+
+    @cached_property
+    def runtime_folder(self) -> Path:
+        """Where the sockets of workflow runs stand."""
+        return self.runtime_dir or self.data_dir / "run"
+
+    @cached_property
+    def workflows_folder(self) -> Path:
+        """Where the team's own workflows are found."""
+        return self.workflows_dir or self.data_dir / "workflows"
 
     @cached_property
     def outbound_networks(self) -> tuple[IPv4Network | IPv6Network, ...]:

@@ -15,7 +15,7 @@ from automagik.errors import Internal, InvalidInput, RunFailed, nearest
 from automagik.memory import BUILTIN_VARIABLES, DEFAULT_STATUS_KEY, Prompts, PromptTemplate
 from automagik.providers import ModelRegistry
 from automagik.tools import AgentContext, ToolRegistry
-from automagik.types import Clock, Json, JsonObject, Usage
+from automagik.types import Caller, Clock, Json, JsonObject, Usage
 
 __all__ = [
     "AgentDependencies",
@@ -30,6 +30,15 @@ _NO_JSON: Mapping[str, Json] = MappingProxyType({})
 
 def _discard(kind: str, data: JsonObject) -> None:
     """Where events go when nobody listens."""
+
+
+def _no() -> bool:
+    """What a run is asked that nobody takes over."""
+    return False
+
+
+def _forget(details: JsonObject) -> None:
+    """Where details go when nobody shows them."""
 
 
 async def _nothing() -> None:
@@ -88,6 +97,12 @@ class RunOptions:
     """Limits instead of the config's."""
     usage: RunUsage | None = None
     """Counts while the run goes on, so that its holder knows what a run used that then failed."""
+    owner: str = ""
+    """The executor that the run belongs to: what every write for it names."""
+    is_leaving: Callable[[], bool] = _no
+    """Whether a run that is cancelled now is left to whoever takes it over, so that what works for it must go on."""
+    describe: Callable[[JsonObject], None] = _forget
+    """Takes what a workflow's run tells besides, as it was stored: its workspace, turns and executor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +124,8 @@ class AgentResponse:
     """The prompt that the model was given."""
     model: str | None = None
     """The model that answered."""
+    failure: RunFailed | None = None
+    """Why the run failed all the same: what was made until then is kept with it."""
 
 
 class AutomagikAgent(ABC):
@@ -122,6 +139,10 @@ class AutomagikAgent(ABC):
     config: AgentConfig = AgentConfig()
     agent_type: ClassVar[str] = "custom"
     """What kind of agent it is, as shown in lists."""
+    outlives_process: ClassVar[bool] = False
+    """Whether what works for its runs goes on when this process dies, so that a run is found again by a worker of the same host
+    instead of being repeated. Such an agent keeps to the run's limit of time itself."""
+
     _code_prompt_text: str = ""
     """The prompt written in code; empty: the config's `instructions`."""
 
@@ -278,6 +299,18 @@ class AutomagikAgent(ABC):
         """Whether a tool changes nothing, so that a run that called it may be repeated. What is not known counts as writing."""
         del tool_name
         return False
+
+    async def check_work(self, work: JsonObject, caller: Caller) -> JsonObject:
+        """The work that a request asks besides its text (of a workflow: which, and on what repository), as it will be kept.
+
+        Raises: InvalidInput for an agent that takes none; what is wrong with it for one that does; MissingScope.
+        """
+        del work, caller
+        raise InvalidInput(
+            f"The agent '{self.name}' carries out no workflows.",
+            field=("body", "workflow"),
+            hint="Ask the agent `claude_code`, or POST /api/v1/workflows/NAME/run.",
+        )
 
     async def process_message(self, message: AgentInput, options: RunOptions) -> AgentResponse:
         """The answer to a message: fills the prompt, then runs one turn.

@@ -36,8 +36,8 @@ def new_row(
     wait = request.queue_timeout_seconds or queue_timeout_seconds
     return RunRow(
         run_id=new_id("run"),
-        kind="agent",
-        name=request.agent_name,
+        kind=request.kind,
+        name=request.name,
         agent_id=agent.db_id,
         session_id=request.session_id,
         user_id=request.user_id,

@@ -54,6 +54,9 @@ def run_document(row: RunRow, *, whole: bool = True) -> JsonObject:
         "waiting_for": row.waiting_for,
         "usage": usage_document(row.usage),
     }
+    if row.kind == "workflow":
+        details = row.details or {}
+        document |= {name: details.get(name) for name in ("workspace", "turns", "max_turns", "executor")}
     if whole:
         document["input"] = row.input
         document["output"] = row.output

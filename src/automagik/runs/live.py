@@ -118,6 +118,8 @@ class LiveRun:
             if self.turn is not None:
                 await self.turn
             response = await self._answer()
+            if response.failure is not None:
+                failure = failure_of(response.failure, tool_under_way=None)
         except _NotOurs:
             return await self._abandon()
         except asyncio.CancelledError:
@@ -221,13 +223,19 @@ class LiveRun:
             stream=self.wants_text,
             emit=self.emit,
             usage=self._used,
+            owner=self.owner,
+            is_leaving=lambda: self.lost or self._disowned,
+            describe=self._describe,
         )
         if self.row.background:
             options = replace(options, settle=self.written_down)
         about = {"automagik.run_id": self.row.run_id, "gen_ai.agent.name": self.row.name}
         with self.tracing.span(f"run {self.row.name}", about):
-            async with asyncio.timeout(self.timeout_seconds):
+            async with asyncio.timeout(None if self.agent.outlives_process else self.timeout_seconds):
                 return await self.agent.process_message(AgentInput(request.text, media), options)
+
+    def _describe(self, details: JsonObject) -> None:
+        self.row = replace(self.row, details=details)
 
     async def _start(self) -> BegunRun:
         event = self.stream.next("run_started", {})
@@ -257,7 +265,7 @@ class LiveRun:
 
     @property
     def _repeatable(self) -> bool:
-        return self._wrote is None or self.agent.config.repeatable
+        return self._wrote is None or self.agent.config.repeatable or self.agent.outlives_process
 
     async def _try_again(self, failure: Failure) -> Failure | None:
         """The failure that the run ends with; None where it waits in the queue again: for its next attempt, or because this

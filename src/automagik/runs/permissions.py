@@ -30,10 +30,14 @@ class Permissions:
         await self._agents.refresh()
         agent = self._agent_for(request, caller)
         request = _owned(request, caller)
+        if request.work is not None:
+            request = replace(request, work=await agent.check_work(request.work, caller))
         await self._check_overrides(agent, request, caller)
         return agent, request
 
     def _agent_for(self, request: RunRequest, caller: Caller) -> AutomagikAgent:
+        if request.work is not None:  # whose scope is the workflow's: the agent itself checks it
+            return self._agents.get_agent(request.agent_name)
         scope = f"agents:{request.agent_name}:run"
         try:
             agent = self._agents.get_agent(request.agent_name)

@@ -13,7 +13,10 @@ from automagik.memory import DEFAULT_STATUS_KEY
 from automagik.store.rows import RunRow
 from automagik.types import Json, JsonObject
 
-__all__ = ["RunRequest"]
+__all__ = ["WORKFLOW_AGENT", "RunRequest"]
+
+WORKFLOW_AGENT = "claude_code"
+"""The agent that carries out the runs of workflows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,9 @@ class RunRequest:
     history: Sequence[ModelMessage] | None = None
     """The conversation so far, where the caller keeps it; the run then belongs to no session."""
 
+    work: JsonObject | None = None
+    """What the run of a workflow is asked besides: `workflow`, its name, `repository` and what else its agent takes."""
+
     stored_media: Sequence[Json] = ()
     """The media of a request that was stored, as `media_contents` in its run's input; they are read when the run begins."""
 
@@ -55,6 +61,16 @@ class RunRequest:
     def has_session(self) -> bool:
         """Whether the turn is kept in a session."""
         return self.history is None
+
+    @property
+    def kind(self) -> str:
+        """What kind of run it is: `agent` or `workflow`."""
+        return "agent" if self.work is None else "workflow"
+
+    @property
+    def name(self) -> str:
+        """The run's name: its agent's or its workflow's."""
+        return self.agent_name if self.work is None else str(self.work["workflow"])
 
     def to_input(self, *, media: Sequence[Json] | None = None) -> JsonObject:
         """What is stored as the run's `input`: the request's own words, all that is needed to carry it out later.
@@ -82,6 +98,7 @@ class RunRequest:
             "prompt_variables": cast("JsonObject", dict(self.prompt_variables)) or None,
             "metadata": self.metadata or None,
             "has_session": None if self.has_session else False,
+            "work": self.work,
         }
         stored.update({name: value for name, value in optional.items() if value is not None})
         return stored
@@ -90,7 +107,9 @@ class RunRequest:
     def from_row(cls, row: RunRow) -> "RunRequest":
         """The request that the run was accepted with."""
         labels = cast("dict[str, str]", row.labels)
-        return cls.from_input(row.name, row.input or {}, session_id=row.session_id, user_id=row.user_id, labels=labels)
+        stored = row.input or {}
+        agent_name = row.name if row.kind == "agent" else WORKFLOW_AGENT
+        return cls.from_input(agent_name, stored, session_id=row.session_id, user_id=row.user_id, labels=labels)
 
     @classmethod
     def from_input(
@@ -122,4 +141,5 @@ class RunRequest:
             queue_timeout_seconds=cast("float | None", stored.get("queue_timeout_seconds")),
             metadata=cast("JsonObject", stored.get("metadata") or {}),
             session_origin=cast("str | None", stored.get("session_origin")),
+            work=cast("JsonObject | None", stored.get("work")),
         )

@@ -1,7 +1,7 @@
 """Runtime: what all runs that this process carries out have in common, and which they are."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
@@ -26,6 +26,11 @@ _log = structlog.stdlib.get_logger(__name__)
 
 def _nobody() -> None:
     """Who is woken in a process without a worker."""
+
+
+async def _always() -> bool:
+    """Whether there is room for a workflow where nobody looks."""
+    return True
 
 
 def _nothing(run_id: str) -> bool:
@@ -65,6 +70,8 @@ class Runtime:
         """Called when a run came into the queue, or a place of a worker's became free."""
         self.has_taken: Callable[[str], bool] = _nothing
         """Whether the worker of this process has claimed a run, and means to carry it out."""
+        self.admits_workflows: Callable[[], Awaitable[bool]] = _always
+        """Whether this host has room for another workflow."""
         self._memories = memories
         self._observer = observer
         self._tracing = tracing

@@ -440,8 +440,11 @@ class RunService:
 
 
 def _end_queued_or_ask(tx: Transaction, run_id: str) -> EndedRun | None:
-    """The run, cancelled, where it is queued; else its owner is asked to stop it."""
-    ended = tx.queue.end(run_id, CANCELLED.outcome, CANCELLED.to_json(), statuses=(RunStatus.QUEUED,))
+    """The run, cancelled, where it is queued; else its owner is asked to stop it, as is whoever of its host takes it next."""
+    row = tx.runs.find(run_id)
+    ended = None
+    if row is not None and row.host is None:
+        ended = tx.queue.end(run_id, CANCELLED.outcome, CANCELLED.to_json(), statuses=(RunStatus.QUEUED,))
     if ended is None:
         tx.queue.request_cancel(run_id)
     return ended

@@ -182,8 +182,11 @@ class Worker:
         runtime = self._runtime
         limits = await self._current_limits()
         owner, lease = runtime.executor_id, runtime.settings.host_lease_seconds
+        admits = await runtime.admits_workflows()
         return await runtime.store.write(
-            lambda tx: tx.queue.claim(owner, self._host, count, limits=limits, host_lease_seconds=lease)
+            lambda tx: tx.queue.claim(
+                owner, self._host, count, limits=limits, host_lease_seconds=lease, admits_workflows=admits
+            )
         )
 
     async def _current_limits(self) -> ClaimLimits:
@@ -315,7 +318,8 @@ class Worker:
         row = claimed.row
         await self._patiently(runtime.agents.refresh)
         try:
-            agent = runtime.agents.get_agent(row.name)
+            request = RunRequest.from_row(row)
+            agent = runtime.agents.get_agent(request.agent_name)
         except NotFound as gone:
             await self._refuse(row, Failure(RunOutcome.INTERNAL_ERROR, gone.detail, "Was the agent deleted?"))
             return None
@@ -324,7 +328,7 @@ class Worker:
         if refusal is not None:
             await self._refuse(row, refusal)
             return None
-        live = runtime.make(RunRequest.from_row(row), agent, row, wants_text=True, last_seq=claimed.last_seq)
+        live = runtime.make(request, agent, row, wants_text=True, last_seq=claimed.last_seq)
         live.claims_next, live.used_before = goes_on, _used(past)
         if self._stopping:
             await self._let_go(row.run_id)
@@ -353,7 +357,7 @@ def _not_again(row: RunRow, agent: AutomagikAgent, past: Sequence[EventRow]) -> 
     """Why a run whose earlier attempt failed or was lost is not tried again, None where it is."""
     returns = _returns(past)
     why = RunOutcome(str(returns[-1]["reason"])) if returns else RunOutcome.WORKER_LOST
-    if why is RunOutcome.WORKER_LOST and not agent.config.repeatable:
+    if why is RunOutcome.WORKER_LOST and not (agent.config.repeatable or agent.outlives_process):
         called = _called_tool(past, agent)
         if called is not None:
             return worker_lost(called)

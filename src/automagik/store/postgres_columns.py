@@ -114,7 +114,7 @@ def of_claimed(batch: Sequence[tuple[str, str]]) -> Columns:
 def claimed_of_values(values: Mapping[str, Any]) -> ClaimedRun:
     """What CLAIMED gives of a run, with the driver's own types: JSON is text."""
     read = dict(values)
-    for name in ("labels", "input", "output", "error", "waiting_for"):
+    for name in ("labels", "input", "output", "error", "waiting_for", "details"):
         if read[name] is not None:
             read[name] = json.loads(read[name])
     return claimed_of(cast("Row[Any]", SimpleNamespace(**read)))

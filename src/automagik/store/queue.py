@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Select, bindparam, case, delete, exists, func, or_, select, text, true, update
+from sqlalchemy import Boolean, Select, bindparam, case, delete, exists, func, or_, select, text, true, update
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from automagik.store import schema
@@ -48,6 +48,7 @@ _CLAIMABLE = (
         or_(_runs.c.available_at.is_(None), _runs.c.available_at <= bindparam("moment")),
         or_(_runs.c.queue_until.is_(None), _runs.c.queue_until > bindparam("moment")),
         or_(_runs.c.host.is_(None), _runs.c.host == bindparam("here"), ~_host_lives),
+        or_(_runs.c.kind != "workflow", _runs.c.host == bindparam("here"), bindparam("admits", type_=Boolean)),
         ~_is_lost,
     )
     .order_by(_runs.c.priority, _runs.c.run_id)
@@ -140,11 +141,19 @@ class Queue(Repository):
     # -- claims
 
     def claim(
-        self, owner: str, host: str, count: int, *, limits: ClaimLimits, host_lease_seconds: float
+        self,
+        owner: str,
+        host: str,
+        count: int,
+        *,
+        limits: ClaimLimits,
+        host_lease_seconds: float,
+        admits_workflows: bool = True,
     ) -> list[ClaimedRun]:
         """At most `count` waiting runs, which belong to `owner` now: by priority (smaller first), then by age.
 
-        A run that is bound to a host is left to that host's workers, until none of them has shown life for the lease.
+        A run that is bound to a host is left to that host's workers, until none of them has shown life for the lease. A host
+        without room for another workflow takes only those that are its own already.
         """
         if limits.bind:
             self._serialize_claims()
@@ -152,6 +161,7 @@ class Queue(Repository):
             "moment": self._now,
             "since": self._now - timedelta(seconds=host_lease_seconds),
             "here": host,
+            "admits": admits_workflows,
             "me": owner,
             "most": count,
         }

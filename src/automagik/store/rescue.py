@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import Connection, bindparam, exists, func, insert, select, text, update
+from sqlalchemy import Connection, bindparam, case, exists, func, insert, select, text, update
 
 from automagik.store import schema
 from automagik.store.delivery_sql import queue_deliveries
@@ -70,21 +70,30 @@ def rescue_runs(
     hold_sessions(connection, {record.session_id for record in seen if record.turn is not None})
     # Only those that were seen: of no others is the session held, which comes before any run of it.
     held = connection.execute(
-        select(_runs.c.run_id, _runs.c.status, _runs.c.background, _runs.c.attempt, _runs.c.cancel_requested)
+        select(
+            _runs.c.run_id,
+            _runs.c.status,
+            _runs.c.background,
+            _runs.c.attempt,
+            # One that is bound to a host is stopped there: what works for it may live.
+            (_runs.c.cancel_requested & _runs.c.host.is_(None)).label("is_stopped"),
+            _runs.c.host,
+        )
         .where(_runs.c.run_id.in_([record.run_id for record in seen]), _runs.c.owner == owner, text(schema.OPEN_RUNS))
         .order_by(_runs.c.run_id)
         .with_for_update()
     ).all()
-    stopped = [run.run_id for run in held if run.cancel_requested]
-    waited_for = [run.run_id for run in held if not run.cancel_requested and not run.background]
+    stopped = [run.run_id for run in held if run.is_stopped]
+    waited_for = [run.run_id for run in held if not run.is_stopped and not run.background]
     _end(connection, now, stopped, RunOutcome.CANCELLED, cancelled)
     _end(connection, now, waited_for, RunOutcome.WORKER_LOST, lost)
-    others = [run for run in held if run.background and not run.cancel_requested]
+    others = [run for run in held if run.background and not run.is_stopped]
     claimed = [run.run_id for run in others if run.status == RunStatus.QUEUED.value]
     if claimed:
         connection.execute(update(_runs).where(_runs.c.run_id.in_(claimed)).values(owner=None))
     under_way = [run for run in others if run.status == RunStatus.RUNNING.value]
-    _put_back(connection, now, {run.run_id: run.attempt + 1 for run in under_way})
+    # What works for one that is bound to a host goes on there: it is found again, in the same attempt.
+    _put_back(connection, now, {run.run_id: run.attempt + (run.host is None) for run in under_way})
     queued = sorted([*claimed, *(run.run_id for run in under_way)])
     if queued:
         notify(connection, "work")
@@ -131,7 +140,7 @@ def _put_back(connection: Connection, now: datetime, attempts: Mapping[str, int]
         .values(
             status=RunStatus.QUEUED.value,
             owner=None,
-            attempt=_runs.c.attempt + 1,
+            attempt=case((_runs.c.host.is_(None), _runs.c.attempt + 1), else_=_runs.c.attempt),
             available_at=None,
             queue_until=None,
             started_at=None,

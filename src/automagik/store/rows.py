@@ -196,6 +196,8 @@ class RunRow:
     available_at: datetime | None = None
     queue_until: datetime | None = None
     host: str | None = None
+    details: JsonObject | None = None
+    """What a workflow's run tells besides: its workspace, turns and executor."""
 
 
 @dataclass(frozen=True, slots=True)

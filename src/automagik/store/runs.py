@@ -115,6 +115,7 @@ def run_of(record: Row[Any]) -> RunRow:
         output=record.output,
         error=record.error,
         waiting_for=record.waiting_for,
+        details=record.details,
         usage=Usage(
             requests=record.requests,
             tool_calls=record.tool_calls,

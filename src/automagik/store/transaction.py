@@ -22,6 +22,7 @@ from automagik.store.secrets import Secrets
 from automagik.store.sessions import Sessions
 from automagik.store.users import Users
 from automagik.store.webhooks import Webhooks
+from automagik.store.workflows import Executions, Words, Workflows
 
 __all__ = ["Transaction"]
 
@@ -35,6 +36,7 @@ class Transaction:
         "audit",
         "connection",
         "events",
+        "executions",
         "executors",
         "keys",
         "memories",
@@ -50,6 +52,8 @@ class Transaction:
         "sessions",
         "users",
         "webhooks",
+        "words",
+        "workflows",
     )
 
     def __init__(self, connection: Connection, now: datetime) -> None:
@@ -73,3 +77,6 @@ class Transaction:
         self.artifacts = Artifacts(connection, now)
         self.retention = Retention(connection, now)
         self.rates = RateCounters(connection, now)
+        self.workflows = Workflows(connection, now)
+        self.executions = Executions(connection, now)
+        self.words = Words(connection, now)

@@ -7,7 +7,6 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
-    MetaData,
     SmallInteger,
     String,
     Table,
@@ -28,10 +27,12 @@ from automagik.store.columns import (
     Uid,
     UtcTime,
 )
+from automagik.store.schema.base import KEY, created_column, id_column, metadata, updated_column
 
 __all__ = [
     "ACTIVE_RUNS",
-    "HEAD",
+    "OPEN_RUNS",
+    "WAITING_RUNS",
     "agents",
     "api_keys",
     "artifact_uses",
@@ -43,7 +44,6 @@ __all__ = [
     "idempotency_keys",
     "memories",
     "messages",
-    "metadata",
     "platform",
     "prompts",
     "rate_counters",
@@ -56,38 +56,10 @@ __all__ = [
     "webhooks",
 ]
 
-HEAD = "0002"
-"""The migration that these tables are. A test compares it with the migrations and the tables with what they make."""
-
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
-
-_key = BigInteger().with_variant(Integer, "sqlite")
-"""The store's own ids. On SQLite INTEGER makes them the rowid; with AUTOINCREMENT none is given out twice."""
-
-
-def _id() -> Column[int]:
-    return Column("id", _key, primary_key=True)
-
-
-def _created() -> Column[object]:
-    return Column("created_at", UtcTime, nullable=False)
-
-
-def _updated() -> Column[object]:
-    return Column("updated_at", UtcTime, nullable=False)
-
-
 agents = Table(
     "agents",
     metadata,
-    _id(),
+    id_column(),
     Column("name", SafeText, nullable=False, unique=True),
     Column("type", SafeText, nullable=False),
     Column("active", Boolean, nullable=False),
@@ -95,8 +67,8 @@ agents = Table(
     Column("source", SafeText, nullable=False),
     Column("config", JsonValue, nullable=False),
     Column("revision", Integer, nullable=False),
-    _created(),
-    _updated(),
+    created_column(),
+    updated_column(),
     sqlite_autoincrement=True,
 )
 
@@ -107,17 +79,17 @@ users = Table(
     Column("email", SafeText, unique=True),
     Column("phone_number", SafeText, unique=True),
     Column("user_data", JsonValue, nullable=False),
-    _created(),
-    _updated(),
+    created_column(),
+    updated_column(),
     Index(None, "created_at", "id"),
 )
 
 sessions = Table(
     "sessions",
     metadata,
-    _id(),
+    id_column(),
     Column("session_id", Uid, nullable=False, unique=True),
-    Column("agent_id", _key, ForeignKey("agents.id", ondelete="SET NULL")),
+    Column("agent_id", KEY, ForeignKey("agents.id", ondelete="SET NULL")),
     Column("user_id", Uid, ForeignKey("users.id", ondelete="CASCADE")),
     Column("session_name", SafeText),
     Column("status", SafeText, nullable=False),
@@ -127,8 +99,8 @@ sessions = Table(
     # How many runs it has accepted, and how many of them have not ended: whoever changes them holds the row.
     Column("turns", Integer, nullable=False, server_default=text("0")),
     Column("open_runs", Integer, nullable=False, server_default=text("0")),
-    _created(),
-    _updated(),
+    created_column(),
+    updated_column(),
     # A name is unique among one user's sessions, and among those of no user.
     UniqueConstraint("user_id", "session_name"),
     Index(
@@ -145,25 +117,25 @@ sessions = Table(
 messages = Table(
     "messages",
     metadata,
-    _id(),
+    id_column(),
     Column("message_id", Uid, nullable=False, unique=True),
-    Column("session_id", _key, ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False),
+    Column("session_id", KEY, ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False),
     Column("run_id", Identifier),
     Column("role", SafeText, nullable=False),
     Column("content", CleanText, nullable=False),
     Column("raw_payload", JsonText, nullable=False),
-    _created(),
+    created_column(),
     Index(None, "session_id", "id"),
 )
 
 memories = Table(
     "memories",
     metadata,
-    _id(),
+    id_column(),
     Column("memory_id", Uid, nullable=False, unique=True),
-    Column("agent_id", _key, ForeignKey("agents.id", ondelete="CASCADE")),
+    Column("agent_id", KEY, ForeignKey("agents.id", ondelete="CASCADE")),
     Column("user_id", Uid, ForeignKey("users.id", ondelete="CASCADE")),
-    Column("session_id", _key, ForeignKey("sessions.id", ondelete="CASCADE")),
+    Column("session_id", KEY, ForeignKey("sessions.id", ondelete="CASCADE")),
     Column("name", SafeText, nullable=False),
     Column("content", CleanText, nullable=False),
     Column("description", SafeText),
@@ -172,8 +144,8 @@ memories = Table(
     Column("access", SafeText),
     Column("metadata", JsonValue, nullable=False),
     Column("active", Boolean, nullable=False),
-    _created(),
-    _updated(),
+    created_column(),
+    updated_column(),
     Index(None, "session_id", "name"),
     Index(None, "user_id", "name"),
     Index(None, "agent_id", "user_id", "name"),
@@ -191,17 +163,17 @@ Index(
 prompts = Table(
     "prompts",
     metadata,
-    _id(),
+    id_column(),
     Column("prompt_id", Uid, nullable=False, unique=True),
-    Column("agent_id", _key, ForeignKey("agents.id", ondelete="CASCADE"), nullable=False),
+    Column("agent_id", KEY, ForeignKey("agents.id", ondelete="CASCADE"), nullable=False),
     Column("status_key", SafeText, nullable=False),
     Column("name", SafeText),
     Column("template", SafeText, nullable=False),
     Column("version", Integer, nullable=False),
     Column("is_active", Boolean, nullable=False),
     Column("is_default_from_code", Boolean, nullable=False),
-    _created(),
-    _updated(),
+    created_column(),
+    updated_column(),
     UniqueConstraint("agent_id", "status_key", "version"),
     Index(
         "uq_prompts_agent_id_status_key_active",
@@ -230,7 +202,7 @@ runs = Table(
     Column("kind", SafeText, nullable=False),
     Column("name", SafeText, nullable=False),
     # A run is a record: who and where stay written when the agent, session, user or key goes, so none is a foreign key.
-    Column("agent_id", _key),
+    Column("agent_id", KEY),
     Column("session_id", Uid),
     Column("user_id", Uid),
     Column("key_id", Identifier),
@@ -245,6 +217,8 @@ runs = Table(
     Column("output", JsonValue),
     Column("error", JsonValue),
     Column("waiting_for", JsonValue),
+    # What a workflow's run tells besides: its workspace, turns and executor.
+    Column("details", JsonValue),
     Column("requests", Integer, nullable=False),
     Column("tool_calls", Integer, nullable=False),
     Column("input_tokens", BigInteger, nullable=False),
@@ -264,7 +238,7 @@ runs = Table(
     Column("queue_until", UtcTime),
     Column("host", SafeText),
     Column("cancel_requested", Boolean, nullable=False, server_default=text("false")),
-    _created(),
+    created_column(),
     Column("started_at", UtcTime),
     Column("finished_at", UtcTime),
     Column("deadline_at", UtcTime),
@@ -319,14 +293,14 @@ api_keys = Table(
     Column("expires_at", UtcTime),
     Column("last_used_at", UtcTime),
     Column("revoked_at", UtcTime),
-    _created(),
+    created_column(),
     Index(None, "user_id"),
 )
 
 audit = Table(
     "audit",
     metadata,
-    _id(),
+    id_column(),
     Column("at", UtcTime, nullable=False),
     Column("key_id", Identifier),
     Column("action", SafeText, nullable=False),
@@ -346,7 +320,7 @@ idempotency_keys = Table(
     Column("idempotency_key", SafeText, primary_key=True),
     Column("body_hash", Bytes, nullable=False),
     Column("run_id", Identifier, nullable=False),
-    _created(),
+    created_column(),
     Index(None, "created_at"),
 )
 
@@ -392,8 +366,8 @@ schedules = Table(
     Column("last_run_id", Identifier),
     Column("last_error", CleanText),
     Column("revision", Integer, nullable=False),
-    _created(),
-    _updated(),
+    created_column(),
+    updated_column(),
     Index("ix_schedules_due", "next_at", sqlite_where=text("active"), postgresql_where=text("active")),
     Index(None, "user_id"),
 )
@@ -411,8 +385,8 @@ webhooks = Table(
     Column("key_id", Identifier),
     Column("user_id", Uid),
     Column("revision", Integer, nullable=False),
-    _created(),
-    _updated(),
+    created_column(),
+    updated_column(),
     Index(None, "user_id"),
 )
 
@@ -427,7 +401,7 @@ deliveries = Table(
     Column("attempts", Integer, nullable=False),
     Column("next_at", UtcTime),  # when it is tried next; moved on before each attempt, so that it is a lease too
     Column("delivered_at", UtcTime),
-    _created(),
+    created_column(),
     UniqueConstraint("webhook_id", "run_id", "event"),
     Index(
         "ix_deliveries_due",
@@ -454,8 +428,8 @@ secrets = Table(
     metadata,
     Column("name", SafeText, primary_key=True),
     Column("token", Bytes, nullable=False),
-    _created(),
-    _updated(),
+    created_column(),
+    updated_column(),
 )
 
 platform = Table(
@@ -463,7 +437,7 @@ platform = Table(
     metadata,
     Column("name", SafeText, primary_key=True),
     Column("value", JsonValue, nullable=False),
-    _updated(),
+    updated_column(),
 )
 
 artifacts = Table(
@@ -473,7 +447,7 @@ artifacts = Table(
     Column("digest", Identifier, primary_key=True),
     Column("size", BigInteger, nullable=False),
     Column("media_type", SafeText, nullable=False),
-    _created(),
+    created_column(),
     # When bytes and row were last known to be wanted: retention begins here.
     Column("wanted_at", UtcTime, nullable=False),
     Index(None, "wanted_at"),
@@ -485,7 +459,7 @@ artifact_uses = Table(
     Column("digest", Identifier, ForeignKey("artifacts.digest", ondelete="CASCADE"), primary_key=True),
     # What holds it: `session:UUID`, `run:run_…`.
     Column("used_by", Identifier, primary_key=True),
-    _created(),
+    created_column(),
     Index(None, "used_by"),
 )
 

@@ -1,0 +1,3 @@
+"""Sandboxes: bubblewrap, limits, the containment probe, egress."""
+
+__all__: list[str] = []
