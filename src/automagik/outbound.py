@@ -116,7 +116,7 @@ class _Policy:
         self._networks = settings.outbound_networks
         self._resolve = resolve
 
-    async def addresses(self, host: str, port: int) -> list[Address]:
+    async def addresses(self, host: str, port: int, *, any_port: bool = False) -> list[Address]:
         """The addresses of `host`, all of them checked. Raises _Refused, also where there are none."""
         try:
             found = await self._resolve(host, port)
@@ -124,14 +124,14 @@ class _Policy:
         except (OSError, ValueError):  # no such host, or a name that can't be one (UnicodeError)
             raise _Refused from None
         named = host.lower().rstrip(".") in self._hosts
-        if not addresses or not (named or all(self._permits(address, port) for address in addresses)):
+        if not addresses or not (named or all(self._permits(address, port, any_port) for address in addresses)):
             raise _Refused
         return addresses
 
-    def _permits(self, address: Address, port: int) -> bool:
+    def _permits(self, address: Address, port: int, any_port: bool) -> bool:
         if any(address.version == network.version and address in network for network in self._networks):
             return True
-        return port in _PUBLIC_PORTS and _is_public(address) and not _is_own(address, port)
+        return (any_port or port in _PUBLIC_PORTS) and _is_public(address) and not _is_own(address, port)
 
 
 def _is_public(address: Address) -> bool:
@@ -255,6 +255,20 @@ class Outbound:
                 await self._policy.addresses(target.host, _port(target))
         except (_Refused, TimeoutError):
             raise _refusal(field) from None
+
+    async def addresses(self, host: str, port: int, *, any_port: bool = False) -> list[str]:
+        """The addresses that `host` has now, each of which may be connected to; connect to one of them, never to the name.
+
+        `any_port`: somebody who may has named the port, so it need not be 80 or 443.
+
+        Raises: AddressRefused, also where the host has no address.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                found = await self._policy.addresses(host, port, any_port=any_port)
+        except (_Refused, TimeoutError):
+            raise _refusal(("host",)) from None
+        return [str(address) for address in found[:_MAX_ADDRESSES]]
 
     async def fetch(self, url: str, *, max_bytes: int, field: Sequence[str | int] = ("body", "url")) -> Fetched:
         """The content of `url`, of `max_bytes` (decoded) at the most, within `fetch_timeout_seconds` over all hops.
