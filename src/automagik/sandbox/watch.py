@@ -1,0 +1,123 @@
+"""What a sandbox uses where no limit of the kernel holds it: memory, files that no folder shows, the size of a workspace.
+
+All of it blocks for as long as it reads `/proc` or a folder: call it in a thread.
+"""
+
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Footprint", "descendants", "folder_bytes", "footprint"]
+
+_PROC = Path("/proc")
+_BLOCK = 512  # of st_blocks, whatever the file system's own size
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What some processes use together."""
+
+    memory_bytes: int
+    """What no file on a disk backs: anonymous and shared memory, page tables, files in memory that only they hold."""
+    unlinked_bytes: int
+    """Files on a disk that have no name any more, but are held open."""
+    processes: int
+    largest: int | None
+    """The pid of the one that has most memory."""
+
+
+def descendants(pid: int) -> list[int]:
+    """The pids of all that a process started and that has not gone, itself first: of a sandbox's init, all inside."""
+    found = [pid]
+    for parent in found:
+        with suppress(OSError):
+            for task in os.listdir(_PROC / str(parent) / "task"):
+                found.extend(map(int, _read(parent, f"task/{task}/children").split()))
+    return found
+
+
+def footprint(pids: Sequence[int]) -> Footprint:
+    """What these processes use; those that have ended meanwhile use nothing."""
+    held = _Held()
+    sizes: dict[int, int] = {}
+    for pid in pids:
+        size = _private_bytes(pid)
+        if size is not None:
+            sizes[pid] = size
+            held.look(pid)
+    return Footprint(
+        memory_bytes=sum(sizes.values()) + held.memory_bytes,
+        unlinked_bytes=held.disk_bytes,
+        processes=len(sizes),
+        largest=max(sizes, key=lambda pid: sizes[pid], default=None),
+    )
+
+
+def folder_bytes(folders: Iterable[Path], *, stop_at: int | None = None) -> int:
+    """What is under the folders on disk, each file once however many names it has. Stops when it has found `stop_at`."""
+    total = 0
+    seen: set[tuple[int, int]] = set()
+    waiting = [os.fspath(folder) for folder in folders]
+    while waiting:
+        with suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                with suppress(OSError):
+                    found = entry.stat(follow_symlinks=False)
+                    if stat.S_ISDIR(found.st_mode):
+                        waiting.append(entry.path)
+                    elif found.st_nlink > 1:
+                        if (found.st_dev, found.st_ino) in seen:
+                            continue
+                        seen.add((found.st_dev, found.st_ino))
+                    total += found.st_blocks * _BLOCK
+            if stop_at is not None and total >= stop_at:
+                return total
+    return total
+
+
+class _Held:
+    """Counts the files without a name that processes hold open, each once."""
+
+    def __init__(self) -> None:
+        self.memory_bytes = 0
+        self.disk_bytes = 0
+        self._seen: set[tuple[int, int]] = set()
+
+    def look(self, pid: int) -> None:
+        folder = _PROC / str(pid) / "fd"
+        with suppress(OSError):
+            for name in os.listdir(folder):
+                with suppress(OSError):
+                    place = os.readlink(folder / name)
+                    if place.endswith(" (deleted)"):
+                        self._count(os.stat(folder / name), in_memory=place.startswith("/memfd:"))
+
+    def _count(self, found: os.stat_result, *, in_memory: bool) -> None:
+        if found.st_nlink > 0 or not stat.S_ISREG(found.st_mode) or (found.st_dev, found.st_ino) in self._seen:
+            return
+        self._seen.add((found.st_dev, found.st_ino))
+        if in_memory:
+            self.memory_bytes += found.st_blocks * _BLOCK
+        else:
+            self.disk_bytes += found.st_blocks * _BLOCK
+
+
+def _private_bytes(pid: int) -> int | None:
+    """What a process has in memory that no file backs. Pages that processes share count for each: it is never too little."""
+    sizes = [
+        int(line.split()[1])
+        for line in _read(pid, "status").splitlines()
+        if line.startswith(("RssAnon:", "RssShmem:", "VmPTE:"))
+    ]
+    return sum(sizes) * 1024 if sizes else None
+
+
+def _read(pid: int, name: str) -> str:
+    """A file of /proc; nothing where the process has gone."""
+    try:
+        return (_PROC / str(pid) / name).read_text(errors="replace")
+    except OSError:
+        return ""
