@@ -61,8 +61,6 @@ class ExecutionSpec:
     command: tuple[str, ...]
     env: Mapping[str, str]
     limits: Limits
-    image: str | None = None
-    """What `prepare` was given; an executor without images leaves it alone."""
     toolchain: str | None = None
     """The digest of a prepared toolchain, which stands read-only at `Inside.toolchain`."""
     sockets: tuple[str, ...] = ("api",)
@@ -169,8 +167,11 @@ class Executor(Protocol):
         """Whether commands can run here; it is tried. A failure is tried again at the next call."""
         ...
 
-    async def prepare(self, run_id: str, *, image: str | None = None) -> None:
+    async def prepare(self, run_id: str, *, image: str | None = None, dockerfile: str | None = None) -> None:
         """Make the run's areas and the folder of its sockets; what is there already is kept.
+
+        What the run's commands run on is settled here: the platform's image, or one made of `image` (its name) or of the
+        Dockerfile's text and kept for the next run. It may take minutes the first time.
 
         Raises: ConfigurationError when the machine, the image or the length of a path does not allow it.
         """
@@ -232,7 +233,6 @@ class Executor(Protocol):
         limits: Limits | None = None,
         writable: bool = False,
         sockets: tuple[str, ...] = (),
-        image: str | None = None,
         toolchain: str | None = None,
         output: Path | None = None,
         output_bytes: int = 16 * 1024**2,
@@ -246,8 +246,8 @@ class Executor(Protocol):
         """
         ...
 
-    async def has_toolchain(self, digest: str, *, image: str | None = None) -> bool:
-        """Whether a toolchain was prepared."""
+    async def has_toolchain(self, run_id: str, digest: str) -> bool:
+        """Whether a toolchain was prepared that fits what the run's commands run on."""
         ...
 
     async def prepare_toolchain(
@@ -260,7 +260,6 @@ class Executor(Protocol):
         env: Mapping[str, str] | None = None,
         limits: Limits | None = None,
         sockets: tuple[str, ...] = (),
-        image: str | None = None,
     ) -> Once:
         """Run setup commands in the run's workspace, and keep what they leave in `Inside.toolchain` under the digest.
 

@@ -129,7 +129,7 @@ _TREES = (
         "/etc/ld.so.conf",
         "/etc/ld.so.conf.d",
     ),
-    *("/etc/ld.so.cache", "/etc/alternatives", "/usr/lib/locale/C.utf8"),
+    *("/etc/ld.so.cache", "/usr/lib/locale/C.utf8"),
 )
 _TREE_PATTERNS = (
     "usr/lib/*/perl",
@@ -145,6 +145,9 @@ _FILES = {
     "etc/group": b"root:x:0:\nnogroup:x:65534:\n",
     "etc/nsswitch.conf": b"passwd: files\ngroup: files\nhosts: files dns\n",
 }
+_LEFT_OUT = "CORE"
+"""What compiles Perl's modules."""
+
 _LIBRARY = re.compile(r"(/\S+)(?= \(0x)")
 
 
@@ -266,13 +269,18 @@ def _wanted() -> tuple[list[Path], list[Path]]:
     programs = [Path(found) for name in _PROGRAMS if (found := shutil.which(name)) is not None]
     trees = [Path(tree) for tree in _TREES] + [found for pattern in _TREE_PATTERNS for found in Path("/").glob(pattern)]
     wanted = [path for path in (*programs, *trees) if path.exists()]
-    return wanted, [path for path in _files_in(wanted) if os.access(path, os.X_OK)]
+    return wanted, sorted({path.resolve() for path in _files_in(wanted) if _is_binary(path)})
+
+
+def _is_binary(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"\x7fELF"
 
 
 def _files_in(paths: Iterable[Path]) -> Iterator[Path]:
     for path in paths:
         if path.is_dir():
-            yield from (found for found in path.rglob("*") if found.is_file())
+            yield from (found for found in path.rglob("*") if found.is_file() and _LEFT_OUT not in found.parts)
         else:
             yield path
 
@@ -322,7 +330,8 @@ def _add(archive: tarfile.TarFile, path: Path, done: set[str]) -> None:
     elif place.is_dir():
         archive.add(place, arcname=name, recursive=False)
         for inner in sorted(place.iterdir()):
-            _add(archive, inner, done)
+            if inner.name != _LEFT_OUT:
+                _add(archive, inner, done)
     elif place.is_file():
         archive.add(place, arcname=name, recursive=False)
 

@@ -64,8 +64,8 @@ class LocalExecutor:
         self._launcher = PlainLauncher()
         return Availability(works=True, reason=tried.reason, remedy=f"{_UNSAFE_REMEDY} {tried.remedy or ''}".strip())
 
-    async def prepare(self, run_id: str, *, image: str | None = None) -> None:
-        del image
+    async def prepare(self, run_id: str, *, image: str | None = None, dockerfile: str | None = None) -> None:
+        del image, dockerfile  # commands find this host's own programs
         await self._need()
         self.socket(run_id, "longest")
         await asyncio.to_thread(self._make_folders, run_id)
@@ -157,12 +157,10 @@ class LocalExecutor:
         limits: Limits | None = None,
         writable: bool = False,
         sockets: tuple[str, ...] = (),
-        image: str | None = None,
         toolchain: str | None = None,
         output: Path | None = None,
         output_bytes: int = 16 * 1024**2,
     ) -> Once:
-        del image
         await self._need(run_id)
         made = self._command(
             run_id,
@@ -178,8 +176,8 @@ class LocalExecutor:
         shot = OneShot(self._launcher, made)
         return await shot.run(timeout_seconds=timeout_seconds, stdin=stdin, output=output, output_bytes=output_bytes)
 
-    async def has_toolchain(self, digest: str, *, image: str | None = None) -> bool:
-        del image
+    async def has_toolchain(self, run_id: str, digest: str) -> bool:
+        del run_id
         return await asyncio.to_thread(self._toolchain_folder(digest).is_dir)
 
     async def prepare_toolchain(
@@ -192,9 +190,7 @@ class LocalExecutor:
         env: Mapping[str, str] | None = None,
         limits: Limits | None = None,
         sockets: tuple[str, ...] = (),
-        image: str | None = None,
     ) -> Once:
-        del image
         await self._need(run_id)
         kept = self._toolchain_folder(digest)
         async with self._alone(digest):
