@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING, Literal
 
 from automagik.agents import AgentFactory
 from automagik.artifacts import ArtifactStore, keep_pruned
+from automagik.budget import Budgets, Ledger, Prices, UsageReport
+from automagik.claude_code.repositories import Repositories
+from automagik.claude_code.workflow_files import Workflows
+from automagik.claude_code.workspaces import Workspaces
 from automagik.errors import AutomagikError
 from automagik.events import EventBus
+from automagik.gateway import Gateway
 from automagik.memory import MemoryStore, MessageArchive, Prompts
 from automagik.outbound import Outbound
 from automagik.providers import ModelRegistry
@@ -83,6 +88,11 @@ class Platform:
     agents: AgentFactory
     events: EventBus
     redis: "RedisConnections | None"
+    ledger: Ledger
+    budgets: Budgets
+    usage: UsageReport
+    workflows: Workflows
+    workspaces: Workspaces
     runs: RunService
     schedules: Schedules
     metrics: Metrics
@@ -134,6 +144,12 @@ class Platform:
             outbound = Outbound(settings)
             await outbound.open()
             stack.push_async_callback(outbound.close)
+            prices = Prices(settings, clock=clock)
+            ledger = Ledger(store, clock, executor_id=lambda: runtime.executor_id)
+            await ledger.open()
+            stack.push_async_callback(ledger.close)
+            gateway = Gateway(settings, store, ledger, prices, secrets, clock)
+            stack.push_async_callback(gateway.close)
             prompts = Prompts(store, max_text_chars=settings.max_text_chars, clock=clock)
             memories = MemoryStore(store, max_text_chars=settings.max_text_chars)
             tools = ToolRegistry(clock=clock)
@@ -170,6 +186,10 @@ class Platform:
             await keeper.open()
             stack.push_async_callback(keeper.close)
             stack.push_async_callback(worker.close)
+            repositories = Repositories(settings, clock)
+            workflows = Workflows(settings=settings, store=store, clock=clock)
+            await workflows.open()
+            stack.push_async_callback(workflows.close)
             runs = RunService(runtime, models=models)
             metrics.active_runs.set_function(lambda: runs.live_runs)
             stack.push_async_callback(runs.close)
@@ -204,6 +224,11 @@ class Platform:
                 agents=agents,
                 events=events,
                 redis=redis,
+                ledger=ledger,
+                budgets=Budgets(store, ledger),
+                usage=UsageReport(store),
+                workflows=workflows,
+                workspaces=Workspaces(settings, store, artifacts, repositories),
                 runs=runs,
                 schedules=Schedules(store=store, runs=runs, clock=clock),
                 metrics=metrics,

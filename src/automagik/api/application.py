@@ -33,6 +33,7 @@ from automagik.api.routes import (
     system,
     users,
     webhooks,
+    workflow_runs,
 )
 from automagik.api.tracing import TracedRequests
 from automagik.app import Platform
@@ -49,6 +50,7 @@ _ROUTERS: tuple[APIRouter, ...] = (
     prompts.router,
     schedules.router,
     webhooks.router,
+    workflow_runs.router,
     keys.router,
     artifacts.router,
     records.router,
@@ -98,7 +100,12 @@ def create_api(platform: Platform) -> FastAPI:
         )
     if platform.tracing.enabled:
         app.add_middleware(TracedRequests, tracing=platform.tracing)
-    app.add_middleware(Gate, metrics=platform.metrics, max_body_bytes=platform.settings.max_body_bytes)
+    app.add_middleware(
+        Gate,
+        metrics=platform.metrics,
+        max_body_bytes=platform.settings.max_body_bytes,
+        max_upload_bytes=platform.settings.max_artifact_bytes,
+    )
     return app
 
 

@@ -10,9 +10,12 @@ from automagik.errors import TooLarge
 from automagik.telemetry import Metrics
 from automagik.types import new_id
 
-__all__ = ["Gate"]
+__all__ = ["UPLOADS", "Gate"]
 
 _log = structlog.stdlib.get_logger("automagik.api")
+
+UPLOADS = "/api/v1/repositories"
+"""Where bodies may be as large as an artefact: they go to a file as they come."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _SAFE: list[tuple[bytes, bytes]] = [
@@ -31,10 +34,11 @@ _UNSEEN = frozenset({"/health", "/ready", "/metrics"})
 class Gate:
     """Gives the request its id, limits its body, adds the headers that protect browsers, counts and logs the answer."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, max_body_bytes: int, max_upload_bytes: int) -> None:
         self._app = app
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
+        self._max_upload_bytes = max_upload_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -45,7 +49,7 @@ class Gate:
         request_id, length = _headers_of(scope)
         scope["automagik.request_id"] = request_id
         status = 0
-        limit = self._max_body_bytes
+        limit = self._max_upload_bytes if scope["path"] == UPLOADS else self._max_body_bytes
 
         async def guarded_send(message: Message) -> None:
             nonlocal status

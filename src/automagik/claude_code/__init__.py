@@ -1,3 +1,5 @@
 """Claude workflows: the Claude CLI at work on a repository in a sandbox."""
 
-__all__: list[str] = []
+from automagik.claude_code.work import ExecutorName, RepositorySource, Work
+
+__all__ = ["ExecutorName", "RepositorySource", "Work"]

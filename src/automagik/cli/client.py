@@ -6,6 +6,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self, cast
 from urllib.parse import quote, urlsplit
 
@@ -118,6 +119,22 @@ class ApiClient:
     ) -> JsonObject:
         """What the API answers to `body`."""
         return self._send("POST", path, body=body, headers=headers)
+
+    def upload(self, path: str, file: Path, *, media_type: str) -> JsonObject:
+        """What the API answers to the bytes of a file."""
+        with file.open("rb") as content:
+            try:
+                response = self._http.request(
+                    "POST",
+                    path,
+                    content=content,
+                    headers={"content-type": media_type, "content-length": str(file.stat().st_size)},
+                )
+            except httpx2.TransportError as error:
+                raise self._unreachable(error) from error
+        if not response.is_success:
+            raise self._refused(response)
+        return self._json(response)
 
     def patch(self, path: str, body: JsonObject, *, headers: Mapping[str, str] | None = None) -> JsonObject:
         """The changed resource."""

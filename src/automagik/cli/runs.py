@@ -1,12 +1,16 @@
 """`automagik runs`: what agents did and are doing."""
 
+import tempfile
+from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote
 
 import typer
 
+from automagik.cli.failure import CliError, ExitCode
 from automagik.cli.options import AsJson, Limit, Url, connect, session_id
 from automagik.cli.output import note, print_fields, print_json, print_table, print_text
+from automagik.cli.working_copy import fetch_bundle
 from automagik.types import JsonObject
 
 __all__ = ["app"]
@@ -97,6 +101,67 @@ def requeue(run: RunId, as_json: AsJson = False, url: Url = None) -> None:
         print_json(document)
     else:
         note(f"{document['run_id']} is {document['status']}.")
+
+
+@app.command()
+def message(
+    run: RunId, text: Annotated[str, typer.Argument(metavar="TEXT")], as_json: AsJson = False, url: Url = None
+) -> None:
+    """Say something to a running workflow; it reads it with the next result of a tool, or as its next turn."""
+    with connect(url) as client:
+        document = client.post(f"/api/v1/runs/{quote(run, safe='')}/messages", {"message_content": text})
+    if as_json:
+        print_json(document)
+    else:
+        note(f"{document['run_id']} is told.")
+
+
+@app.command()
+def interrupt(run: RunId, as_json: AsJson = False, url: Url = None) -> None:
+    """Stop the turn under way of a running workflow. If no message follows, the run ends."""
+    with connect(url) as client:
+        document = client.post(f"/api/v1/runs/{quote(run, safe='')}/interrupt")
+    if as_json:
+        print_json(document)
+    else:
+        note(f"{document['run_id']} is interrupted.")
+
+
+@app.command()
+def diff(
+    run: RunId,
+    wip: Annotated[bool, typer.Option("--wip", help="With what it had not committed.")] = False,
+    url: Url = None,
+) -> None:
+    """Show what a workflow's run changed."""
+    path = f"/api/v1/runs/{quote(run, safe='')}/diff" + ("?wip=true" if wip else "")
+    with connect(url) as client, client.download(path) as (_, chunks):
+        print_text(b"".join(chunks).decode(errors="replace"), end="")
+
+
+@app.command()
+def apply(
+    run: RunId,
+    repo: Annotated[str, typer.Option("--repo", metavar="FOLDER", help="Your repository.")] = ".",
+    branch: Annotated[str | None, typer.Option("--branch", help="The branch that is made; else the run's own.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Also where the branch is there already.")] = False,
+    url: Url = None,
+) -> None:
+    """Fetch a run's commits into your repository, as a branch: nothing else in it changes."""
+    path = f"/api/v1/runs/{quote(run, safe='')}"
+    with connect(url) as client, tempfile.TemporaryDirectory() as folder:
+        workspace = client.get(path).get("workspace")
+        if not isinstance(workspace, dict):
+            raise CliError(
+                "The run has no workspace.", exit_code=ExitCode.FAILED, hint="Only runs of workflows have one."
+            )
+        name = branch or str(workspace["branch"])
+        bundle = Path(folder) / "run.bundle"
+        with client.download(f"{path}/bundle") as (_, chunks), bundle.open("wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+        commit = fetch_bundle(repo, bundle, name, force=force)
+    note(f"The branch '{name}' is at {commit[:12]}. Look at it: git log {name}")
 
 
 def _brief(data: JsonObject) -> str:

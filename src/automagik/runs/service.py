@@ -5,7 +5,7 @@ import uuid
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from automagik.agents import AutomagikAgent
 from automagik.errors import (
@@ -199,6 +199,32 @@ class RunService:
             if RunStatus(row.status) in TERMINAL:
                 return row
         return await self._end_of(row)
+
+    async def say(self, run_id: str, caller: Caller, text: str) -> RunRow:
+        """A workflow's run under way, whose model will read `text`: with the next result of a tool, or as its next turn.
+
+        Raises: NotFound; Conflict for a run that has ended, or is none of a workflow.
+        """
+        return await self._speak(run_id, caller, "message", text)
+
+    async def interrupt(self, run_id: str, caller: Caller) -> RunRow:
+        """A workflow's run under way, whose turn will be stopped; it ends unless a message follows. Raises as `say`."""
+        return await self._speak(run_id, caller, "interrupt", "")
+
+    async def _speak(self, run_id: str, caller: Caller, kind: Literal["message", "interrupt"], text: str) -> RunRow:
+        row = await self.get(run_id, caller)
+        if row.kind != "workflow":
+            raise Conflict(
+                f"The run '{run_id}' is an agent's answer, which nobody speaks into.",
+                code="run_takes_no_words",
+                hint="Send the agent another message in the same session; `cancel` stops the run.",
+            )
+        if not await self._store.write(lambda tx: tx.words.say(run_id, kind, text, key_id=caller.key_id)):
+            raise Conflict(
+                f"The run '{run_id}' has ended.", code="run_ended", hint="A new run goes on with it: `resume_of`."
+            )
+        await self._store.signals.send("words", run_id)
+        return row
 
     # -- the process's life
 

@@ -219,14 +219,13 @@ class Words(Repository):
     __slots__ = ()
 
     def say(self, run_id: str, kind: Literal["message", "interrupt"], words: str, *, key_id: str | None) -> bool:
-        """Whether the run is under way, so that this is kept for it; its owner is told."""
+        """Whether the run is under way, so that this is kept for it."""
         running = select(_runs.c.run_id).where(_runs.c.run_id == run_id, text(schema.OPEN_RUNS)).with_for_update()
         if self._connection.execute(running).one_or_none() is None:
             return False
         self._connection.execute(
             insert(_words).values(run_id=run_id, kind=kind, text=words, key_id=key_id, created_at=self._now)
         )
-        notify(self._connection, f"words {run_id}")
         return True
 
     def waiting(self, run_id: str) -> list[Word]:

@@ -23,10 +23,12 @@ from automagik.api.schemas.runs import (
     RunSummary,
 )
 from automagik.api.sse import EVENT_STREAM, STREAM_CONTENT, EventResponse, event_document, run_chunks
+from automagik.api.work import workflow_request
 from automagik.app import Platform
-from automagik.errors import InvalidInput
+from automagik.errors import InvalidInput, MissingScope
 from automagik.memory import DEFAULT_STATUS_KEY, check_text
 from automagik.runs import RunRequest, run_document, usage_document
+from automagik.runs.request import WORKFLOW_AGENT
 from automagik.store.rows import RunRow
 from automagik.types import Caller, Json, JsonObject, RunOutcome, RunStatus
 
@@ -37,6 +39,7 @@ router = APIRouter(prefix="/api/v1", tags=["runs"], route_class=ApiRoute)
 Reader = Annotated[Caller, Depends(require("runs:read"))]
 Writer = Annotated[Caller, Depends(require("runs:write"))]
 
+_WORKFLOW_SCOPE = f"agents:{WORKFLOW_AGENT}:run"
 _KEPT = ("message_type", "channel_payload", "agent_id", "parameters", "messages", "user")
 _ASK: dict[str, Any] = {
     "requestBody": {
@@ -51,6 +54,9 @@ Key = Annotated[
         alias="Idempotency-Key", description="A word of yours: the same one with the same request gives the same run"
     ),
 ]
+_WORK: dict[int | str, dict[str, Any]] = {
+    202: {"model": RunResource, "description": "Of the agent `claude_code`: the run, accepted and stored"}
+}
 _STREAM: dict[str, Any] = {
     "description": "The run's events as they come; the last is `run_finished` with the whole run",
     "content": STREAM_CONTENT,
@@ -61,10 +67,12 @@ _STREAM: dict[str, Any] = {
     "/agent/{name}/run",
     summary="Ask an agent and wait for its answer",
     openapi_extra=_ASK,
-    responses={200: {"model": RunAnswer, "description": "The answer"}, **_ASK_PROBLEMS},
+    responses={200: {"model": RunAnswer, "description": "The answer"}, **_WORK, **_ASK_PROBLEMS},
 )
 async def run_agent(name: str, request: Request, idempotency_key: Key = None) -> Response:
     """A run that fails is a Problem that carries its `run_id`, never a 200. A caller that leaves ends nothing."""
+    if name == WORKFLOW_AGENT:
+        return await _submit_work(request, idempotency_key)
     platform = platform_of(request)
     asked = await _asked(name, request, platform)
     row = await platform.runs.run(asked, caller_of(request), idempotency_key=idempotency_key)
@@ -76,11 +84,13 @@ async def run_agent(name: str, request: Request, idempotency_key: Key = None) ->
     summary="Ask an agent and get its answer as it comes",
     openapi_extra=_ASK,
     status_code=200,
-    responses={200: _STREAM, **_ASK_PROBLEMS},
+    responses={200: _STREAM, **_WORK, **_ASK_PROBLEMS},
     response_class=EventResponse,
 )
 async def stream_agent(name: str, request: Request, idempotency_key: Key = None) -> Response:
     """Server-sent events: `run_started`, `text_delta`, `tool_call`, `tool_result`, ..., `run_finished`."""
+    if name == WORKFLOW_AGENT:
+        return await _submit_work(request, idempotency_key)
     platform = platform_of(request)
     asked = await _asked(name, request, platform)
     stream = await platform.runs.stream(asked, caller_of(request), idempotency_key=idempotency_key)
@@ -96,6 +106,8 @@ async def stream_agent(name: str, request: Request, idempotency_key: Key = None)
 )
 async def submit_agent(name: str, request: Request, idempotency_key: Key = None) -> Response:
     """The run as soon as it is stored; follow it at its `Location`."""
+    if name == WORKFLOW_AGENT:
+        return await _submit_work(request, idempotency_key)
     platform = platform_of(request)
     asked = await _asked(name, request, platform)
     row = await platform.runs.submit(asked, caller_of(request), idempotency_key=idempotency_key)
@@ -192,6 +204,16 @@ async def cancel_run(run_id: str, platform: PlatformOf, caller: Writer) -> Respo
 async def requeue_run(run_id: str, platform: PlatformOf, caller: Writer, idempotency_key: Key = None) -> Response:
     """A new background run that asks what a run that has ended asked. Its `requeue_of` is the old one, which stays as it is."""
     row = await platform.runs.requeue(run_id, caller, idempotency_key=idempotency_key)
+    return answer(run_document(row), 202, headers={"Location": f"/api/v1/runs/{row.run_id}"})
+
+
+async def _submit_work(request: Request, idempotency_key: str | None) -> Response:
+    """Runs of workflows take long: whoever asks for one by its agent is answered as by POST /workflows/NAME/run."""
+    platform, caller = platform_of(request), caller_of(request)
+    if not caller.allows(_WORKFLOW_SCOPE):
+        raise MissingScope(_WORKFLOW_SCOPE)
+    asked = workflow_request(None, await read_json(request), platform)
+    row = await platform.runs.submit(asked, caller, idempotency_key=idempotency_key)
     return answer(run_document(row), 202, headers={"Location": f"/api/v1/runs/{row.run_id}"})
 
 

@@ -11,6 +11,7 @@ from automagik.types import RunOutcome, RunStatus
 
 __all__ = [
     "AgentRunRequest",
+    "CommitDocument",
     "EventList",
     "MediaItem",
     "RunAnswer",
@@ -18,13 +19,16 @@ __all__ = [
     "RunEventDocument",
     "RunResource",
     "RunSummary",
+    "Seconds",
     "ToolCall",
     "ToolOutput",
     "UsageDocument",
+    "WorkspaceDocument",
+    "bounded_labels",
 ]
 
 _MAX_MEDIA = 32
-_Seconds = Annotated[float, Strict(), Field(ge=0.001, le=7 * 86_400, allow_inf_nan=False)]
+Seconds = Annotated[float, Strict(), Field(ge=0.001, le=7 * 86_400, allow_inf_nan=False)]
 """A limit of time: from a millisecond to a week."""
 
 
@@ -41,7 +45,8 @@ class MediaItem(BaseModel):
     """The content as base64."""
 
 
-def _bounded(labels: dict[str, str]) -> dict[str, str]:
+def bounded_labels(labels: dict[str, str]) -> dict[str, str]:
+    """The labels. Raises ValueError for too many, or too long ones."""
     if len(labels) > 64 or any(len(key) > 128 or len(value) > 1024 for key, value in labels.items()):
         raise ValueError("at most 64 labels, each of at most 128 characters with a value of at most 1024")
     return labels
@@ -73,11 +78,11 @@ class AgentRunRequest(BaseModel):
     """Which of the agent's active prompts is used; unset: `default`."""
     prompt_variables: dict[str, str] | None = None
     """Values for variables that the agent's config declares."""
-    labels: Annotated[dict[str, str], AfterValidator(_bounded)] | None = None
-    timeout_seconds: _Seconds | None = None
+    labels: Annotated[dict[str, str], AfterValidator(bounded_labels)] | None = None
+    timeout_seconds: Seconds | None = None
     priority: Annotated[Count, Field(ge=-100, le=100)] | None = None
     """In the queue of background runs: smaller numbers go first; unset: 0."""
-    queue_timeout_seconds: _Seconds | None = None
+    queue_timeout_seconds: Seconds | None = None
     """How long a background run may wait in the queue before it fails; unset: the platform's setting says."""
     message_type: str | None = None
     channel_payload: ObjectMap | None = None
@@ -138,13 +143,38 @@ class RunError(Resource):
     """Why the last attempt failed, of a run whose outcome is `retries_exhausted`."""
 
 
+class CommitDocument(Resource):
+    """A commit that a run made, as it stands in git."""
+
+    commit: str
+    author: str
+    authored_at: datetime
+    subject: str
+
+
+class WorkspaceDocument(Resource):
+    """What a workflow's run worked on, and what it made of it. Read from git, not told by the model."""
+
+    repository: str
+    base_commit: str
+    branch: str
+    head_commit: str | None
+    commits: list[CommitDocument]
+    """The run's own, oldest first."""
+    files_changed: int
+    insertions: int
+    deletions: int
+    wip_commit: str | None
+    """The tree that was not committed, as a commit; None where there was nothing of that kind."""
+
+
 class RunSummary(Resource):
     """A run in a list."""
 
     run_id: str
     kind: str
     name: str
-    """The agent's."""
+    """The agent's or the workflow's."""
     status: RunStatus
     outcome: RunOutcome | None
     session_id: uuid.UUID | None
@@ -163,6 +193,12 @@ class RunSummary(Resource):
     error: RunError | None
     waiting_for: ObjectMap | None
     usage: UsageDocument
+    workspace: WorkspaceDocument | None = None
+    """Of a workflow's run, as are the following."""
+    turns: int | None = None
+    max_turns: int | None = None
+    executor: str | None = None
+    """`local` or `docker`."""
 
 
 class RunResource(RunSummary):

@@ -1,0 +1,147 @@
+"""Workspaces: what goes into the workspaces of runs, and what came out of them, whichever host they ran on."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from automagik.artifacts import ArtifactStore
+from automagik.claude_code.history import Taken
+from automagik.claude_code.places import Places
+from automagik.claude_code.repositories import Repositories
+from automagik.claude_code.sources import Source
+from automagik.claude_code.work import RepositorySource
+from automagik.errors import Conflict, InvalidInput, NotFound
+from automagik.settings import Settings
+from automagik.store import Store
+from automagik.store.rows import RunRow
+from automagik.store.workflows import ExecutionRow
+from automagik.types import TERMINAL, Caller, JsonObject, RunStatus
+
+__all__ = ["BUNDLE_TYPE", "StoredBundle", "Workspaces"]
+
+BUNDLE_TYPE = "application/x-git-bundle"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBundle:
+    """A git bundle in the artefact store."""
+
+    digest: str
+    commit: str
+    """The commit of its HEAD."""
+    size: int
+
+
+class Workspaces:
+    """Bundles in the artefact store, and this host's own repositories, filled from them when they are asked for."""
+
+    def __init__(self, settings: Settings, store: Store, artifacts: ArtifactStore, repositories: Repositories) -> None:
+        self._settings = settings
+        self._store = store
+        self._artifacts = artifacts
+        self._repositories = repositories
+        self._places = Places(settings)
+
+    async def receive(self, chunks: AsyncIterator[bytes]) -> StoredBundle:
+        """A bundle that a caller uploads, checked and stored. It stays as long as a run uses it, else as retention says.
+
+        Raises: InvalidInput for what is no bundle with a HEAD of its own; TooLarge.
+        """
+        artifact = await self._artifacts.put(chunks, media_type=BUNDLE_TYPE)
+        source = await self._imported(artifact.digest, None)
+        return StoredBundle(artifact.digest, source.base_commit, artifact.size)
+
+    async def source(self, asked: RepositorySource) -> Source:
+        """The repository of a run on this host, at the commit that the work begins at.
+
+        Raises: InvalidInput for a place that the settings don't allow, or a ref that is not there; NotFound for an unknown bundle.
+        """
+        if asked.bundle is not None:
+            return await self._imported(asked.bundle, asked.ref)
+        return await self._repositories.import_place(cast("str", asked.place), ref=asked.ref)
+
+    async def check(self, asked: RepositorySource) -> None:
+        """Return where a run may be accepted for it. Raises as `source`, for what can be known without fetching anything.
+
+        Who names a bundle has it, or was told its digest by somebody who has: nothing else is asked.
+        """
+        if asked.bundle is None:
+            await asyncio.to_thread(self._places.check, cast("str", asked.place), field=("body", "repository", "place"))
+            return
+        try:
+            found = await self._artifacts.find(asked.bundle)
+        except NotFound:
+            found = None
+        if found is None or found.media_type != BUNDLE_TYPE:
+            raise InvalidInput(
+                "There is no such bundle.",
+                field=("body", "repository", "bundle"),
+                hint="Upload one: POST /api/v1/repositories.",
+            )
+
+    async def diff(self, run_id: str, caller: Caller, *, wip: bool = False) -> bytes:
+        """What a run changed, as a unified diff; with `wip` up to the tree that was not committed.
+
+        Raises: NotFound; Conflict for a run of which nothing was taken out (yet).
+        """
+        execution, repository = await self._taken(run_id, caller)
+        return await self._repositories.diff(run_id, repository, execution.base_commit or "", wip=wip)
+
+    async def bundle(self, run_id: str, caller: Caller) -> AsyncGenerator[bytes]:
+        """The run's commits as a git bundle that needs its base commit. Raises as `diff`."""
+        execution, _ = await self._taken(run_id, caller, restore=False)
+        return self._artifacts.stream(cast("str", execution.bundle))
+
+    async def _taken(self, run_id: str, caller: Caller, *, restore: bool = True) -> tuple[ExecutionRow, str]:
+        row, execution = await self._store.read(lambda tx: (tx.runs.find(run_id), tx.executions.find(run_id)))
+        if row is None or caller.user_id not in {None, row.user_id}:
+            raise NotFound("run", run_id, hint="GET /api/v1/runs lists the runs that this key may see.")
+        if row.kind != "workflow":
+            raise Conflict(f"The run '{run_id}' is an agent's answer: it has no workspace.", code="no_workspace")
+        if execution is None or execution.bundle is None or execution.base_commit is None:
+            ended = RunStatus(row.status) in TERMINAL
+            raise Conflict(
+                f"Nothing was taken out of the run '{run_id}'{'' if ended else ' yet'}.",
+                code="nothing_taken_out",
+                hint="It ended before it made anything." if ended else "Ask again in a minute.",
+            )
+        repository = _repository(row)
+        if restore and not await self._repositories.has(run_id, repository):
+            source = await self.source(_asked(row))
+            repository = source.repository
+            await self.restored(execution, source)
+        return execution, repository
+
+    async def restored(self, execution: ExecutionRow, source: Source) -> Taken:
+        """What was taken out of a run, in this host's repository of `source`, whichever host it ran on."""
+        nothing: AsyncGenerator[bytes] = _nothing()
+        bundle = nothing if execution.bundle is None else self._artifacts.stream(execution.bundle)
+        return await self._repositories.take(
+            execution.run_id, source.repository, execution.base_commit or "", bundle, branch=execution.branch or ""
+        )
+
+    async def _imported(self, digest: str, ref: str | None) -> Source:
+        with tempfile.TemporaryDirectory(dir=self._settings.data_dir) as folder:
+            path = Path(folder) / "upload.bundle"
+            with path.open("wb") as file:
+                async for chunk in self._artifacts.stream(digest):
+                    file.write(chunk)
+            return await self._repositories.import_bundle(path, ref=ref)
+
+
+async def _nothing() -> AsyncGenerator[bytes]:
+    return
+    yield b""
+
+
+def _asked(row: RunRow) -> RepositorySource:
+    work = cast("JsonObject", (row.input or {}).get("work") or {})
+    return RepositorySource(**cast("dict[str, str | None]", work["repository"]))
+
+
+def _repository(row: RunRow) -> str:
+    workspace = cast("JsonObject", (row.details or {}).get("workspace") or {})
+    return str(workspace.get("repository") or "")
