@@ -18,8 +18,8 @@ from typing import Final
 
 from automagik.errors import ConfigurationError
 from automagik.sandbox.confinement import AGENT_UID, HOME, Availability, Confinement, Limits
-from automagik.sandbox.launch import LAUNCH
-from automagik.sandbox.seccomp import filter_program
+from automagik.sandbox.launch import ENTRY, LAUNCH
+from automagik.sandbox.seccomp import MACHINES, filter_program
 from automagik.sandbox.system import SYSTEM_FILES, folders_above, system_mounts
 from automagik.sandbox.troubles import explain
 
@@ -30,7 +30,6 @@ _HOSTNAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _LONGEST = 96 * 1024  # Linux takes 128 KiB in one argument or variable
 _NICE = 5
 _TRY_SECONDS = 15.0
-_SYSTEM_CALLS = {"x86_64": (272, 319), "aarch64": (97, 279)}  # unshare, memfd_create
 _TRY = "id -u; id -g; grep -E '^(CapEff|CapBnd|NoNewPrivs|Seccomp):' /proc/self/status; ls /sys 2>/dev/null; true"
 _TRIED: Final = re.compile(
     rf"{AGENT_UID}\n{AGENT_UID}\nCapEff:\s+0+\nCapBnd:\s+[0-9a-f]+\nNoNewPrivs:\s+1\nSeccomp:\s+2\n"
@@ -68,13 +67,12 @@ class Bubblewrap:
         Raises: ConfigurationError.
         """
         machine = platform.machine()
-        if machine not in _SYSTEM_CALLS:
+        if machine not in MACHINES:
             raise ConfigurationError(f"There is no sandbox for machines of the kind {machine}.")
-        unshare, memfd_create = _SYSTEM_CALLS[machine]
         if not _HOSTNAME.fullmatch(confinement.hostname):
             raise ConfigurationError(f"'{confinement.hostname}' is no host name.")
         status = "-" if status_fd is None else str(status_fd)
-        argv = [_program("perl"), "-e", LAUNCH, "1" if self._root else "0", str(unshare), str(memfd_create), str(_NICE)]
+        argv = [_program("perl"), "-e", LAUNCH, "1" if self._root else "0", machine, str(_NICE)]
         argv += [status, _program("bwrap"), *self._apart(confinement)]
         argv += system_mounts(limits=confinement.limits, owned=not self._root)
         for mount in confinement.mounts:
@@ -115,45 +113,30 @@ class Bubblewrap:
         apart = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
         apart += ["--new-session", "--die-with-parent", "--hostname", confinement.hostname, "--cap-drop", "ALL"]
         if self._root:
-            # Used up by setpriv, which becomes the agent before the command begins.
+            # Given away by what becomes the agent before the command begins.
             return [*apart, "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_SETPCAP"]
         return [*apart, "--unshare-user", "--uid", str(AGENT_UID), "--gid", str(AGENT_UID)]
 
     def _entry(self, limits: Limits) -> list[str]:
-        """What becomes the command: it gives away the rights to change the user, then takes the limits."""
-        become = [
-            "/usr/bin/setpriv",
-            f"--reuid={AGENT_UID}",
-            f"--regid={AGENT_UID}",
-            "--clear-groups",
-            "--inh-caps=-all",
-            "--bounding-set=-all",
-            "--",
-        ]
-        words = ["/usr/bin/prlimit", "--core=0:0"]
-        for option, kind, wanted in (
-            ("nproc", resource.RLIMIT_NPROC, limits.pids),
-            ("fsize", resource.RLIMIT_FSIZE, limits.file_bytes),
-            ("nofile", resource.RLIMIT_NOFILE, limits.open_files),
+        """What becomes the command, once it has no right any more and the limits are on it."""
+        words = ["/usr/bin/perl", "-e", ENTRY, str(AGENT_UID if self._root else 0), platform.machine(), "@ENV"]
+        for kind, wanted in (
+            (resource.RLIMIT_NPROC, limits.pids),
+            (resource.RLIMIT_FSIZE, limits.file_bytes),
+            (resource.RLIMIT_NOFILE, limits.open_files),
         ):
             most = resource.getrlimit(kind)[1]
-            value = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
-            words.append(f"--{option}={value}:{value}")
-        return [*(become if self._root else ()), *words, "--"]
+            words.append(str(wanted if most == resource.RLIM_INFINITY else min(wanted, most)))
+        return words
 
     async def _try(self) -> Availability:
         if sys.platform != "linux":
             return Availability(
                 False, "Sandboxes need Linux.", "Run the platform on Linux, or in a Linux virtual machine."
             )
-        if platform.machine() not in _SYSTEM_CALLS:
+        if platform.machine() not in MACHINES:
             return Availability(False, f"There is no system call filter for machines of the kind {platform.machine()}.")
-        for name, package in (
-            ("bwrap", "bubblewrap"),
-            ("perl", "perl"),
-            ("setpriv", "util-linux"),
-            ("prlimit", "util-linux"),
-        ):
+        for name, package in (("bwrap", "bubblewrap"), ("perl", "perl"), ("bash", "bash")):
             if shutil.which(name) is None:
                 return Availability(False, f"The program {name} is missing.", f"apt-get install -y {package}")
         trial = Confinement(mounts=(), env={}, cwd="/", command=("/bin/sh", "-c", _TRY), limits=Limits())

@@ -56,7 +56,7 @@ class Mount:
                 f"The sandbox does not mount {source}: it is the host's own.", hint="Name a folder below it."
             )
         target = PurePosixPath(self.target)
-        if not target.is_absolute() or ".." in target.parts or str(target) != self.target or self.target == "/":
+        if target.root != "/" or ".." in target.parts or str(target) != self.target or self.target == "/":
             raise ConfigurationError(f"'{self.target}' is no place inside a sandbox.", hint="Give an absolute path.")
         if any(target.is_relative_to(path) for path in _OWN_TARGETS):
             raise ConfigurationError(f"'{self.target}' belongs to the sandbox's own system, nothing is mounted there.")

@@ -1,22 +1,29 @@
-"""The small program between the platform and bubblewrap: what bubblewrap wants in open files, it makes from its environment.
+"""The two small programs on either side of bubblewrap.
 
-It is Perl, because a sandbox must start in milliseconds (Python takes 15 to be there), and because what it needs, system
-calls by their numbers, every Perl can do. It stays as the parent of bubblewrap and ends with bubblewrap's exit code: so
-the sandbox, which dies with its parent, does not depend on the platform's life, and whoever kills this process kills
-everything inside.
+They are Perl, because a sandbox must start in milliseconds (Python takes 15 to be there), and because what they need, system
+calls by their numbers, every Perl can do.
+
+`LAUNCH` runs on the host: what bubblewrap wants in open files, it makes from its environment. It stays as the parent of
+bubblewrap and ends with bubblewrap's exit code: so the sandbox, which dies with its parent, does not depend on the
+platform's life, and whoever kills this process kills everything inside.
 
 For root it first makes a user namespace in which every user is itself: bubblewrap may then mount whatever root may read,
-but no process in the sandbox is ever the machine's root, and the count of processes is the sandbox's own.
+but no process of the agent is ever the machine's root, and the count of processes is the sandbox's own.
+
+`ENTRY` runs inside, and becomes the command: it gives away the right to change the user, takes the limits, closes what is
+open, and only then looks at the command's environment. Before that nothing of it is in force: `LD_PRELOAD` in it can't
+touch a program that still has a right.
 """
 
 from typing import Final
 
-__all__ = ["LAUNCH"]
+__all__ = ["ENTRY", "LAUNCH"]
 
 LAUNCH: Final = r"""
-use strict; use warnings;
+use strict; use warnings; no warnings "exec";
 $^F = 65535;    # files opened here stay open in bubblewrap
-my ($as_root, $unshare, $memfd_create, $nice, $status, $bwrap, @args) = @ARGV;
+my ($as_root, $machine, $nice, $status, $bwrap, @args) = @ARGV;
+my ($unshare, $memfd_create) = $machine eq "x86_64" ? (272, 319) : (97, 279);
 my $own = $$;
 
 opendir(my $open, "/proc/self/fd") or die "launch: /proc: $!\n";
@@ -29,7 +36,7 @@ my @held;
 sub hold {
     my ($data) = @_;
     my $name = "sandbox";
-    my $fd = syscall($memfd_create + 0, $name, 0);
+    my $fd = syscall($memfd_create, $name, 0);
     die "launch: memfd_create: $!\n" if $fd < 0;
     open(my $file, "+<&=", $fd) or die "launch: $!\n";
     my $done = 0;
@@ -41,7 +48,7 @@ sub hold {
 
 die "launch: the environment of Bubblewrap.environment is missing\n" unless defined $ENV{SECCOMP};
 my @hidden = ("--seccomp", hold(pack "H*", $ENV{SECCOMP}), "--clearenv");
-push @hidden, "--setenv", substr($_, 4), $ENV{$_} for grep { /^ENV_/ } sort keys %ENV;
+my $vars = hold(join "", map { substr($_, 4) . "=$ENV{$_}\0" } grep { /^ENV_/ } sort keys %ENV);
 while (@args && $args[0] ne "--") {
     my $word = shift @args;
     if ($word =~ /^\@(DATA_\d+)$/) { $word = hold($ENV{$1}) }
@@ -53,6 +60,7 @@ while (@args && $args[0] ne "--") {
     push @hidden, $word;
 }
 # Inside, bubblewrap's command line is that of the first process: there it must not tell the host's paths.
+$_ eq '@ENV' and $_ = $vars for @args[0 .. 8];
 unshift @args, "--args", hold(join "", map { "$_\0" } @hidden);
 %ENV = ();
 
@@ -67,7 +75,7 @@ if ($pid == 0) {
     }
     setpriority(0, 0, getpriority(0, 0) + $nice) if $nice;
     if ($as_root) {
-        syscall($unshare + 0, 0x10000000) == 0 or die "launch: a user namespace: $!\n";    # CLONE_NEWUSER
+        syscall($unshare, 0x10000000) == 0 or die "launch: a user namespace: $!\n";    # CLONE_NEWUSER
         syswrite $ask_w, "?";
         my $answer;
         sysread($go_r, $answer, 1) or exit 126;
@@ -96,4 +104,42 @@ if ($status =~ /^\d+$/ && open(my $file, "<&=", $status)) { close $file }
 open(STDIN, "<", "/dev/null"); open(STDOUT, ">", "/dev/null"); open(STDERR, ">", "/dev/null");
 waitpid($pid, 0);
 exit($? & 127 ? 128 + ($? & 127) : $? >> 8);
+"""
+
+ENTRY: Final = r"""
+use strict; use warnings; no warnings "exec";
+my ($become, $machine, $vars, $nproc, $fsize, $nofile, @command) = @ARGV;
+$_ += 0 for $become, $nproc, $fsize, $nofile;    # to a system call a text is an address
+my ($prctl, $capset, $setgroups, $setresgid, $setresuid, $prlimit) =
+    $machine eq "x86_64" ? (157, 126, 116, 119, 117, 302) : (167, 91, 159, 149, 147, 261);
+sub must { my ($what, @call) = @_; syscall(shift(@call), @call) == 0 or die "sandbox: $what: $!\n" }
+if ($become) {
+    for my $capability (0 .. 63) {
+        next if syscall($prctl, 24, $capability, 0, 0, 0) == 0;    # PR_CAPBSET_DROP
+        last if $capability && $!{EINVAL};    # one more than this kernel has
+        die "sandbox: capability $capability: $!\n";
+    }
+    must("groups", $setgroups, 0, 0);
+    must("group", $setresgid, ($become) x 3);
+    must("user", $setresuid, ($become) x 3);
+    die "sandbox: still another user\n" if grep { $_ != $become } $<, $>, $( + 0, $) + 0;
+}
+my ($head, $nothing) = (pack("Vl", 0x20080522, 0), pack("V6", (0) x 6));    # _LINUX_CAPABILITY_VERSION_3
+must("capabilities", $capset, $head, $nothing);
+for my $limit ([4, 0], [6, $nproc], [1, $fsize], [7, $nofile]) {    # RLIMIT_CORE, NPROC, FSIZE, NOFILE
+    my $both = pack("QQ", ($limit->[1]) x 2);
+    must("limit $limit->[0]", $prlimit, 0, $limit->[0], $both, 0);
+}
+open(my $file, "<&=", $vars) or die "sandbox: environment: $!\n";
+seek($file, 0, 0);
+my $all = do { local $/; <$file> } // "";
+close $file;
+opendir(my $open, "/proc/self/fd") or die "sandbox: /proc: $!\n";
+for my $fd (grep { /^\d+$/ && $_ > 2 && $_ != fileno($open) } readdir $open) {
+    if (open(my $stray, "<&=", $fd)) { close $stray }
+}
+closedir $open;
+%ENV = map { split(/=/, $_, 2) } split(/\0/, $all);
+exec { $command[0] } @command or print STDERR "sandbox: $command[0]: $!\n";
+exit 127;
 """
