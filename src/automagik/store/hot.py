@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Protocol
 
 from automagik.errors import Conflict, NotFound
+from automagik.store.reservations import Reserve, Reserved, Settle, Settled
 from automagik.store.rows import ClaimedRun
 from automagik.types import Usage
 
@@ -228,6 +229,10 @@ class HotPath(Protocol):
     async def append_events(self, run_id: str, owner: str, events: Sequence[NewEvent]) -> bool: ...
 
     async def claimed_run(self, run_id: str, owner: str) -> ClaimedRun | None: ...
+
+    async def reserve(self, asked: Reserve) -> Reserved: ...
+
+    async def settle(self, ends: Sequence[Settle]) -> Sequence[Settled]: ...
 
 
 def check_session(begin: BeginRun, found: FoundSession) -> None:

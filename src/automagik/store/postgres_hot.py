@@ -14,8 +14,10 @@ from sqlalchemy import Connection, select
 
 from automagik.errors import Conflict, NotFound, ServiceUnavailable
 from automagik.store import postgres_columns as columns
+from automagik.store import postgres_ledger as ledger
 from automagik.store import postgres_sql as sql
 from automagik.store import schema
+from automagik.store.budgets import Budgets
 from automagik.store.hot import (
     AcceptedRun,
     BeginRun,
@@ -35,6 +37,7 @@ from automagik.store.hot import (
 from automagik.store.memories import Memories
 from automagik.store.messages import Messages
 from automagik.store.postgres import DriverConnection, PostgresDatabase, PreparedStatement, postgres_meaning
+from automagik.store.reservations import Reserve, Reserved, Settle, Settled
 from automagik.store.rows import ClaimedRun
 from automagik.store.turns import give_turn
 from automagik.types import Clock
@@ -55,7 +58,7 @@ class _Statement:
     answer says that somebody else was faster, so that it is to be asked again."""
 
     text: str
-    parameters: Callable[[Sequence[Any]], list[list[Any]]]
+    parameters: Callable[[Sequence[Any]], Sequence[object]]
     run_id: Callable[[Any], str]
     apart: Callable[[Any], tuple[Hashable, ...]] = lambda _: ()
     was_late: Callable[[Any, Record], bool] = lambda _, __: False
@@ -74,6 +77,10 @@ _START = _Statement(sql.START, columns.of_start, lambda start: start.run_id)
 _FINISH = _Statement(sql.FINISH, columns.of_finish, lambda finish: finish.run_id)
 _APPEND = _Statement(sql.APPEND, columns.of_append, lambda append: append[0])
 _CLAIMED = _Statement(sql.CLAIMED, columns.of_claimed, lambda claimed: claimed[0])
+_RESERVE = _Statement(ledger.RESERVE, ledger.reserve_parameters, lambda asked: asked.reservation_id)
+_SETTLE = _Statement(
+    ledger.SETTLE, ledger.settle_parameters, lambda end: end.reservation_id, lambda end: (end.reservation_id,)
+)
 
 
 @dataclass(slots=True)
@@ -188,13 +195,31 @@ class PostgresHot:
         record = await self._do(_CLAIMED, (run_id, owner))
         return None if record is None else columns.claimed_of_values(record)
 
+    async def reserve(self, asked: Reserve) -> Reserved:
+        while True:
+            record = await self._answer(_RESERVE, asked)
+            if record["is_missing"]:
+                await self._database.write(
+                    lambda connection: Budgets(connection, asked.created_at).open_counters(asked.scopes)
+                )
+            elif record["granted"] is not None or record["is_exact"]:
+                return Reserved(record["granted"], ledger.limits_of(record["limits"]))
+
+    async def settle(self, ends: Sequence[Settle]) -> Sequence[Settled]:
+        records = await asyncio.gather(*(self._answer(_SETTLE, end) for end in ends))
+        return [Settled(record["was_open"], ledger.limits_of(record["passed"])) for record in records]
+
+    async def _answer(self, statement: _Statement, request: object) -> Record:
+        record = await self._do(statement, request)
+        if record is None:
+            raise RuntimeError("the statement answers everything that it is asked")
+        return record
+
     async def _store(self, statement: _Statement, begin: BeginRun) -> Record:
         if begin.user_id is not None and not begin.create_user:
             await self._require_user(begin.user_id)
         for _ in range(_ATTEMPTS):
-            record = await self._do(statement, begin)
-            if record is None:
-                raise RuntimeError("the statement answers every run that it is given")
+            record = await self._answer(statement, begin)
             if record["is_stored"]:
                 return record
             if record["is_found"]:

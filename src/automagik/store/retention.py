@@ -9,7 +9,10 @@ from sqlalchemy import ColumnElement, Table, and_, delete, exists, func, not_, s
 
 from automagik.store import schema
 from automagik.store.artifacts import Artifacts, run_holder, session_holder
+from automagik.store.budgets import Budgets
+from automagik.store.calls import ModelCalls
 from automagik.store.repository import Repository, insert_new
+from automagik.store.usage import note_runs
 from automagik.types import TERMINAL
 
 __all__ = ["EXECUTORS_KEPT", "KEYS_KEPT", "Deleted", "Retention"]
@@ -21,6 +24,7 @@ EXECUTORS_KEPT = timedelta(days=1)
 
 _runs = schema.runs
 _events = schema.run_events
+_calls = schema.model_calls
 _sessions = schema.sessions
 _messages = schema.messages
 _deliveries = schema.deliveries
@@ -60,15 +64,18 @@ class Retention(Repository):
     def delete_runs(self, before: datetime, *, after: str, limit: int) -> Deleted:
         """Runs that ended before `before`, of the `limit` oldest behind `after`, with their events and their hold on artefacts.
 
-        Open runs stay, however old.
+        What they used is noted by day, so that usage and budgets are as before. Open runs stay, however old.
         """
         run_ids = self._ids(_runs, _runs.c.run_id, _ended(before), after=after, limit=limit)
         if not run_ids:
             return Deleted({}, None)
         Artifacts(self._connection, self._now).release([run_holder(run_id) for run_id in run_ids])
+        note_runs(self._connection, run_ids)
+        calls = ModelCalls(self._connection, self._now).forget_runs(run_ids)
+        Budgets(self._connection, self._now).forget_runs(run_ids)
         events = self._connection.execute(delete(_events).where(_events.c.run_id.in_(run_ids))).rowcount
         runs = self._connection.execute(delete(_runs).where(_runs.c.run_id.in_(run_ids))).rowcount
-        return Deleted({"runs": runs, "run_events": events}, run_ids[-1])
+        return Deleted({"runs": runs, "run_events": events, "model_calls": calls}, run_ids[-1])
 
     def delete_sessions(self, before: datetime, *, limit: int) -> Deleted:
         """Sessions that nothing was said in since `before` and that have no open run, with messages, memories and artefacts."""
@@ -121,6 +128,7 @@ class Retention(Repository):
         if before is not None:
             ended = select(_runs.c.run_id).where(*_ended(before))
             counts["run_events"] = self._count(_events, [_events.c.run_id.in_(ended)])
+            counts["model_calls"] = self._count(_calls, [_calls.c.run_id.in_(ended)])
             if sessions:
                 old = select(_sessions.c.id).where(*_quiet(before))
                 counts["messages"] = self._count(_messages, [_messages.c.session_id.in_(old)])

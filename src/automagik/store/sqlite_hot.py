@@ -25,9 +25,11 @@ from automagik.store.hot import (
     key_taken,
     not_queued,
 )
+from automagik.store.reservations import Reserve, Reserved, Settle, Settled
 from automagik.store.rows import ClaimedRun
 from automagik.store.runs import claimed_by
 from automagik.store.sqlite import SqliteDatabase, SqliteHandle
+from automagik.store.sqlite_ledger import reserve_in, settle_in
 from automagik.types import RunStatus, utc_text
 
 __all__ = ["SqliteHot", "begin_in"]
@@ -131,6 +133,12 @@ class SqliteHot:
 
     async def claimed_run(self, run_id: str, owner: str) -> ClaimedRun | None:
         return await self._database.read(lambda handle: claimed_by(handle.connection, run_id, owner))
+
+    async def reserve(self, asked: Reserve) -> Reserved:
+        return await self._database.write(lambda handle: reserve_in(handle.raw, asked))
+
+    async def settle(self, ends: Sequence[Settle]) -> Sequence[Settled]:
+        return await self._database.write(lambda handle: [settle_in(handle.raw, end) for end in ends])
 
 
 def begin_in(begin: BeginRun, handle: SqliteHandle) -> BegunRun:

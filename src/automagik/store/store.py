@@ -20,6 +20,7 @@ from automagik.store.hot import (
     StartRun,
     observe_nothing,
 )
+from automagik.store.reservations import Reserve, Reserved, Settle, Settled
 from automagik.store.rows import ClaimedRun
 from automagik.store.signals import Signals
 from automagik.store.sqlite import database_file
@@ -165,6 +166,14 @@ class Store:
     async def claimed_run(self, run_id: str, owner: str) -> ClaimedRun | None:
         """A run that belongs to `owner` by the end of the one before it in its session, or None."""
         return await self._backend.hot.claimed_run(run_id, owner)
+
+    async def reserve(self, asked: Reserve) -> Reserved:
+        """What is reserved for a call in every budget of its scopes at once, or that there is no room for it in one of them."""
+        return await self._backend.hot.reserve(asked)
+
+    async def settle(self, ends: Sequence[Settle]) -> Sequence[Settled]:
+        """What came of each of these ends of reservations. A reservation that is not there any more counts nothing again."""
+        return await self._backend.hot.settle(ends)
 
 
 def _check_name(begin: BeginRun) -> None:

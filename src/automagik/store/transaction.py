@@ -7,6 +7,8 @@ from sqlalchemy import Connection
 from automagik.store.agents import Agents
 from automagik.store.artifacts import Artifacts
 from automagik.store.audit import AuditLog
+from automagik.store.budgets import Budgets
+from automagik.store.calls import ModelCalls
 from automagik.store.events import Events
 from automagik.store.executors import Executors
 from automagik.store.keys import Keys
@@ -20,6 +22,7 @@ from automagik.store.runs import Runs
 from automagik.store.schedules import Schedules
 from automagik.store.secrets import Secrets
 from automagik.store.sessions import Sessions
+from automagik.store.usage import UsageRecords
 from automagik.store.users import Users
 from automagik.store.webhooks import Webhooks
 from automagik.store.workflows import Executions, Words, Workflows
@@ -34,6 +37,8 @@ class Transaction:
         "agents",
         "artifacts",
         "audit",
+        "budgets",
+        "calls",
         "connection",
         "events",
         "executions",
@@ -50,6 +55,7 @@ class Transaction:
         "schedules",
         "secrets",
         "sessions",
+        "usage",
         "users",
         "webhooks",
         "words",
@@ -80,3 +86,6 @@ class Transaction:
         self.workflows = Workflows(connection, now)
         self.executions = Executions(connection, now)
         self.words = Words(connection, now)
+        self.budgets = Budgets(connection, now)
+        self.calls = ModelCalls(connection, now)
+        self.usage = UsageRecords(connection, now)

@@ -1,0 +1,317 @@
+"""BudgetedModel: a model whose every request is reserved for in the ledger before it is made, and settled after."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+from pydantic_ai.exceptions import FallbackExceptionGroup, ModelConnectionError, ModelHTTPError, UserError
+from pydantic_ai.messages import (
+    BinaryContent,
+    FileUrl,
+    ImageUrl,
+    ModelMessage,
+    ModelMessagesTypeAdapter,
+    ModelRequest,
+    ModelResponse,
+    ToolReturnPart,
+    UploadedFile,
+    UserPromptPart,
+)
+from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
+from pydantic_ai.models.fallback import FallbackModel
+from pydantic_ai.models.wrapper import WrapperModel
+from pydantic_ai.settings import ModelSettings
+from pydantic_ai.tools import RunContext
+from pydantic_core import to_json
+
+from automagik.budget import Ledger, ModelCall, Party, Price, Prices, Reservation, Tokens, nano_of
+from automagik.errors import BudgetBusy, BudgetExceeded, RunFailed
+from automagik.types import Clock, JsonObject, new_id
+
+__all__ = ["BudgetedModel"]
+
+_MOST_OUTPUT = 128_000
+"""What a model may answer whose maximum is not known: the largest of any vendor in 2026."""
+_LEAST_OUTPUT = 256
+"""Below so many tokens an answer is not worth its input: rather refuse it."""
+_WIDEST_WINDOW = 1_000_000
+_IMAGE_TOKENS = 50_000
+"""More than any vendor counts for an image, whatever its bytes."""
+_BUSY_SECONDS = 60.0
+"""How long a request waits for what other calls have reserved."""
+_NOT_SENT = frozenset({"pool", "connect"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A model that may answer the request, with its price."""
+
+    model: Model
+    price: Price
+    input_tokens: int
+    output_tokens: int
+
+    def ceiling(self, output_tokens: int | None = None) -> int:
+        wanted = self.output_tokens if output_tokens is None else min(output_tokens, self.output_tokens)
+        return self.price.ceiling(self.input_tokens, wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One request under way."""
+
+    reservation: Reservation
+    candidates: Sequence[_Candidate]
+    settings: ModelSettings | None
+    began: float
+
+
+class BudgetedModel(WrapperModel):
+    """A model that asks the ledger first. `tell` takes events of the run: `budget_warning` and `warning`.
+
+    It reserves the most that a request can cost: its bytes as input tokens, which are never more, and `max_tokens`, or the
+    model's own maximum. Where only less is left, `max_tokens` is lowered. Where nothing is, the run ends as `budget_exceeded`.
+    """
+
+    def __init__(
+        self,
+        wrapped: Model,
+        *,
+        ledger: Ledger,
+        prices: Prices,
+        party: Party,
+        clock: Clock,
+        tell: Callable[[str, JsonObject], None],
+    ) -> None:
+        super().__init__(wrapped)
+        self._ledger = ledger
+        self._prices = prices
+        self._party = party
+        self._clock = clock
+        self._tell = tell
+
+    async def request(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+    ) -> ModelResponse:
+        """The model's answer. Raises RunFailed (`budget_exceeded`, or `policy` for a model without a price)."""
+        call = await self._begin(messages, model_settings, model_request_parameters)
+        if call is None:
+            return await self.wrapped.request(messages, model_settings, model_request_parameters)
+        try:
+            response = await self.wrapped.request(messages, call.settings, model_request_parameters)
+        except BaseException as error:
+            self._broken(call, error)
+            raise
+        await self._answered(call, response)
+        return response
+
+    @asynccontextmanager
+    async def request_stream(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+        run_context: RunContext[Any] | None = None,
+    ) -> AsyncGenerator[StreamedResponse]:
+        """The model's answer as it comes. Raises as `request`."""
+        call = await self._begin(messages, model_settings, model_request_parameters)
+        settings = model_settings if call is None else call.settings
+        try:
+            async with self.wrapped.request_stream(messages, settings, model_request_parameters, run_context) as stream:
+                yield stream
+        except BaseException as error:
+            if call is not None:
+                self._broken(call, error)
+            raise
+        if call is not None:
+            await self._answered(call, stream.get())
+
+    async def _begin(
+        self, messages: list[ModelMessage], settings: ModelSettings | None, parameters: ModelRequestParameters
+    ) -> _Call | None:
+        """What is reserved for the request; None where no limit applies any more, or it costs nothing."""
+        if not self._ledger.applies(self._party):
+            return None
+        await self._prices.open()
+        candidates = [*self._candidates(messages, settings, parameters)]
+        asked = max(candidate.ceiling() for candidate in candidates)
+        if not asked:
+            return None
+        least = max(candidate.ceiling(_least_output(settings)) for candidate in candidates)
+        reservation = await self._reserve(asked, least)
+        if reservation.granted_nano < asked:
+            settings = self._lowered(settings, candidates, reservation.granted_nano)
+        return _Call(reservation, candidates, settings, self._clock.monotonic())
+
+    async def _reserve(self, asked: int, least: int) -> Reservation:
+        waits_until = self._clock.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                return await self._ledger.reserve(self._party, asked, at_least_nano=least)
+            except BudgetExceeded as refused:
+                raise RunFailed(refused.detail, outcome="budget_exceeded", hint=refused.hint) from refused
+            except BudgetBusy as busy:
+                if self._clock.monotonic() >= waits_until:
+                    raise RunFailed(busy.detail, outcome="budget_exceeded", hint=busy.hint, retryable=True) from busy
+                await asyncio.sleep(busy.retry_after_seconds)
+
+    def _lowered(self, settings: ModelSettings | None, candidates: Sequence[_Candidate], granted: int) -> ModelSettings:
+        most = min(one.price.output_tokens_within(granted, one.input_tokens) for one in candidates)
+        self._tell(
+            "warning",
+            {
+                "code": "max_tokens_lowered",
+                "detail": f"The budget has room for an answer of {most} tokens at the most.",
+            },
+        )
+        return cast("ModelSettings", {**_given(settings), "max_tokens": most})
+
+    async def _answered(self, call: _Call, response: ModelResponse) -> None:
+        """Settle by what the response says that was used; by all that was reserved where it was cut, or says nothing."""
+        cost = self._cost(call, response) if response.state == "complete" else None
+        outcome = "cut" if cost is None else "completed"
+        settled = await self._ledger.settle(
+            call.reservation, cost, call=self._record(call, response, outcome=outcome, cost=cost)
+        )
+        for warning in settled.warnings:
+            self._tell("budget_warning", warning)
+
+    def _broken(self, call: _Call, error: BaseException) -> None:
+        """Settle a request that gave no answer: by nothing where no model can have worked for it, else by all that was reserved."""
+        cost = 0 if _cost_nothing(error) else None
+        outcome = "failed" if isinstance(error, Exception) else "cut"
+        record = self._record(call, None, outcome=outcome, cost=cost)
+        self._ledger.settle_later(call.reservation, cost, call=record)
+
+    def _cost(self, call: _Call, response: ModelResponse) -> int | None:
+        usage = response.usage
+        if usage.cost is not None:
+            return nano_of(usage.cost)
+        tokens = _tokens(response)
+        if usage.unmeasured_requests or not (usage.input_tokens or usage.output_tokens):
+            return None
+        answered = [one for one in call.candidates if one.model.model_name == response.model_name]
+        return max(one.price.cost(tokens) for one in answered or call.candidates)
+
+    def _record(self, call: _Call, response: ModelResponse | None, *, outcome: str, cost: int | None) -> ModelCall:
+        tokens = _tokens(response) if response is not None else Tokens()
+        named = response.model_name if response is not None else None
+        reserved = call.reservation.granted_nano
+        return ModelCall(
+            call_id=new_id("call"),
+            run_id=self._party.run_id,
+            key_id=self._party.key_id,
+            user_id=self._party.user_id,
+            wire="agent",
+            model=named or call.candidates[0].model.model_name,
+            status=None,
+            outcome=outcome,
+            created_at=self._clock.now(),
+            duration_ms=round((self._clock.monotonic() - call.began) * 1000),
+            input_tokens=tokens.input,
+            output_tokens=tokens.output,
+            cache_read_tokens=tokens.cache_read,
+            cache_write_tokens=tokens.cache_write,
+            cost_nano=reserved if cost is None else cost,
+            reserved_nano=reserved,
+        )
+
+    def _candidates(
+        self, messages: list[ModelMessage], settings: ModelSettings | None, parameters: ModelRequestParameters
+    ) -> Iterator[_Candidate]:
+        bound = _input_bound(messages, parameters)
+        for model in _leaves(self.wrapped):
+            price = self._prices.of(model.model_name, provider=model.system, base_url=_base_url(model))
+            if price is None:
+                raise RunFailed(
+                    f"The price of the model '{model.model_name}' is not known, and a budget limits this run.",
+                    outcome="policy",
+                    hint="An administrator can give it a price by AUTOMAGIK_MODEL_PRICES, as "
+                    f"{model.model_name}=INPUT/OUTPUT in US dollars for a million tokens.",
+                )
+            window = model.context_window or _WIDEST_WINDOW
+            wanted = _given(settings).get("max_tokens") or _given(model.settings).get("max_tokens")
+            most = wanted or min(_maximum(model), window)
+            yield _Candidate(model, price, window if bound is None else min(bound, window), most)
+
+
+def _leaves(model: Model) -> Iterator[Model]:
+    """The models that a request may go to in the end."""
+    if isinstance(model, FallbackModel):
+        for one in model.models:
+            yield from _leaves(one)
+    elif isinstance(model, WrapperModel):
+        yield from _leaves(model.wrapped)
+    else:
+        yield model
+
+
+def _base_url(model: Model) -> str | None:
+    try:
+        return model.base_url
+    except (AttributeError, UserError):  # some have none, and say so like this
+        return None
+
+
+def _given(settings: ModelSettings | None) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", settings or {})
+
+
+def _maximum(model: Model) -> int:
+    most: object = model.profile.get("anthropic_max_output_tokens")
+    return most if isinstance(most, int) else _MOST_OUTPUT
+
+
+def _least_output(settings: ModelSettings | None) -> int:
+    """The fewest tokens of an answer that is worth its input: with what the model is told to think before."""
+    thinking = _given(settings).get("anthropic_thinking")
+    budget = cast("dict[str, Any]", thinking).get("budget_tokens") if isinstance(thinking, dict) else None
+    return _LEAST_OUTPUT + (budget if isinstance(budget, int) else 0)
+
+
+def _input_bound(messages: Sequence[ModelMessage], parameters: ModelRequestParameters) -> int | None:
+    """How many tokens the request has at the most: no token has less than a byte. None: as many as the model takes."""
+    if parameters.native_tools:  # what they bring in is not known before
+        return None
+    images = 0
+    for content in _contents(messages):
+        if isinstance(content, ImageUrl) or (isinstance(content, BinaryContent) and content.is_image):
+            images += 1
+        elif isinstance(content, BinaryContent | FileUrl | UploadedFile):
+            return None  # a small document may have a thousand pages
+    size = len(ModelMessagesTypeAdapter.dump_json(list(messages)))
+    for tool in (*parameters.function_tools, *parameters.output_tools):
+        size += len(to_json((tool.name, tool.description, tool.parameters_json_schema)))
+    if parameters.output_object is not None:
+        size += len(to_json(parameters.output_object.json_schema))
+    return size + images * _IMAGE_TOKENS
+
+
+def _contents(messages: Sequence[ModelMessage]) -> Iterator[object]:
+    for message in messages:
+        if isinstance(message, ModelRequest):
+            for part in message.parts:
+                if isinstance(part, UserPromptPart) and not isinstance(part.content, str):
+                    yield from part.content
+                elif isinstance(part, ToolReturnPart):
+                    yield from part.files
+
+
+def _tokens(response: ModelResponse) -> Tokens:
+    usage = response.usage
+    read, written = usage.cache_read_tokens, usage.cache_write_tokens
+    return Tokens(max(0, usage.input_tokens - read - written), usage.output_tokens, read, written)
+
+
+def _cost_nothing(error: BaseException) -> bool:
+    """Whether the request certainly cost nothing: it was refused before any answer began, or never sent."""
+    if isinstance(error, FallbackExceptionGroup):
+        return all(_cost_nothing(one) for one in error.exceptions)
+    if isinstance(error, ModelHTTPError):
+        return not error.in_stream
+    return isinstance(error, ModelConnectionError) and error.phase in _NOT_SENT

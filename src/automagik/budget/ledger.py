@@ -1,0 +1,237 @@
+"""Ledger: money is reserved before a model is called, in every budget that the call counts in or in none, and settled after."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import structlog
+
+from automagik.budget.amounts import dollars, limit_document, period_words, scope_words
+from automagik.budget.party import Party
+from automagik.errors import AutomagikError, BudgetBusy, BudgetExceeded, ServiceUnavailable
+from automagik.store import Store
+from automagik.store.budgets import BUDGETS_CHANGED
+from automagik.store.calls import ModelCall
+from automagik.store.reservations import Limit, Reserve, Settle
+from automagik.types import Clock, JsonObject, new_id
+
+__all__ = ["Ledger", "Reservation", "Settled"]
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_LOOK_SECONDS = 5.0
+"""How often it is looked at the budgets, and for reservations that nobody settles any more, without a signal."""
+_AGAIN_SECONDS = 1.0
+"""How soon what could not be settled, because the store was away, is settled again."""
+_BATCH = 200
+_RETRY_AFTER_SECONDS = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What is reserved for one call. `is_counted` false: no budget applies, so nothing was written."""
+
+    reservation_id: str
+    granted_nano: int
+    is_counted: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What came of the end of a call."""
+
+    warnings: Sequence[JsonObject] = ()
+    """The budgets whose soft limit was passed by it, once in each period."""
+
+
+class Ledger:
+    """The budgets, as the calls of this process see them. Open it before use, close it after.
+
+    `executor_id` gives by which name this process is known to live; reservations of one that is lost are settled by others.
+    """
+
+    def __init__(self, store: Store, clock: Clock, *, executor_id: Callable[[], str]) -> None:
+        self._store = store
+        self._clock = clock
+        self._executor_id = executor_id
+        self._limited: frozenset[tuple[str, str]] = frozenset()
+        self._later: dict[str, Settle] = {}
+        self._wake = asyncio.Event()
+        self._stale = False
+        self._task: asyncio.Task[None] | None = None
+        self._leave: Sequence[Callable[[], None]] = ()
+
+    async def open(self) -> None:
+        """Learn the budgets, and begin to keep them up to date. Raises ServiceUnavailable."""
+        await self.refresh()
+        signals = self._store.signals
+        self._leave = (signals.listen(BUDGETS_CHANGED[0], self._hear), signals.on_gap(self._expire))
+        self._task = asyncio.create_task(self._keep())
+
+    async def close(self) -> None:
+        """Settle what is left, as far as the store is there, and stop."""
+        for leave in self._leave:
+            leave()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+        await self._settle_later()
+
+    async def refresh(self) -> None:
+        """Learn who is limited, as it is now. Raises ServiceUnavailable."""
+        self._stale = False
+        self._limited = frozenset(await self._store.read(lambda tx: tx.budgets.limited()))
+
+    def applies(self, party: Party) -> bool:
+        """Whether any budget limits the party: without one, nothing is reserved."""
+        limited = self._limited
+        return bool(limited) and not limited.isdisjoint(party.scopes)
+
+    async def reserve(
+        self, party: Party, amount_nano: int, *, at_least_nano: int | None = None, seconds: float = 900
+    ) -> Reservation:
+        """`amount_nano` reserved in every budget of the party at once; or what is left, where that is `at_least_nano` and
+        nobody else has anything reserved there; or an error, and nothing is.
+
+        It must be settled or released within `seconds`; after that it counts as spent in full.
+
+        Raises:
+            BudgetBusy: it does not fit now, but for what calls under way have reserved.
+            BudgetExceeded: it does not fit, and waiting does not help. The text names whom the budget limits and what is spent.
+            ServiceUnavailable: the store is away.
+        """
+        reservation_id = new_id("resv")
+        if not self.applies(party):
+            return Reservation(reservation_id, amount_nano, is_counted=False)
+        now = self._clock.now()
+        least = amount_nano if at_least_nano is None else min(at_least_nano, amount_nano)
+        asked = Reserve(
+            reservation_id,
+            self._executor_id(),
+            amount_nano,
+            least,
+            party.scopes,
+            now,
+            now + timedelta(seconds=seconds),
+            party.run_id,
+        )
+        try:
+            reserved = await self._store.reserve(asked)
+        except ServiceUnavailable:
+            self.settle_later(Reservation(reservation_id, 0), 0)  # it may have been stored all the same
+            raise
+        if reserved.granted_nano is None:
+            raise _refusal(amount_nano, least, reserved.limits)
+        return Reservation(reservation_id, reserved.granted_nano, is_counted=bool(reserved.limits))
+
+    async def settle(
+        self, reservation: Reservation, cost_nano: int | None, *, call: ModelCall | None = None
+    ) -> Settled:
+        """What came of a call that cost `cost_nano` (None: all that was reserved). `call` is recorded in the same transaction.
+
+        A reservation is settled once: what comes later, or after it expired, counts nothing. Where the store is away, it is
+        settled when it is back, and nothing is raised: what was answered must not be lost for that.
+        """
+        if not reservation.is_counted and call is None:
+            return Settled()
+        settle = _settle(reservation, cost_nano, call)
+        try:
+            settled = await self._store.settle([settle])
+        except ServiceUnavailable:
+            self._later[settle.reservation_id] = settle
+            return Settled()
+        return Settled([limit_document(limit) for limit in settled[0].passed])
+
+    async def release(self, reservation: Reservation) -> None:
+        """Give back what is reserved: the call was not made, or failed without a cost."""
+        await self.settle(reservation, 0)
+
+    def settle_later(self, reservation: Reservation, cost_nano: int | None, *, call: ModelCall | None = None) -> None:
+        """Settle soon, for one who can't wait: who is being cancelled."""
+        if reservation.is_counted or call is not None:
+            self._later[reservation.reservation_id] = _settle(reservation, cost_nano, call)
+            self._wake.set()
+
+    async def limit_run(self, run_id: str, limit_nano: int) -> None:
+        """Give a run a budget of its own, in all; one that it has already stays as it is. Raises ServiceUnavailable."""
+        await self._store.write(lambda tx: tx.budgets.add_for_run(run_id, limit_nano))
+        self._limited |= {("run", run_id)}
+
+    # -- keeping
+
+    def _hear(self, changed: str) -> None:
+        if changed == BUDGETS_CHANGED[1]:
+            self._expire()
+
+    def _expire(self) -> None:
+        self._stale = True
+        self._wake.set()
+
+    async def _keep(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(_AGAIN_SECONDS if self._later else _LOOK_SECONDS):
+                    await self._wake.wait()
+            except TimeoutError:
+                self._stale = True
+            self._wake.clear()
+            try:
+                await self._settle_later()
+                if self._stale:
+                    await self.refresh()
+                    await self._settle_left_behind()
+            except AutomagikError as error:
+                self._stale = True
+                _log.warning("ledger_not_kept", reason=error.detail)
+                await asyncio.sleep(_AGAIN_SECONDS)
+
+    async def _settle_later(self) -> None:
+        while self._later:
+            batch = list(self._later.values())[:_BATCH]
+            await self._store.settle(batch)
+            for settle in batch:
+                if self._later.get(settle.reservation_id) is settle:
+                    del self._later[settle.reservation_id]
+
+    async def _settle_left_behind(self) -> None:
+        """Settle, at their full amount, reservations that expired or whose owner is lost: what was called may have been paid."""
+        while True:
+            left = await self._store.read(lambda tx: tx.budgets.left_behind(_BATCH))
+            if left:
+                await self._store.settle([Settle(reservation_id, None) for reservation_id in left])
+                _log.warning("reservations_left_behind", count=len(left))
+            if len(left) < _BATCH:
+                return
+
+
+def _settle(reservation: Reservation, cost_nano: int | None, call: ModelCall | None) -> Settle:
+    return Settle(reservation.reservation_id, cost_nano, call.to_row() if call is not None else None)
+
+
+def _refusal(amount_nano: int, least_nano: int, limits: Sequence[Limit]) -> BudgetBusy | BudgetExceeded:
+    full = [limit for limit in limits if limit.room_nano < amount_nano]
+    spent = [limit for limit in full if limit.limit_nano - limit.spent_nano < least_nano]
+    if full and not spent and any(limit.reserved_nano for limit in full):
+        return BudgetBusy(
+            f"{_budget_of(full[0])} has room for this call only when calls under way are settled: "
+            f"{dollars(full[0].reserved_nano)} is reserved for them.",
+            retry_after_seconds=_RETRY_AFTER_SECONDS,
+            hint="Retry later.",
+        )
+    limit = (spent or full or limits)[0]
+    return BudgetExceeded(
+        f"{_budget_of(limit)} has no room for this call: {dollars(limit.spent_nano)} of {dollars(limit.limit_nano)} is spent "
+        f"{period_words(limit.period)}, and the call may cost {dollars(least_nano)} or more.",
+        hint=f"Raise the limit: {_command(limit)}.",
+    )
+
+
+def _budget_of(limit: Limit) -> str:
+    return f"The budget of {scope_words(limit.scope, limit.scope_id)} ({limit.period}, {dollars(limit.limit_nano)})"
+
+
+def _command(limit: Limit) -> str:
+    whom = limit.scope if limit.scope == "organisation" else f"{limit.scope} {limit.scope_id}"
+    return f"`automagik budgets set {whom} --period {limit.period} --limit USD`"

@@ -1,0 +1,137 @@
+"""The ledger's statements on PostgreSQL: one each for any number of calls, which come as one JSON text.
+
+Rows of counters are always taken in one order (`held`), after the rows of reservations, so that no two statements wait for
+each other. `held` gives them as they are now, not as this statement's snapshot saw them.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from automagik.store.reservations import Limit, Reserve, Settle, period_start
+from automagik.types import utc_text
+
+__all__ = ["RESERVE", "SETTLE", "limits_of", "reserve_parameters", "settle_parameters"]
+
+# Of calls that come together the first is judged exactly. A later one is reserved for only where it fits in full beside all
+# that the earlier ones asked; where not, it is not decided, and asked again. A counter that is not there yet (`is_missing`) is
+# made by the caller, who then asks again: a row that this statement would insert it could not lock.
+RESERVE = """
+WITH asked AS (
+  SELECT * FROM json_to_recordset($1::json) AS a(
+    place integer, id text, run_id text, owner text, amount bigint, at_least bigint, scopes json, day text, month text,
+    created_at timestamptz, expires_at timestamptz)
+), limits AS (
+  SELECT a.place, a.amount, a.at_least, b.budget_id, b.scope, b.scope_id, b.period, b.limit_nano, b.soft_limit_nano,
+    CASE b.period WHEN 'day' THEN a.day WHEN 'month' THEN a.month ELSE '' END AS period_start
+  FROM asked a CROSS JOIN LATERAL json_array_elements(a.scopes) s
+  JOIN budgets b ON b.scope = s->>0 AND b.scope_id = s->>1
+), held AS (
+  SELECT c.budget_id, c.period_start, c.spent_nano, c.reserved_nano FROM budget_counters c
+  WHERE (c.budget_id, c.period_start) IN (SELECT l.budget_id, l.period_start FROM limits l)
+  ORDER BY c.budget_id, c.period_start FOR UPDATE
+), judged AS (
+  SELECT l.*, h.budget_id IS NULL AS is_missing, h.spent_nano, h.reserved_nano,
+    l.limit_nano - h.spent_nano - h.reserved_nano - coalesce(sum(l.amount) OVER (
+      PARTITION BY l.budget_id, l.period_start ORDER BY l.place ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS room
+  FROM limits l LEFT JOIN held h ON h.budget_id = l.budget_id AND h.period_start = l.period_start
+), decided AS (
+  SELECT a.place, a.id, coalesce(bool_or(j.is_missing), false) AS is_missing, a.place = 1 AS is_exact,
+    (CASE
+      WHEN bool_or(j.is_missing) THEN NULL
+      WHEN coalesce(bool_and(j.room >= a.amount), true) THEN a.amount
+      WHEN a.place > 1 OR bool_or(j.room < a.amount AND j.reserved_nano <> 0) OR min(j.room) < a.at_least THEN NULL
+      ELSE min(j.room)
+    END)::bigint AS granted,
+    json_agg(json_build_array(j.budget_id, j.scope, j.scope_id, j.period, j.period_start, j.limit_nano, j.soft_limit_nano,
+      j.spent_nano, j.reserved_nano)) FILTER (WHERE j.budget_id IS NOT NULL) AS limits,
+    json_agg(json_build_array(j.budget_id, j.period_start)) FILTER (WHERE j.budget_id IS NOT NULL) AS counters
+  FROM asked a LEFT JOIN judged j ON j.place = a.place
+  GROUP BY a.place, a.id, a.amount, a.at_least
+), counted AS (
+  UPDATE budget_counters c SET reserved_nano = c.reserved_nano + g.amount
+  FROM (
+    SELECT j.budget_id, j.period_start, sum(d.granted)::bigint AS amount
+    FROM judged j JOIN decided d ON d.place = j.place WHERE d.granted IS NOT NULL GROUP BY j.budget_id, j.period_start
+  ) g
+  WHERE c.budget_id = g.budget_id AND c.period_start = g.period_start
+), kept AS (
+  INSERT INTO reservations (reservation_id, run_id, owner, amount_nano, counters, created_at, expires_at)
+  SELECT a.id, a.run_id, a.owner, d.granted, d.counters, a.created_at, a.expires_at
+  FROM asked a JOIN decided d ON d.place = a.place WHERE d.granted IS NOT NULL AND d.counters IS NOT NULL
+)
+SELECT id AS run_id, granted, is_missing, is_exact, limits::text AS limits FROM decided
+"""
+
+SETTLE = """
+WITH asked AS (
+  SELECT * FROM json_to_recordset($1::json) AS a(place integer, id text, cost bigint)
+), gone AS (
+  DELETE FROM reservations r USING asked a WHERE r.reservation_id = a.id
+  RETURNING a.place, a.id, coalesce(a.cost, r.amount_nano) AS cost, r.amount_nano, r.counters
+), touched AS (
+  SELECT g.place, g.cost, g.amount_nano, p->>0 AS budget_id, p->>1 AS period_start
+  FROM gone g CROSS JOIN LATERAL json_array_elements(g.counters) p
+), changes AS (
+  SELECT t.budget_id, t.period_start, sum(t.cost)::bigint AS cost, sum(t.amount_nano)::bigint AS amount,
+    min(t.place) AS place
+  FROM touched t GROUP BY t.budget_id, t.period_start
+), held AS (
+  SELECT c.budget_id, c.period_start, c.warned FROM budget_counters c
+  WHERE (c.budget_id, c.period_start) IN (SELECT ch.budget_id, ch.period_start FROM changes ch)
+  ORDER BY c.budget_id, c.period_start FOR UPDATE
+), changed AS (
+  UPDATE budget_counters c SET spent_nano = c.spent_nano + n.cost,
+    reserved_nano = greatest(0, c.reserved_nano - n.amount),
+    warned = c.warned OR coalesce(c.spent_nano + n.cost >= n.soft_limit_nano, false)
+  FROM (
+    SELECT h.budget_id, h.period_start, h.warned AS was_warned, ch.cost, ch.amount, ch.place,
+      b.scope, b.scope_id, b.period, b.limit_nano, b.soft_limit_nano
+    FROM held h JOIN changes ch ON ch.budget_id = h.budget_id AND ch.period_start = h.period_start
+    JOIN budgets b ON b.budget_id = h.budget_id
+  ) n
+  WHERE c.budget_id = n.budget_id AND c.period_start = n.period_start
+  RETURNING n.place, c.warned AND NOT n.was_warned AS is_new, json_build_array(c.budget_id, n.scope, n.scope_id, n.period,
+    c.period_start, n.limit_nano, n.soft_limit_nano, c.spent_nano, c.reserved_nano) AS passed
+), calls AS (
+  INSERT INTO model_calls SELECT * FROM json_populate_recordset(NULL::model_calls, $2::json) ON CONFLICT DO NOTHING
+)
+SELECT a.id AS run_id, g.place IS NOT NULL AS was_open,
+  (SELECT json_agg(c.passed) FROM changed c WHERE c.place = a.place AND c.is_new)::text AS passed
+FROM asked a LEFT JOIN gone g ON g.place = a.place
+"""
+
+
+def reserve_parameters(asked: Sequence[Reserve]) -> list[str]:
+    """The parameters of RESERVE for these calls, in their order."""
+    rows = [
+        {
+            "place": place,
+            "id": one.reservation_id,
+            "run_id": one.run_id,
+            "owner": one.owner,
+            "amount": one.amount_nano,
+            "at_least": one.at_least_nano,
+            "scopes": one.scopes,
+            "day": period_start("day", one.created_at),
+            "month": period_start("month", one.created_at),
+            "created_at": utc_text(one.created_at),
+            "expires_at": utc_text(one.expires_at),
+        }
+        for place, one in enumerate(asked, start=1)
+    ]
+    return [json.dumps(rows)]
+
+
+def settle_parameters(settled: Sequence[Settle]) -> list[str]:
+    """The parameters of SETTLE for these ends, in their order."""
+    rows = [
+        {"place": place, "id": one.reservation_id, "cost": one.cost_nano} for place, one in enumerate(settled, start=1)
+    ]
+    return [json.dumps(rows), json.dumps([one.call for one in settled if one.call is not None])]
+
+
+def limits_of(text: str | None) -> list[Limit]:
+    """The limits that a statement gave."""
+    records: Sequence[Sequence[Any]] = json.loads(text) if text else ()
+    return [Limit(*record) for record in records]

@@ -1,0 +1,114 @@
+from decimal import Decimal
+
+import pytest
+
+from automagik.budget import FREE, Prices, Tokens, parse_usd, usd_text
+from automagik.budget.amounts import dollars
+from automagik.errors import ConfigurationError
+from automagik.settings import Settings
+
+MILLION = 1_000_000
+USD = 10**9
+
+
+@pytest.fixture
+def prices() -> Prices:
+    return Prices(Settings(model_prices=["our-*=3/15", "openai:house-model=0.5/1"]))
+
+
+def test_tokens_of_a_known_model_cost_what_its_table_says(prices: Prices) -> None:
+    price = prices.of("claude-sonnet-4-5", provider="anthropic")
+    assert price is not None
+    assert price.cost(Tokens(input=100_000)) == 300_000_000
+    assert price.cost(Tokens(output=MILLION)) == 15 * USD
+    assert price.cost(Tokens(cache_read=100_000)) == 30_000_000
+    assert price.cost(Tokens(cache_write=100_000)) == 375_000_000
+    assert price.cost(Tokens(cache_write=100_000, cache_write_1h=100_000)) == 600_000_000
+
+
+def test_the_ceiling_takes_the_dearest_way_and_tier(prices: Prices) -> None:
+    price = prices.of("claude-sonnet-4-5", provider="anthropic")
+    assert price is not None
+    assert price.ceiling(100_000, 1000) == 100_000 * 6000 + 1000 * 15_000  # all of it a cache write for an hour
+    assert price.ceiling(300_000, 1000) == 300_000 * 12_000 + 1000 * 22_500
+    for tokens in (Tokens(1000, 50), Tokens(0, 50, 400, 600, 600), Tokens(0, 50, 0, 1000)):
+        assert price.cost(tokens) <= price.ceiling(1000, 50)
+
+
+@pytest.mark.parametrize("left", [0, 600_000_000, 600_015_000, 600_029_999, 700_000_000])
+def test_so_many_output_tokens_as_fit_are_told(prices: Prices, left: int) -> None:
+    price = prices.of("claude-sonnet-4-5", provider="anthropic")
+    assert price is not None
+    most = price.output_tokens_within(left, 100_000)
+    assert most == max(0, (left - 600_000_000) // 15_000)
+    assert most == 0 or price.ceiling(100_000, most) <= left < price.ceiling(100_000, most + 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "provider", "base_url"),
+    [
+        ("demo", None, None),
+        ("anything", "demo", None),
+        ("llama-9", "openai", "http://127.0.0.1:11434/v1"),
+        ("llama-9", None, "http://localhost:8080"),
+        ("llama-9", None, "http://[::1]:8080"),
+    ],
+)
+def test_the_demo_and_loopback_cost_nothing(
+    prices: Prices, model: str, provider: str | None, base_url: str | None
+) -> None:
+    assert prices.of(model, provider=provider, base_url=base_url) == FREE
+    assert FREE.ceiling(10**9, 10**9) == 0 and FREE.output_tokens_within(0, 5) > 10**6
+
+
+def test_a_model_is_known_by_its_provider_its_address_or_its_name(prices: Prices) -> None:
+    by_name = prices.of("claude-sonnet-4-5")
+    assert by_name is not None and by_name == prices.of("anthropic:claude-sonnet-4-5")
+    assert by_name == prices.of("claude-sonnet-4-5", base_url="https://api.anthropic.com")
+    assert by_name == prices.of("claude-sonnet-4-5", provider="anthropic", base_url="https://proxy.example/v1")
+    assert prices.of("gpt-of-nobody", provider="openai") is None
+    assert prices.of("claude-sonnet-4-5", base_url="https://proxy.example/v1") is None
+
+
+def test_a_setting_prices_what_has_no_price(prices: Prices) -> None:
+    own = prices.of("our-best", provider="openai", base_url="https://models.example/v1")
+    assert own is not None
+    assert own.cost(Tokens(input=MILLION, output=MILLION, cache_read=MILLION)) == 21 * USD
+    assert own.ceiling(1000, 100) == 1000 * 3000 + 100 * 15_000
+    assert prices.of("House-Model", provider="openai") is not None
+    assert prices.of("house-model") is None
+
+
+@pytest.mark.parametrize(
+    "entry", ["our-model", "our-model=3", "our-model=a/b", "our-model=-1/2", "=1/2", "m=1/nan", "m=1/2/3"]
+)
+def test_a_setting_that_is_no_price_is_refused_by_its_name(entry: str) -> None:
+    with pytest.raises(ConfigurationError, match="AUTOMAGIK_MODEL_PRICES"):
+        Prices(Settings(model_prices=[entry]))
+
+
+@pytest.mark.parametrize(
+    ("nano", "text"),
+    [(0, "0.000000"), (1, "0.000000001"), (25 * USD, "25.000000"), (1_234_500_000, "1.234500"), (-5, "-0.000000005")],
+)
+def test_money_is_written_whole(nano: int, text: str) -> None:
+    assert usd_text(nano) == text
+    assert Decimal(text).scaleb(9) == nano
+
+
+@pytest.mark.parametrize(("text", "nano"), [("25", 25 * USD), ("0.5", USD // 2), ("0.000000001", 1), ("0", 0)])
+def test_money_is_read(text: str, nano: int) -> None:
+    assert parse_usd(text) == nano
+
+
+@pytest.mark.parametrize("text", ["", "1e3", "-1", "1.", ".5", "0.0000000001", "1000000000", "NaN", "1,5", "\u0661"])
+def test_what_is_no_money_is_not(text: str) -> None:
+    assert parse_usd(text) is None
+
+
+@pytest.mark.parametrize(
+    ("nano", "text"),
+    [(0, "$0.00"), (10 * USD, "$10.00"), (120_000_000, "$0.12"), (1_234_000, "$0.0012"), (2100, "$0.0000021")],
+)
+def test_sentences_have_money_to_the_cent_or_its_first_digits(nano: int, text: str) -> None:
+    assert dollars(nano) == text
