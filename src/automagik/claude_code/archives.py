@@ -5,8 +5,8 @@ import contextlib
 import io
 import tarfile
 import tempfile
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
-from pathlib import Path
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 from automagik.errors import InvalidInput, NotFound
@@ -92,9 +92,13 @@ def _write(spool: IO[bytes], files: Mapping[str, bytes | Path], mode: int) -> No
 def _reown(came: IO[bytes], goes: IO[bytes]) -> None:
     try:
         with tarfile.open(fileobj=came, mode="r:") as archive, tarfile.open(fileobj=goes, mode="w") as copy:
+            known: set[str] = set()
             for member in archive:
                 if member.type not in _KINDS:
                     continue
+                for folder in _unnamed_parents(member.name, known):  # whoever unpacks would make them its own
+                    copy.addfile(folder)
+                known.add(member.name.strip("/"))
                 member.uid = member.gid = AGENT_UID
                 member.uname = member.gname = ""
                 member.mode &= 0o777
@@ -102,6 +106,18 @@ def _reown(came: IO[bytes], goes: IO[bytes]) -> None:
     except tarfile.TarError as error:
         raise InvalidInput(f"This is no archive that can be unpacked: {error}.", field=("archive",)) from error
     goes.seek(0)
+
+
+def _unnamed_parents(name: str, known: set[str]) -> Iterator[tarfile.TarInfo]:
+    """The folders above a file that no member has stood for."""
+    for parent in reversed(PurePosixPath(name).parents):
+        text = str(parent).strip("/")
+        if text not in {"", "."} and text not in known:
+            known.add(text)
+            made = tarfile.TarInfo(text)
+            made.type, made.mode = tarfile.DIRTYPE, 0o755
+            made.uid = made.gid = AGENT_UID
+            yield made
 
 
 def _only_file(spool: IO[bytes], max_bytes: int) -> bytes:

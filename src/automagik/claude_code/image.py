@@ -135,8 +135,13 @@ _TREE_PATTERNS = (
     "usr/lib/*/perl",
     "usr/lib/*/perl-base",
     "usr/lib/*/perl5",
-    "lib/*/libnss_files*",
-    "lib/*/libnss_dns*",
+    # The C library's own, and what nearly every other program needs.
+    *(
+        f"lib/*/{name}.so.[0-9]*"
+        for name in ("libc", "libm", "libdl", "librt", "libpthread", "libresolv", "libutil", "libnss_*")
+    ),
+    "lib/*/libgcc_s.so.1",
+    "lib/*/libstdc++.so.6",
 )
 _ROOT_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _EMPTY_FOLDERS = ("tmp", "proc", "sys", "dev", "run", "var/tmp", "root", "home", "etc")

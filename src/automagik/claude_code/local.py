@@ -2,18 +2,16 @@
 
 import asyncio
 import contextlib
-import fcntl
-import hashlib
 import json
 import os
 import re
-import shutil
 import signal
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from pathlib import Path
 
 from automagik.claude_code.execution import LocalExecution, RunFolder, read_documents
 from automagik.claude_code.executor import Area, ExecutionSpec, ExitStatus, Inside, Once
+from automagik.claude_code.folders import disk_usage, lock, remove_tree, socket_path
 from automagik.claude_code.image import claude_cli
 from automagik.claude_code.launch import Command, Launcher, PlainLauncher, SandboxLauncher
 from automagik.claude_code.one_shot import OneShot
@@ -24,10 +22,7 @@ from automagik.sandbox.confinement import Availability, Limits
 from automagik.settings import Settings
 from automagik.types import new_id
 
-__all__ = ["LocalExecutor", "socket_path"]
-
-_MAX_SOCKET_BYTES = 107
-"""What Linux takes for the path of a unix socket, without its closing zero."""
+__all__ = ["LocalExecutor"]
 
 _RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{8,64}")
@@ -193,7 +188,7 @@ class LocalExecutor:
     ) -> Once:
         await self._need(run_id)
         kept = self._toolchain_folder(digest)
-        async with self._alone(digest):
+        async with lock(self._toolchains / f".{digest}.lock"):
             if await asyncio.to_thread(kept.is_dir):
                 return Once(exit=ExitStatus(code=0))
             making = kept.with_name(f".{new_id('making')}")
@@ -215,12 +210,12 @@ class LocalExecutor:
                 if done.exit.code == 0 and not done.timed_out:
                     await asyncio.to_thread(making.rename, kept)
             finally:
-                await asyncio.to_thread(_remove_tree, making)
+                await asyncio.to_thread(remove_tree, making)
         return done
 
     async def size(self, run_id: str) -> int:
         folder = self._run(run_id)
-        return await asyncio.to_thread(lambda: sum(_size(path) for path in (folder.workspace, folder.credentials)))
+        return await asyncio.to_thread(lambda: sum(disk_usage(path) for path in (folder.workspace, folder.credentials)))
 
     async def remove(self, run_id: str) -> None:
         execution = await self.find(run_id)
@@ -229,8 +224,8 @@ class LocalExecutor:
             await execution.leave()
         self._living.pop(run_id, None)
         await asyncio.to_thread(self._kill_strays, run_id, None)
-        await asyncio.to_thread(_remove_tree, self._run(run_id).path)
-        await asyncio.to_thread(_remove_tree, self.socket(run_id, "any").parent)
+        await asyncio.to_thread(remove_tree, self._run(run_id).path)
+        await asyncio.to_thread(remove_tree, self.socket(run_id, "any").parent)
 
     async def places(self) -> list[str]:
         def listed() -> list[str]:
@@ -362,35 +357,6 @@ class LocalExecutor:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
-    @contextlib.asynccontextmanager
-    async def _alone(self, digest: str) -> AsyncGenerator[None]:
-        """While nobody else on this host makes this toolchain."""
-        await asyncio.to_thread(self._toolchains.mkdir, mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(self._toolchains / f".{digest}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    await asyncio.sleep(0.2)
-                else:
-                    break
-            yield
-        finally:
-            os.close(lock)
-
-
-def socket_path(settings: Settings, run_id: str, name: str) -> Path:
-    """Where a run's socket stands on this host. Raises: ConfigurationError when the path is too long for a socket."""
-    folder = hashlib.sha256(run_id.encode()).hexdigest()[:12]  # short, because the whole path has 107 bytes
-    path = settings.runtime_folder.absolute() / folder / f"{name}.sock"
-    if len(os.fsencode(path)) > _MAX_SOCKET_BYTES:
-        raise ConfigurationError(
-            f"The path of a run's socket is too long for a unix socket ({_MAX_SOCKET_BYTES} bytes): {path}",
-            hint="Set AUTOMAGIK_RUNTIME_DIR to a short path, as /run/automagik.",
-        )
-    return path
-
 
 def _marker(run_id: str) -> str:
     return f"AUTOMAGIK_RUN={run_id}"
@@ -434,39 +400,5 @@ def _known(folder: RunFolder) -> tuple[ProcessId, ProcessId, int] | None:
 
 
 def _empty(folder: Path) -> None:
-    _remove_tree(folder)
+    remove_tree(folder)
     folder.mkdir(mode=0o700)
-
-
-def _size(folder: Path) -> int:
-    """What a folder takes on the disk, each file once. What can't be looked into counts nothing."""
-    seen: set[tuple[int, int]] = set()
-    total = 0
-    waiting = [folder]
-    while waiting:
-        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                with contextlib.suppress(OSError):
-                    found = entry.stat(follow_symlinks=False)
-                    if (found.st_dev, found.st_ino) not in seen:
-                        seen.add((found.st_dev, found.st_ino))
-                        total += found.st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(Path(entry.path))
-    return total
-
-
-def _remove_tree(path: Path) -> None:
-    """Remove a folder with all in it, also what its owner took the rights from. Nothing runs in it any more."""
-
-    def mend(function: object, failed: str, error: object) -> None:
-        del function, error
-        for place in (os.path.dirname(failed), failed):
-            if os.path.isdir(place) and not os.path.islink(place):
-                os.chmod(place, 0o700)
-        if os.path.isdir(failed) and not os.path.islink(failed):
-            shutil.rmtree(failed)
-        elif os.path.lexists(failed):
-            os.unlink(failed)
-
-    shutil.rmtree(path, onerror=mend)

@@ -1,0 +1,83 @@
+"""Folders and files that executors have on this host: where sockets stand, how large a folder is, how it is removed."""
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+from automagik.errors import ConfigurationError
+from automagik.settings import Settings
+
+__all__ = ["disk_usage", "lock", "remove_tree", "socket_path"]
+
+_MAX_SOCKET_BYTES = 107
+"""What Linux takes for the path of a unix socket, without its closing zero."""
+
+
+def socket_path(settings: Settings, run_id: str, name: str) -> Path:
+    """Where a run's socket stands on this host. Raises: ConfigurationError when the path is too long for a socket."""
+    folder = hashlib.sha256(run_id.encode()).hexdigest()[:12]  # short, because the whole path has 107 bytes
+    path = settings.runtime_folder.absolute() / folder / f"{name}.sock"
+    if len(os.fsencode(path)) > _MAX_SOCKET_BYTES:
+        raise ConfigurationError(
+            f"The path of a run's socket is too long for a unix socket ({_MAX_SOCKET_BYTES} bytes): {path}",
+            hint="Set AUTOMAGIK_RUNTIME_DIR to a short path, as /run/automagik.",
+        )
+    return path
+
+
+@contextlib.asynccontextmanager
+async def lock(file: Path) -> AsyncGenerator[None]:
+    """While nobody else on this host has the lock of this file."""
+    await asyncio.to_thread(file.parent.mkdir, mode=0o700, parents=True, exist_ok=True)
+    held = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        while True:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                await asyncio.sleep(0.2)
+            else:
+                break
+        yield
+    finally:
+        os.close(held)
+
+
+def disk_usage(folder: Path) -> int:
+    """What a folder takes on the disk, each file once. What can't be looked into counts nothing."""
+    seen: set[tuple[int, int]] = set()
+    total = 0
+    waiting = [folder]
+    while waiting:
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    found = entry.stat(follow_symlinks=False)
+                    if (found.st_dev, found.st_ino) not in seen:
+                        seen.add((found.st_dev, found.st_ino))
+                        total += found.st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(Path(entry.path))
+    return total
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder with all in it, also what its owner took the rights from. Nothing may run in it any more."""
+
+    def mend(function: object, failed: str, error: object) -> None:
+        del function, error
+        for place in (os.path.dirname(failed), failed):
+            if os.path.isdir(place) and not os.path.islink(place):
+                os.chmod(place, 0o700)
+        if os.path.isdir(failed) and not os.path.islink(failed):
+            shutil.rmtree(failed)
+        elif os.path.lexists(failed):
+            os.unlink(failed)
+
+    if path.exists():
+        shutil.rmtree(path, onerror=mend)
