@@ -19,6 +19,7 @@ from automagik.security.secrets import SecretStore
 from automagik.settings import Settings
 from automagik.store import BeginRun, FinishRun, Store
 from automagik.store.rows import AttemptRow, DeliveryRow, WebhookRow
+from automagik.store.webhooks import LEASE
 from automagik.types import SYSTEM, Caller, new_id
 from automagik.webhooks import Webhooks, WebhookSender
 
@@ -158,8 +159,9 @@ class WebhookHouse:
     sender: WebhookSender
     receiver: Receiver
 
-    def another_sender(self, *, outbound: Outbound | None = None) -> WebhookSender:
-        return WebhookSender(self.store, outbound or self.outbound, self.secrets, clock=self.clock, render=run_document)
+    def another_sender(self, *, outbound: Outbound | None = None, lease: timedelta = LEASE) -> WebhookSender:
+        parts = self.store, outbound or self.outbound, self.secrets
+        return WebhookSender(*parts, clock=self.clock, render=run_document, lease=lease)
 
     async def create(self, url: str | None = None, caller: Caller = SYSTEM, **given: Any) -> WebhookRow:
         row, _ = await self.webhooks.create(url or self.receiver.url(), caller=caller, **given)

@@ -3,10 +3,10 @@
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypedDict, Unpack
 
-from sqlalchemy import Row, case, insert, literal, or_, select, update
+from sqlalchemy import ColumnElement, Interval, Row, case, func, insert, literal, select, update
 from sqlalchemy import delete as delete_from
 
 from automagik.errors import Conflict, NotFound, PreconditionFailed
@@ -17,7 +17,7 @@ from automagik.store.rows import AttemptRow, DeliveryRow, Page, WebhookRow
 from automagik.store.users import Users
 from automagik.types import new_id
 
-__all__ = ["PING", "AttemptResult", "DueDelivery", "WebhookChanges", "Webhooks"]
+__all__ = ["LEASE", "PING", "AttemptResult", "DueDelivery", "WebhookChanges", "Webhooks"]
 
 _webhooks = schema.webhooks
 _deliveries = schema.deliveries
@@ -25,6 +25,10 @@ _attempts = schema.delivery_attempts
 
 PING = "ping"
 """The event of a delivery that tells of no run."""
+
+LEASE = timedelta(seconds=60)
+"""For how long a claimed delivery is its sender's: an attempt and its bookkeeping. By the database's clock, on PostgreSQL:
+those of the hosts may differ."""
 
 _STOPPED = "The sender stopped before the attempt had ended."
 _PENDING = _deliveries.c.status == "pending"
@@ -194,13 +198,7 @@ class Webhooks(Repository):
                 code="webhook_not_active",
                 hint="Make it active, then deliver again.",
             )
-        under_way = select(_attempts.c.attempt).where(
-            _attempts.c.delivery_id == delivery_id, _attempts.c.attempt == _deliveries.c.attempts, *_unfinished()
-        )
-        statement = update(_deliveries).where(
-            _deliveries.c.delivery_id == delivery_id,
-            or_(_deliveries.c.next_at.is_(None), _deliveries.c.next_at <= self._now, ~under_way.exists()),
-        )
+        statement = update(_deliveries).where(_deliveries.c.delivery_id == delivery_id, self._is_free(LEASE))
         statement = statement.values(status="pending", next_at=self._now, delivered_at=None)
         record = self._connection.execute(statement.returning(_deliveries)).one_or_none()
         if record is None:
@@ -220,12 +218,15 @@ class Webhooks(Repository):
             statement = statement.where(_deliveries.c.webhook_id.not_in(without))
         return self._connection.scalar(statement.order_by(_deliveries.c.next_at).limit(1))
 
-    def due(self, *, without: Collection[str] = (), limit: int = 100) -> Sequence[DueDelivery]:
-        """Deliveries whose time has come, the longest waiting first; none of the webhooks `without`."""
+    def due(
+        self, *, without: Collection[str] = (), lease: timedelta = LEASE, limit: int = 100
+    ) -> Sequence[DueDelivery]:
+        """Deliveries whose time has come, the longest waiting first; none that a sender claimed less than `lease` ago, and none of
+        the webhooks `without`."""
         statement = (
             select(_deliveries.c.delivery_id, _webhooks.c.webhook_id, _webhooks.c.url)
             .join(_webhooks, _webhooks.c.webhook_id == _deliveries.c.webhook_id)
-            .where(_PENDING, _deliveries.c.next_at <= self._now)
+            .where(_PENDING, _deliveries.c.next_at <= self._now, self._is_free(lease))
             .order_by(_deliveries.c.next_at)
             .limit(limit)
         )
@@ -233,18 +234,20 @@ class Webhooks(Repository):
             statement = statement.where(_deliveries.c.webhook_id.not_in(without))
         return [DueDelivery(*record) for record in self._connection.execute(statement)]
 
-    def claim(self, delivery_ids: Collection[str], until: datetime) -> Sequence[DeliveryRow]:
-        """Those of the deliveries that are this caller's now, each with its next attempt begun; nobody else tries before `until`.
+    def claim(self, delivery_ids: Collection[str], *, lease: timedelta = LEASE) -> Sequence[DeliveryRow]:
+        """Those of the deliveries that are this caller's now, each with its next attempt begun; nobody else tries for `lease`.
 
         What another sender is claiming at the same moment is left to it.
         """
-        free = (
-            select(_deliveries.c.delivery_id)
-            .where(_deliveries.c.delivery_id.in_(delivery_ids), _PENDING, _deliveries.c.next_at <= self._now)
-            .with_for_update(skip_locked=True)
-        )
-        statement = update(_deliveries).where(_deliveries.c.delivery_id.in_(free))
-        statement = statement.values(attempts=_deliveries.c.attempts + 1, next_at=until)
+        due = (_deliveries.c.delivery_id.in_(delivery_ids), _PENDING, _deliveries.c.next_at <= self._now)
+        held = self._connection.scalars(
+            select(_deliveries.c.delivery_id).where(*due).with_for_update(skip_locked=True)
+        ).all()
+        if not held:
+            return []
+        # A statement of its own, now that the rows are held: it sees the attempts of whoever held them before.
+        statement = update(_deliveries).where(_deliveries.c.delivery_id.in_(held), self._is_free(lease))
+        statement = statement.values(attempts=_deliveries.c.attempts + 1, next_at=self._now + lease)
         claimed = [_delivery(record) for record in self._connection.execute(statement.returning(_deliveries))]
         if claimed:
             mine = [row.delivery_id for row in claimed]
@@ -252,10 +255,10 @@ class Webhooks(Repository):
                 update(_attempts).where(_attempts.c.delivery_id.in_(mine), *_unfinished()).values(error=_STOPPED)
             )
             begun = [
-                {"delivery_id": row.delivery_id, "attempt": row.attempts, "at": self._now, "milliseconds": 0}
+                {"delivery_id": row.delivery_id, "attempt": row.attempts, "at": self._moment(), "milliseconds": 0}
                 for row in claimed
             ]
-            self._connection.execute(insert(_attempts), begun)
+            self._connection.execute(insert(_attempts).values(begun))
         return claimed
 
     def settle_delivered(self, row: DeliveryRow, result: AttemptResult) -> None:
@@ -281,6 +284,22 @@ class Webhooks(Repository):
         self._connection.execute(statement.values(next_at=case((active, again), else_=None)))
 
     # -- inside
+
+    def _moment(self, before: timedelta = timedelta()) -> ColumnElement[datetime]:
+        """So long before now, by the clock that all senders share."""
+        if self._connection.dialect.name == "postgresql":
+            return func.clock_timestamp() - literal(before, Interval)
+        return literal(self._now - before, _attempts.c.at.type)
+
+    def _is_free(self, lease: timedelta) -> ColumnElement[bool]:
+        """Whether no sender is at the delivery: none began its latest attempt less than `lease` ago and has not ended it."""
+        under_way = select(_attempts.c.attempt).where(
+            _attempts.c.delivery_id == _deliveries.c.delivery_id,
+            _attempts.c.attempt == _deliveries.c.attempts,
+            _attempts.c.at > self._moment(lease),
+            *_unfinished(),
+        )
+        return ~under_way.exists()
 
     def _note(self, row: DeliveryRow, result: AttemptResult) -> None:
         self._connection.execute(

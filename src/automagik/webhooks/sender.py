@@ -21,7 +21,7 @@ from automagik.security.secrets import SecretStore
 from automagik.store import Store, Transaction
 from automagik.store.delivery_sql import DELIVERY_TOPIC
 from automagik.store.rows import DeliveryRow, RunRow
-from automagik.store.webhooks import PING, AttemptResult, DueDelivery
+from automagik.store.webhooks import LEASE, PING, AttemptResult, DueDelivery
 from automagik.types import Clock, JsonObject, utc_text
 from automagik.webhooks.registry import signing_secrets
 from automagik.webhooks.signing import signed_headers
@@ -40,8 +40,6 @@ _LONGEST_WAIT: Final = 24 * 3600
 """How long a receiver may ask us to wait (`Retry-After`), in seconds."""
 _ATTEMPT_SECONDS: Final = 15.0
 """How long one attempt may take; the specification advises 15 to 30."""
-_LEASE: Final = timedelta(seconds=60)
-"""For how long a claimed delivery is its sender's: an attempt and its bookkeeping, with room for clocks that differ."""
 _AT_ONCE: Final = 32
 _AT_ONCE_PER_HOST: Final = 4
 """Attempts under way in this process, in all and to one host: a slow receiver holds only its own back."""
@@ -49,7 +47,7 @@ _POLL_SECONDS: Final = {"postgresql": 30.0, "sqlite": 1.0}
 """How long it takes at the most where there was no signal: on SQLite ends outside the hot path give none, and looking is cheap."""
 _PAUSE_SECONDS: Final = 1.0
 _LONGEST_PAUSE_SECONDS: Final = 30.0
-"""How long a sender waits after the database failed: at first, and at the most."""
+"""How long a sender waits after the database failed, or for another sender: at first, and at the most."""
 _TURN_SECONDS: Final = 0.02
 _CUT_SECONDS: Final = 0.05
 _PATIENCE: Final = 20
@@ -86,13 +84,15 @@ class WebhookSender:
         *,
         clock: Clock,
         render: Callable[[RunRow], JsonObject],
+        lease: timedelta = LEASE,
     ) -> None:
-        """`render`: a run as the API shows it."""
+        """`render`: a run as the API shows it. `lease`: for how long what another sender has claimed is left to it."""
         self._store = store
         self._outbound = outbound
         self._secrets = secrets
         self._clock = clock
         self._render = render
+        self._lease = lease
         self._sending: dict[asyncio.Task[None], DueDelivery] = {}
         self._posting: set[asyncio.Task[None]] = set()
         self._busy: frozenset[str] = frozenset()
@@ -181,11 +181,10 @@ class WebhookSender:
 
     async def _due(self) -> Sequence[DueDelivery]:
         busy = self._busy
-        return await self._store.read(lambda tx: tx.webhooks.due(without=busy, limit=4 * _AT_ONCE))
+        return await self._store.read(lambda tx: tx.webhooks.due(without=busy, lease=self._lease, limit=4 * _AT_ONCE))
 
     async def _claim(self, delivery_ids: Sequence[str]) -> Sequence[DeliveryRow]:
-        until = self._clock.now() + _LEASE
-        return await self._store.write(lambda tx: tx.webhooks.claim(delivery_ids, until))
+        return await self._store.write(lambda tx: tx.webhooks.claim(delivery_ids, lease=self._lease))
 
     async def _until_next(self) -> float:
         """Seconds until something is due that can be sent; a place that becomes free sets `_changed`."""
@@ -195,7 +194,9 @@ class WebhookSender:
         next_at = await self._store.read(lambda tx: tx.webhooks.next_due(without=busy))
         if next_at is None:
             return self._poll_seconds
-        return min(max((next_at - self._clock.now()).total_seconds(), 0), self._poll_seconds)
+        wait = (next_at - self._clock.now()).total_seconds()
+        # What is due and was not claimed is another sender's, whose clock is behind this one.
+        return min(wait if wait > 0 else _PAUSE_SECONDS, self._poll_seconds)
 
     # -- sending
 
