@@ -1,0 +1,159 @@
+"""How what a run made is taken out of its workspace: a bundle of its commits, and of what it had not committed yet."""
+
+from automagik.claude_code.repositories import MAX_FILE_BYTES
+from automagik.claude_code.workspace import INSIDE, SandboxScript, script_environment
+
+__all__ = ["extract_commits"]
+
+
+def extract_commits(
+    *, base_commit: str, workspace: str = INSIDE, max_file_bytes: int = MAX_FILE_BYTES
+) -> SandboxScript:
+    """Print a bundle of everything that the base does not have; nothing where there is nothing. `Repositories.take` reads it.
+
+    It holds every branch with its commits, the commit that is checked out (`refs/automagik/HEAD`) where no branch has it, and the
+    tree as it is, ignored files aside, as a commit upon that (`refs/automagik/wip`) where it differs. Equal workspaces give equal
+    bytes. Files over `max_file_bytes` that are not committed are left out.
+
+    The agent's folder is data to it: it works in a git folder of its own that borrows the workspace's objects, and neither reads
+    the workspace's git settings, hooks and locks nor writes anything to it. So it may run while the agent works. Where the
+    workspace's own git folder is gone or broken, the tree is saved all the same, as a commit without a parent. What it had to
+    leave out it says on standard error, a line that begins with `automagik:` each.
+    """
+    arguments = (workspace, base_commit, str(max_file_bytes))
+    return SandboxScript(
+        ("/bin/sh", "-c", _EXTRACT, "extract_commits", *arguments), script_environment(), writable=False
+    )
+
+
+_EXTRACT = r"""
+set -u
+workspace=$1 base=$2 largest=$3
+theirs=$workspace/.git
+name='[A-Za-z0-9_][A-Za-z0-9_+@=,%./-]\{0,79\}'
+
+note() { printf 'automagik: %s\n' "$*" >&2; }
+fail() { note "$*"; exit 3; }
+
+made=$(mktemp -d "${TMPDIR:-/tmp}/automagik.XXXXXXXX") || fail "no room for a temporary folder"
+trap 'rm -rf "$made"' EXIT
+cd "$made" || exit 3
+
+begin() {  # a git folder of our own, without settings but ours
+    unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
+    git init --quiet --template= "$made/$1" || fail "no room for a git folder"
+    GIT_DIR=$made/$1/.git GIT_WORK_TREE=$workspace GIT_INDEX_FILE=$made/$1/index
+    export GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
+    mkdir -p "$GIT_DIR/info"
+    if [ -f "$theirs/info/exclude" ] && [ ! -L "$theirs/info/exclude" ]; then
+        head -c 65536 "$theirs/info/exclude" > "$GIT_DIR/info/exclude"
+    fi
+}
+
+borrow() {  # their objects, and those of their refs that have a name and a commit
+    printf '%s\n' "$theirs/objects" > "$GIT_DIR/objects/info/alternates"
+    if [ -f "$theirs/packed-refs" ]; then
+        head -c 4194304 "$theirs/packed-refs" \
+            | sed -n "s|^\([0-9a-f]\{40\}\) \(refs/heads/$name\)\$|\1 \2|p" | head -n 500 > "$GIT_DIR/packed-refs"
+    fi
+    (cd "$theirs/refs/heads" 2> /dev/null && find . -type f) | sed -n "s|^\./\($name\)\$|\1|p" | grep -v '\.lock$' \
+        | head -n 500 > refs
+    while IFS= read -r ref; do
+        value=$(head -c 41 "$theirs/refs/heads/$ref" 2> /dev/null | tr -d '\0')
+        case $value in *[!0-9a-f]*) continue ;; esac
+        [ ${#value} -eq 40 ] || continue
+        mkdir -p "$GIT_DIR/refs/heads/$(dirname "$ref")" && printf '%s\n' "$value" > "$GIT_DIR/refs/heads/$ref"
+    done < refs
+    value=$(head -c 300 "$theirs/HEAD" 2> /dev/null | tr -d '\0')
+    if printf '%s\n' "$value" | grep -q -x -e "ref: refs/heads/$name" -e '[0-9a-f]\{40\}'; then
+        printf '%s\n' "$value" > "$GIT_DIR/HEAD"
+    else
+        note "the workspace's HEAD can't be read"
+    fi
+}
+
+branches() {  # names of branches that are commits, a line each
+    git for-each-ref --format='%(objectname) %(refname)' refs/heads 2> /dev/null > all
+    cut -d ' ' -f 1 all | git cat-file --batch-check='%(objecttype)' > kinds 2> /dev/null
+    paste -d ' ' kinds all | sed -n 's/^commit [0-9a-f]\{40\} //p'
+}
+
+index() {  # theirs as it is, for it knows which files are unchanged; but not where it hides changes
+    if [ -n "$1" ] && [ -f "$theirs/index" ] && [ ! -L "$theirs/index" ] \
+        && cp -p "$theirs/index" "$GIT_INDEX_FILE" 2> /dev/null && chmod u+w "$GIT_INDEX_FILE" \
+        && git ls-files -v > flags 2> /dev/null && ! grep -q '^[a-zS]' flags; then
+        return 0
+    fi
+    rm -f "$GIT_INDEX_FILE" "$GIT_INDEX_FILE.lock"
+    if [ -n "$1" ]; then git read-tree "$1"; fi
+}
+
+add() {
+    (cd "$workspace" && git add --all --ignore-errors --pathspec-from-file="$made/paths" --pathspec-file-nul) \
+        > /dev/null 2> added
+}
+
+wip() {  # refs/automagik/wip, where the tree differs from the commit $1 (empty: from nothing)
+    index "$1" || { rm -f "$GIT_INDEX_FILE"; note "the commit that is checked out can't be read"; return 1; }
+    printf ':/\0' > paths
+    (cd "$workspace" && find . -path ./.git -prune -o -type f -size "+${largest}c" -print0) > large 2> /dev/null
+    if [ -s large ]; then
+        tr '\n\0' '?\n' < large | head -n 20 | while IFS= read -r file; do note "left out, too large: $file"; done
+        sed -z 's|^\./|:(top,exclude,literal)|' large >> paths
+    fi
+    # Not every file can be read, and a repository within may have no commit: the rest is saved all the same.
+    add || {
+        # A file that is not in the encoding which the repository's attributes say stops it: saved as it is, then.
+        printf '* !working-tree-encoding\n' > "$GIT_DIR/info/attributes"
+        add || note "not everything was saved: $(grep -v '^hint:' added | tail -n 1 | head -c 300)"
+    }
+    tree=$(git write-tree 2> /dev/null) || { note "the tree can't be saved: is the disk full?"; return 1; }
+    moment='@0 +0000' parent=
+    if [ -n "$1" ]; then
+        [ "$tree" != "$(git rev-parse "$1^{tree}")" ] || return 0
+        moment="@$(git show -s --no-show-signature --format=%ct "$1") +0000" parent="-p $1"
+    elif [ "$tree" = 4b825dc642cb6eb9a060e54bf8d69288fbee4904 ]; then
+        return 0
+    fi
+    # The date is the parent's, so that an unchanged tree gives the same commit again.
+    commit=$(GIT_AUTHOR_NAME=Automagik GIT_AUTHOR_EMAIL=automagik@localhost GIT_AUTHOR_DATE=$moment \
+        GIT_COMMITTER_NAME=Automagik GIT_COMMITTER_EMAIL=automagik@localhost GIT_COMMITTER_DATE=$moment \
+        git commit-tree "$tree" $parent -m 'Work in progress: what the run had not committed') || return 1
+    git update-ref refs/automagik/wip "$commit"
+}
+
+bundle() {  # what is named in the file `wanted`, less the base, to the file `out`; 1: it can't be made
+    [ -n "$(git rev-list --max-count=1 --stdin < wanted 2> /dev/null)" ] || return 0
+    git -c pack.threads=1 bundle create --quiet --version=2 out --stdin < wanted 2> told || { rm -f out; return 1; }
+}
+
+if [ -d "$theirs/objects" ] && [ ! -L "$theirs" ]; then
+    begin own
+    borrow
+    if git cat-file -e "$base^{commit}" 2> /dev/null; then
+        head=$(git rev-parse --quiet --verify 'HEAD^{commit}' 2> /dev/null) || head=$base
+        git update-ref refs/automagik/HEAD "$head"
+        wip "$head" || true
+        branches > wanted
+        git for-each-ref --format='%(refname)' refs/automagik >> wanted
+        printf '^%s\n' "$base" >> wanted
+        if bundle; then
+            if [ -f out ]; then cat out; fi
+            exit 0
+        fi
+        note "the commits can't be read: $(tail -n 1 told | head -c 300)"
+    else
+        note "the commit that the run began from is not there any more"
+    fi
+else
+    note "the workspace's git folder is gone"
+fi
+begin tree
+wip "" || fail "nothing could be saved"
+git for-each-ref --format='%(refname)' refs/automagik > wanted
+if [ -s wanted ]; then
+    bundle || fail "nothing could be saved: $(tail -n 1 told | head -c 300)"
+    if [ -f out ]; then cat out; fi
+fi
+"""
+"""POSIX sh with git, find, sed, grep and the core utilities; its arguments are data, never part of the text."""
