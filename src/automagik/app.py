@@ -7,13 +7,21 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import structlog
+
 from automagik.agents import AgentFactory
 from automagik.artifacts import ArtifactStore, keep_pruned
 from automagik.budget import Budgets, Ledger, Prices, UsageReport
+from automagik.claude_code.admission import HostAdmission
+from automagik.claude_code.agent import ClaudeCodeAgent
+from automagik.claude_code.factory import ExecutorFactory
+from automagik.claude_code.house import House
+from automagik.claude_code.probing import Probing
+from automagik.claude_code.reaper import reap_forever
 from automagik.claude_code.repositories import Repositories
 from automagik.claude_code.workflow_files import Workflows
 from automagik.claude_code.workspaces import Workspaces
-from automagik.errors import AutomagikError
+from automagik.errors import AutomagikError, ConfigurationError
 from automagik.events import EventBus
 from automagik.gateway import Gateway
 from automagik.memory import MemoryStore, MessageArchive, Prompts
@@ -25,6 +33,7 @@ from automagik.runs.keeper import Keeper, new_executor_id
 from automagik.runs.liveness import PulseLine
 from automagik.runs.runtime import Runtime
 from automagik.runs.worker import Carry, Engine, Worker
+from automagik.sandbox.registries import RegistryFinder
 from automagik.security import KeyRing
 from automagik.security.secrets import SecretStore
 from automagik.settings import Settings
@@ -39,6 +48,8 @@ if TYPE_CHECKING:
     from automagik.events.redis_channel import RedisConnections
 
 __all__ = ["Check", "EngineMaker", "Platform", "ReadyReport", "Role"]
+
+_log = structlog.stdlib.get_logger(__name__)
 
 Role = Literal["all", "api", "worker"]
 """What a process does: answer requests, carry out queued work, or both."""
@@ -154,6 +165,8 @@ class Platform:
             memories = MemoryStore(store, max_text_chars=settings.max_text_chars)
             tools = ToolRegistry(clock=clock)
             tools.discover()
+            house = await _open_house(settings, store, artifacts, outbound, ledger, gateway, clock, host, stack)
+            claude_code = ClaudeCodeAgent(house)
             agents = AgentFactory(
                 settings=settings,
                 store=store,
@@ -162,6 +175,9 @@ class Platform:
                 tools=tools,
                 clock=clock,
                 instrumentation=tracing.instrumentation(),
+                ledger=ledger,
+                prices=prices,
+                own_agents=(claude_code,),
             )
             await agents.discover_agents()
             stack.push_async_callback(agents.cleanup)
@@ -186,16 +202,16 @@ class Platform:
             await keeper.open()
             stack.push_async_callback(keeper.close)
             stack.push_async_callback(worker.close)
-            repositories = Repositories(settings, clock)
-            workflows = Workflows(settings=settings, store=store, clock=clock)
-            await workflows.open()
-            stack.push_async_callback(workflows.close)
             runs = RunService(runtime, models=models)
+            claude_code.attach(runs)
+            alone = settings.database_url is None
+            runtime.admits_workflows = HostAdmission(settings, house.executors, clock, alone=alone)
             metrics.active_runs.set_function(lambda: runs.live_runs)
             stack.push_async_callback(runs.close)
             if role != "api":
                 await worker.open(at_once=role == "worker")
                 stack.push_async_callback(worker.stop)
+                stack.push_async_callback(_end, asyncio.create_task(reap_forever(store, house.executors)))
                 scheduler = Scheduler(store=store, runs=runs, keys=keys, clock=clock)
                 stack.push_async_callback(_end_scheduling, scheduler, asyncio.create_task(scheduler.run()))
                 sender = WebhookSender(store, outbound, secrets, clock=clock, render=run_document)
@@ -227,8 +243,8 @@ class Platform:
                 ledger=ledger,
                 budgets=Budgets(store, ledger),
                 usage=UsageReport(store),
-                workflows=workflows,
-                workspaces=Workspaces(settings, store, artifacts, repositories),
+                workflows=house.workflows,
+                workspaces=house.workspaces,
                 runs=runs,
                 schedules=Schedules(store=store, runs=runs, clock=clock),
                 metrics=metrics,
@@ -266,6 +282,46 @@ def _redis_check(redis: "RedisConnections") -> Check:
     if redis.is_answering:
         return Check("redis", "ok")
     return Check("redis", "degraded", "Redis is away: signals go through the database, rate limits count by instance.")
+
+
+async def _open_house(
+    settings: Settings,
+    store: Store,
+    artifacts: ArtifactStore,
+    outbound: Outbound,
+    ledger: Ledger,
+    gateway: Gateway,
+    clock: Clock,
+    host: str,
+    stack: AsyncExitStack,
+) -> House:
+    """What workflows are carried out with."""
+    repositories = Repositories(settings, clock)
+    try:
+        await repositories.open()
+    except ConfigurationError as missing:  # agents need no git; whoever asks for a workflow is told
+        _log.warning("workflows_unavailable", reason=missing.detail)
+    workflows = Workflows(settings=settings, store=store, clock=clock)
+    await workflows.open()
+    stack.push_async_callback(workflows.close)
+    executors = ExecutorFactory(settings)
+    stack.push_async_callback(executors.close)
+    return House(
+        settings=settings,
+        clock=clock,
+        store=store,
+        artifacts=artifacts,
+        outbound=outbound,
+        ledger=ledger,
+        gateway=gateway,
+        executors=executors,
+        repositories=repositories,
+        workflows=workflows,
+        workspaces=Workspaces(settings, store, artifacts, repositories),
+        probing=Probing(settings, store, host=host),
+        registries=RegistryFinder(settings, outbound),
+        host=host,
+    )
 
 
 async def _open_signals(

@@ -1,7 +1,7 @@
 """Where agents come from: the platform's own, installed packages, files in the agents folder."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -51,9 +51,13 @@ class BrokenAgent:
     cause: str
 
 
-def find_agents(folder: Path) -> Iterator[Candidate | BrokenAgent]:
-    """All agents but those of the API. What can't be loaded comes as BrokenAgent, with its cause, and stops nothing."""
-    yield Candidate(SimpleAgent(), "code", "")
+def find_agents(folder: Path, *, own: Iterable[AutomagikAgent] = ()) -> Iterator[Candidate | BrokenAgent]:
+    """All agents but those of the API; `own` are the platform's besides `simple`.
+
+    What can't be loaded comes as BrokenAgent, with its cause, and stops nothing.
+    """
+    for agent in (SimpleAgent(), *own):
+        yield Candidate(agent, "code", "")
     for found in load_entry_points(ENTRY_POINT_GROUP):
         yield from _made(found, "package", lambda loaded: [_agent_of(loaded.value, loaded.name)])
     if not folder.is_dir():

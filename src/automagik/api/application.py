@@ -23,6 +23,7 @@ from automagik.api.rate_limits import hit_counter
 from automagik.api.routes import (
     agents,
     artifacts,
+    budgets,
     keys,
     memories,
     prompts,
@@ -31,9 +32,11 @@ from automagik.api.routes import (
     schedules,
     sessions,
     system,
+    usage,
     users,
     webhooks,
     workflow_runs,
+    workflows,
 )
 from automagik.api.tracing import TracedRequests
 from automagik.app import Platform
@@ -51,8 +54,11 @@ _ROUTERS: tuple[APIRouter, ...] = (
     schedules.router,
     webhooks.router,
     workflow_runs.router,
+    workflows.router,
     keys.router,
     artifacts.router,
+    budgets.router,
+    usage.router,
     records.router,
     *ROUTERS,
     system.router,

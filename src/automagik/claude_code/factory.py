@@ -47,6 +47,11 @@ class ExecutorFactory:
                     )
         return self._made[name]
 
+    async def working(self) -> list[Executor]:
+        """The executors that work on this host, of those that the settings allow."""
+        wanted = ("docker", "local") if self._settings.executor == "auto" else (self._settings.executor,)
+        return [executor for executor in map(self.named, wanted) if (await executor.check()).works]
+
     async def close(self) -> None:
         """Let go of what executors hold. What runs goes on."""
         for executor in self._made.values():

@@ -11,8 +11,10 @@ from automagik.cli import (
     answers,
     artifacts,
     audit,
+    budgets,
     database,
     doctor,
+    image,
     keys,
     memories,
     prompts,
@@ -21,8 +23,10 @@ from automagik.cli import (
     secrets,
     serving,
     sessions,
+    usage,
     users,
     webhooks,
+    workflows,
 )
 from automagik.cli.failure import CliError, failure_of_error
 from automagik.cli.output import note
@@ -44,6 +48,7 @@ app.command("worker")(serving.worker)
 app.command("run")(answers.run)
 app.command("chat")(answers.chat)
 app.command("doctor")(doctor.doctor)
+app.command("usage")(usage.usage)
 app.command("version")(serving.version)
 app.add_typer(agents.app, name="agents")
 app.add_typer(sessions.app, name="sessions")
@@ -51,10 +56,13 @@ app.add_typer(memories.app, name="memories")
 app.add_typer(prompts.app, name="prompts")
 app.add_typer(users.app, name="users")
 app.add_typer(runs.app, name="runs")
+app.add_typer(workflows.app, name="workflows")
 app.add_typer(schedules.app, name="schedules")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(secrets.app, name="secrets")
 app.add_typer(artifacts.app, name="artifacts")
+app.add_typer(image.app, name="image")
+app.add_typer(budgets.app, name="budgets")
 app.add_typer(keys.app, name="keys")
 app.add_typer(audit.app, name="audit")
 app.add_typer(database.app, name="db")

@@ -31,7 +31,8 @@ class Permissions:
         agent = self._agent_for(request, caller)
         request = _owned(request, caller)
         if request.work is not None:
-            request = replace(request, work=await agent.check_work(request.work, caller))
+            work = await agent.check_work(request.work, caller, variables=request.prompt_variables)
+            return agent, replace(request, work=work)
         await self._check_overrides(agent, request, caller)
         return agent, request
 

@@ -150,12 +150,16 @@ class CommitDocument(Resource):
     author: str
     authored_at: datetime
     subject: str
+    files_changed: int
+    insertions: int
+    deletions: int
 
 
 class WorkspaceDocument(Resource):
     """What a workflow's run worked on, and what it made of it. Read from git, not told by the model."""
 
     repository: str
+    """The platform's own name of it."""
     base_commit: str
     branch: str
     head_commit: str | None
@@ -164,6 +168,10 @@ class WorkspaceDocument(Resource):
     files_changed: int
     insertions: int
     deletions: int
+    descends_from_base: bool
+    """Whether the last commit builds on the base; false where the run rewrote history."""
+    branches: dict[str, str]
+    """All branches with commits of the run, each with its last one."""
     wip_commit: str | None
     """The tree that was not committed, as a commit; None where there was nothing of that kind."""
 

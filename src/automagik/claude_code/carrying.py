@@ -1,0 +1,395 @@
+"""Carrying: one run of a workflow on this host, from its workspace to what it made, whatever dies in between."""
+
+import asyncio
+import hashlib
+import secrets
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from decimal import Decimal
+from typing import Self, cast
+
+import structlog
+from pydantic_ai import ModelRequest, ModelResponse, TextPart, UserPromptPart
+
+from automagik.agents import AgentResponse, RunOptions
+from automagik.budget import Party
+from automagik.claude_code.collecting import Collecting
+from automagik.claude_code.command import CliSpec, command, environment, user_message
+from automagik.claude_code.control import Control
+from automagik.claude_code.executor import Execution, ExecutionSpec, Executor, ExitStatus
+from automagik.claude_code.following import Following, Limit
+from automagik.claude_code.furnishing import Furnished, Furnishing
+from automagik.claude_code.house import House
+from automagik.claude_code.outcome import Verdict, classify
+from automagik.claude_code.transcript import Transcript
+from automagik.claude_code.work import Work
+from automagik.claude_code.workflow import Workflow
+from automagik.errors import AutomagikError, Internal, RunFailed
+from automagik.gateway import Door, RunAccess
+from automagik.sandbox.confinement import Limits
+from automagik.sandbox.egress import EgressPolicy, EgressProxy
+from automagik.sandbox.relay import relayed
+from automagik.store.rows import RunRow
+from automagik.store.workflows import ExecutionRow
+from automagik.types import JsonObject, RunOutcome, Usage, new_uuid
+
+__all__ = ["Carrying"]
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_NANO = Decimal(10) ** 9
+_LOST = Verdict(
+    RunOutcome.SANDBOX_LOST,
+    "The sandbox of the run is gone.",
+    "What was taken out of it last is kept: `automagik runs diff`. Start a new run with `resume_of`.",
+    retryable=True,
+)
+
+
+class Carrying:
+    """One run. It is made anew by whoever takes the run over, and goes on with what its execution's row says."""
+
+    def __init__(
+        self,
+        house: House,
+        task: str,
+        row: RunRow,
+        work: Work,
+        workflow: Workflow,
+        options: RunOptions,
+        control: Control,
+    ) -> None:
+        self._house = house
+        self._task = task
+        self._row = row
+        self._work = work
+        self._workflow = workflow
+        self._options = options
+        self._control = control
+        self._run_id = row.run_id
+        self._told = asyncio.Event()
+
+    @classmethod
+    async def of(cls, house: House, task: str, options: RunOptions, control: Control) -> Self:
+        """The run of `options`, ready to be carried out. Raises NotFound for a workflow that is gone; RunFailed where it is broken."""
+        run_id = options.context.run_id
+        row = await house.store.read(lambda tx: tx.runs.find(run_id))
+        if row is None or row.input is None:
+            raise Internal(f"The run '{run_id}' is not stored.")
+        work = Work.parse(cast("JsonObject", row.input["work"]))
+        await house.workflows.refresh()
+        return cls(house, task, row, work, house.workflows.get(work.workflow), options, control)
+
+    async def carry_out(self) -> AgentResponse:
+        """How the run ended, with what it made. Cancelled (`Control.ended_by` is `leave`): it goes on without this process."""
+        leave = self._house.store.signals.listen("words", self._hear)
+        try:
+            return await self._carry()
+        finally:
+            leave()
+
+    def _hear(self, run_id: str) -> None:
+        if run_id == self._run_id:
+            self._told.set()
+
+    async def _carry(self) -> AgentResponse:
+        house = self._house
+        known = await house.store.read(lambda tx: tx.executions.find(self._run_id))
+        if known is not None and known.host != house.host:
+            known = self._moved(known)
+        if known is not None:
+            executor = house.executors.named(known.executor)
+        else:
+            executor = await house.executors.executor(self._work.executor)
+        furnished: Furnished | None = None
+        token = ""
+        if known is None or known.stage == "preparing":
+            known, token, furnished = await self._furnish(executor, known)
+        workspace = cast("JsonObject", (self._row.details or {}).get("workspace") or {})
+        repository = furnished.source.repository if furnished is not None else str(workspace.get("repository"))
+        collecting = self._collecting(executor, known, repository)
+        transcript = Transcript()
+        exit_status: ExitStatus | None = None
+        async with AsyncExitStack() as stack:
+            door = await self._open_doors(stack, executor, known)
+            if furnished is not None:
+                execution: Execution | None = await self._start(executor, known, token, furnished)
+            else:
+                execution = await executor.find(self._run_id)
+            if execution is not None:
+                exit_status = await self._follow(executor, execution, transcript, door, known, collecting)
+            if self._control.leaves:
+                raise asyncio.CancelledError
+            refused = door.refused
+        return await self._end(executor, known, transcript, exit_status, collecting, door.usage, refused)
+
+    # -- before the CLI works
+
+    async def _furnish(self, executor: Executor, former: ExecutionRow | None) -> tuple[ExecutionRow, str, Furnished]:
+        house, run_id = self._house, self._run_id
+        if former is not None:  # whoever prepared it died meanwhile: it begins anew
+            await executor.remove(run_id)
+        await house.probing.check(executor, tell=self._options.emit)
+        earlier: ExecutionRow | None = None
+        if self._work.resume_of is not None:
+            resumed = self._work.resume_of
+            earlier = await house.store.read(lambda tx: tx.executions.find(resumed))
+        token = f"amr_{secrets.token_urlsafe(32)}"
+        session = earlier.cli_session_id if earlier is not None and earlier.conversation is not None else new_uuid()
+        known = await house.store.write(
+            lambda tx: tx.executions.begin(
+                run_id,
+                self._options.owner,
+                executor=executor.name,
+                host=house.host,
+                cli_session_id=session,
+                token_hash=hashlib.sha256(token.encode()).digest(),
+            )
+        )
+        if self._limit_usd is not None and not self._work.demo:
+            await house.ledger.limit_run(run_id, int(self._limit_usd * _NANO))
+        furnishing = Furnishing(house, executor, self._row, self._work, self._workflow, known)
+        furnished = await furnishing.prepare(self._options, earlier)
+        await self._update(base_commit=furnished.source.base_commit, branch=furnished.branch)
+        known = replace(known, base_commit=furnished.source.base_commit, branch=furnished.branch)
+        await self._describe(known, self._collecting(executor, known, furnished.source.repository).workspace)
+        return known, token, furnished
+
+    async def _start(self, executor: Executor, known: ExecutionRow, token: str, furnished: Furnished) -> Execution:
+        workflow = self._workflow
+        inside = executor.inside(self._run_id)
+        spec = CliSpec(
+            session_id=known.cli_session_id,
+            resume=furnished.resumes,
+            model=self._model,
+            max_turns=self._max_turns,
+            append_system_prompt_file=furnished.prompt_file,
+            allowed_tools=workflow.allowed_tools,
+            disallowed_tools=workflow.disallowed_tools,
+            mcp_config=furnished.mcp_file,
+            json_schema=workflow.report_schema,
+            include_partial=True,
+        )
+        argv = tuple(command(spec, cli=inside.cli))
+        sockets: tuple[str, ...] = ("api",)
+        if workflow.egress:
+            argv, sockets = relayed(argv, inside.socket("egress")), ("api", "egress")
+        execution = await executor.start(
+            ExecutionSpec(
+                run_id=self._run_id,
+                command=argv,
+                env=environment(
+                    socket=inside.socket("api"),
+                    token=token,
+                    home=inside.home,
+                    config_dir=inside.credentials,
+                    tmp=inside.tmp,
+                    extra=furnished.environment,
+                ),
+                limits=self._limits,
+                toolchain=furnished.toolchain,
+                sockets=sockets,
+            )
+        )
+        await self._update(stage="running", place=execution.place)
+        await execution.send(user_message(self._task))
+        return execution
+
+    async def _open_doors(self, stack: AsyncExitStack, executor: Executor, known: ExecutionRow) -> Door:
+        house, run_id = self._house, self._run_id
+        models = self._workflow.models
+        access = RunAccess(
+            run_id=run_id,
+            party=self._options.party or Party(key_id=self._row.key_id, user_id=None, agents=(), run_id=run_id),
+            token_hash=known.token_hash,
+            models=(*models, self._work.model) if models and self._work.model is not None else models,
+            upstream="demo" if self._work.demo else "provider",
+        )
+        door = await house.gateway.open_door(access, executor.socket(run_id, "api"), tell=self._options.emit)
+        stack.push_async_callback(door.close)
+        await executor.share(run_id, "api")
+        if self._workflow.egress:
+            registries = await house.registries.find() if "registries" in self._workflow.egress else None
+            policy = EgressPolicy.of(self._workflow.egress, registries.hosts if registries is not None else ())
+            egress = await EgressProxy(house.outbound).open(
+                executor.socket(run_id, "egress"), policy, tell=self._tell_egress
+            )
+            stack.push_async_callback(egress.close)
+            await executor.share(run_id, "egress")
+        return door
+
+    def _tell_egress(self, host: str, port: int, allowed: bool) -> None:
+        _log.info("egress", run_id=self._run_id, host=host, port=port, allowed=allowed)
+        if not allowed:
+            detail = f"The sandbox asked for {host}:{port}, which is not on the workflow's list."
+            self._options.emit("warning", {"code": "egress_refused", "detail": detail})
+
+    # -- while it works
+
+    async def _follow(
+        self,
+        executor: Executor,
+        execution: Execution,
+        transcript: Transcript,
+        door: Door,
+        known: ExecutionRow,
+        collecting: Collecting,
+    ) -> ExitStatus | None:
+        house = self._house
+        clock = house.clock
+        age = (clock.now() - known.created_at).total_seconds()
+        following = Following(
+            run_id=self._run_id,
+            executor=executor,
+            execution=execution,
+            transcript=transcript,
+            door=door,
+            control=self._control,
+            store=house.store,
+            clock=clock,
+            limit=Limit(
+                began=clock.monotonic() - max(0.0, age),
+                timeout_seconds=self._timeout_seconds,
+                stall_seconds=self._workflow.limits.stall_seconds,
+            ),
+            limits=self._limits,
+            emit=self._options.emit,
+            checkpoint=collecting.checkpoint,
+            seen=await self._seen(),
+            told=self._told,
+        )
+        return await following.follow()
+
+    async def _seen(self) -> tuple[int, int]:
+        """The last event of the CLI's that is stored, by line and part: what comes again up to it was told already."""
+        events = await self._house.store.read(lambda tx: tx.events.list(self._run_id))
+        places = [
+            (cast("int", event.data["line"]), cast("int", event.data["part"]))
+            for event in events
+            if "line" in event.data
+        ]
+        return max(places, default=(0, -1))
+
+    # -- when it has ended
+
+    async def _end(
+        self,
+        executor: Executor,
+        known: ExecutionRow,
+        transcript: Transcript,
+        exit_status: ExitStatus | None,
+        collecting: Collecting,
+        usage: Usage,
+        refused: str | None,
+    ) -> AgentResponse:
+        await self._update(stage="collecting")
+        verdict = _LOST
+        if exit_status is not None:
+            verdict = classify(
+                transcript,
+                exit_status,
+                ended_by=self._control.ended_by,
+                refused=refused,
+                wants_report=self._workflow.report_schema is not None,
+            )
+        try:
+            await collecting.finish()
+        except AutomagikError as lost:
+            # What was taken out before is kept; but a run that ended well has not brought home what it made.
+            _log.warning("run_not_taken_out", run_id=self._run_id, reason=lost.detail)
+            if verdict.outcome is RunOutcome.COMPLETED:
+                detail = f"What the run made could not be taken out: {lost.detail}"
+                verdict = Verdict(RunOutcome.SANDBOX_ERROR, detail, lost.hint)
+        await self._describe(known, collecting.workspace, turns=transcript.num_turns)
+        if await self._house.store.read(lambda tx: tx.words.any_waiting(self._run_id)):
+            self._options.emit(
+                "warning", {"code": "message_too_late", "detail": "What was said last came after the run's end."}
+            )
+        await executor.remove(self._run_id)
+        await self._update(stage="ended")
+        report = transcript.structured_output
+        summary = report.get("summary") if isinstance(report, dict) else None
+        message = summary if isinstance(summary, str) else transcript.final_text
+        model = (transcript.init or {}).get("model")
+        return AgentResponse(
+            message=message,
+            data=report,
+            new_messages=[
+                ModelRequest(parts=[UserPromptPart(self._task)]),
+                ModelResponse(parts=[TextPart(message or verdict.detail)]),
+            ],
+            usage=usage,
+            tool_calls=[],
+            tool_outputs=[],
+            model=str(model) if model is not None else None,
+            failure=_failure(verdict),
+        )
+
+    def _moved(self, known: ExecutionRow) -> None:
+        """The run's host is gone for good, and this one has it now: it begins anew here.
+
+        Raises: RunFailed, where its workflow doesn't say that it starts again elsewhere.
+        """
+        if self._workflow.host_gone != "restart":
+            raise RunFailed(_LOST.detail, outcome=_LOST.outcome.value, hint=_LOST.hint, retryable=_LOST.retryable)
+        _log.warning("run_starts_elsewhere", run_id=self._run_id, was=known.host, host=self._house.host)
+        detail = f"The host '{known.host}' is gone; the run starts again from what was taken out of it last."
+        self._options.emit("warning", {"code": "sandbox_lost", "detail": detail})
+
+    # -- what it is
+
+    @property
+    def _limits(self) -> Limits:
+        return Limits.from_settings(self._house.settings)
+
+    @property
+    def _max_turns(self) -> int:
+        return self._work.max_turns or self._workflow.limits.max_turns
+
+    @property
+    def _model(self) -> str | None:
+        """The model's own name: the CLI speaks to one provider."""
+        name = self._work.model or self._workflow.model
+        return None if name is None else name.removeprefix("anthropic:")
+
+    @property
+    def _timeout_seconds(self) -> float:
+        asked = cast("float | None", (self._row.input or {}).get("timeout_seconds"))
+        own = self._workflow.limits.timeout_seconds
+        return own if asked is None else min(asked, own)
+
+    @property
+    def _limit_usd(self) -> Decimal | None:
+        return self._work.budget_usd if self._work.budget_usd is not None else self._workflow.budget_usd
+
+    def _collecting(self, executor: Executor, known: ExecutionRow, repository: str) -> Collecting:
+        return Collecting(
+            house=self._house,
+            executor=executor,
+            row=self._row,
+            known=known,
+            repository=repository,
+            owner=self._options.owner,
+            emit=self._options.emit,
+        )
+
+    async def _describe(self, known: ExecutionRow, workspace: JsonObject, *, turns: int | None = None) -> None:
+        details: JsonObject = {
+            "workspace": workspace,
+            "turns": turns,
+            "max_turns": self._max_turns,
+            "executor": known.executor,
+        }
+        owner = self._options.owner
+        await self._house.store.write(lambda tx: tx.executions.describe(self._run_id, owner, details))
+        self._options.describe(details)
+
+    async def _update(self, **changes: object) -> None:
+        owner = self._options.owner
+        await self._house.store.write(lambda tx: tx.executions.update(self._run_id, owner, **changes))
+
+
+def _failure(verdict: Verdict) -> RunFailed | None:
+    if verdict.outcome is RunOutcome.COMPLETED:
+        return None
+    return RunFailed(verdict.detail, outcome=verdict.outcome.value, hint=verdict.hint, retryable=verdict.retryable)

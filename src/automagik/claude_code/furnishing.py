@@ -1,0 +1,218 @@
+"""Furnishing: making the place that the CLI works in: the workspace, what it is told, the repository's toolchain."""
+
+import asyncio
+import hashlib
+import json
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from automagik.agents import RunOptions
+from automagik.claude_code.archives import pack
+from automagik.claude_code.executor import Executor, Once
+from automagik.claude_code.house import House
+from automagik.claude_code.sources import Source
+from automagik.claude_code.work import Work
+from automagik.claude_code.workflow import Workflow
+from automagik.claude_code.workspace import branch_name, make_workspace
+from automagik.errors import RunFailed
+from automagik.sandbox.confinement import Limits
+from automagik.sandbox.egress import EgressDoor, EgressPolicy, EgressProxy
+from automagik.sandbox.relay import relay_environment, relayed
+from automagik.store.rows import RunRow
+from automagik.store.workflows import ExecutionRow
+from automagik.types import utc_text
+
+__all__ = ["Furnished", "Furnishing"]
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_MAKE_SECONDS = 600.0
+_SETUP_SECONDS = 1800.0
+_CHUNK_BYTES = 256 * 1024
+_AUTHOR = "Automagik"
+_EMAIL = "automagik@localhost"
+_PROMPT, _SERVERS = "system-prompt.md", "mcp.json"
+_LOCK_FILES = re.compile(
+    r"(^|/)(requirements[^/]*\.txt|pyproject\.toml|setup\.(py|cfg)|uv\.lock|poetry\.lock|package(-lock)?\.json|yarn\.lock|pnpm-lock\.yaml"
+    r"|go\.(mod|sum)|Cargo\.(toml|lock)|Gemfile(\.lock)?|pom\.xml|[^/]*\.gradle(\.kts)?|composer\.(json|lock))$"
+)
+"""What setup commands read: a toolchain is made anew when one of these changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Furnished:
+    """A place that is ready."""
+
+    source: Source
+    branch: str
+    prompt_file: str
+    """Its path inside."""
+    mcp_file: str | None
+    resumes: bool
+    """Whether the CLI goes on with a conversation."""
+    toolchain: str | None
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What the CLI's environment has besides: the way to the relay, the registries."""
+
+
+class Furnishing:
+    """One run's furnishing."""
+
+    def __init__(
+        self, house: House, executor: Executor, row: RunRow, work: Work, workflow: Workflow, known: ExecutionRow
+    ) -> None:
+        self._house = house
+        self._executor = executor
+        self._row = row
+        self._work = work
+        self._workflow = workflow
+        self._known = known
+        self._run_id = row.run_id
+
+    async def prepare(self, options: RunOptions, earlier: ExecutionRow | None) -> Furnished:
+        """The place, ready for the CLI. `earlier`: the execution of the run that this one goes on with.
+
+        Raises: InvalidInput for a repository that is not to be had; RunFailed (`sandbox_error`) where a step in the sandbox fails.
+        """
+        house, executor = self._house, self._executor
+        source, wip = await self._source(earlier)
+        branch = branch_name(self._workflow.name, self._run_id)
+        await executor.prepare(self._run_id, image=self._workflow.image, dockerfile=self._workflow.dockerfile)
+        inside = executor.inside(self._run_id)
+        script = make_workspace(
+            branch=branch,
+            author=_AUTHOR,
+            email=_EMAIL,
+            base_commit=source.base_commit,
+            wip_commit=wip,
+            workspace=inside.workspace,
+        )
+        bundle = await house.repositories.base_bundle(source, wip_commit=wip)
+        made = await executor.once(
+            self._run_id,
+            script.command,
+            stdin=_chunks(bundle),
+            env=script.env,
+            writable=script.writable,
+            timeout_seconds=_MAKE_SECONDS,
+        )
+        _check(made, "The workspace could not be made")
+        files: dict[str, bytes | Path] = {_PROMPT: (await self._instructions(options, source, branch)).encode()}
+        if self._workflow.servers.get("mcpServers"):
+            files[_SERVERS] = json.dumps(self._workflow.servers).encode()
+        resumes = earlier is not None and earlier.conversation is not None
+        if earlier is not None and earlier.conversation is not None:
+            folder = re.sub(r"[^A-Za-z0-9]", "-", inside.workspace)
+            files[f"projects/{folder}/{earlier.cli_session_id}.jsonl"] = await house.artifacts.get(earlier.conversation)
+        await executor.put(self._run_id, "credentials", pack(files))
+        environment = await self._environment()
+        return Furnished(
+            source=source,
+            branch=branch,
+            prompt_file=f"{inside.credentials}/{_PROMPT}",
+            mcp_file=f"{inside.credentials}/{_SERVERS}" if _SERVERS in files else None,
+            resumes=resumes,
+            toolchain=await self._toolchain(source, environment),
+            environment=environment,
+        )
+
+    async def _source(self, earlier: ExecutionRow | None) -> tuple[Source, str | None]:
+        source = await self._house.workspaces.source(self._work.repository)
+        if earlier is None or earlier.base_commit is None:
+            return source, None
+        taken = await self._house.workspaces.restored(earlier, source)
+        return Source(source.repository, taken.head_commit, source.branch, source.default_branch), taken.wip_commit
+
+    async def _instructions(self, options: RunOptions, source: Source, branch: str) -> str:
+        """The workflow's prompt, filled: with memories, the request's variables, what is known of the run."""
+        workflow, context = self._workflow, options.context
+        now = self._house.clock.now()
+        values = {
+            "agent_name": context.agent_name,
+            "session_id": str(context.session_id or ""),
+            "user_id": str(context.user_id or ""),
+            "run_id": self._run_id,
+            "current_date": utc_text(now)[:10],
+            "current_time": f"{utc_text(now)[11:16]} UTC",
+            "workflow": workflow.name,
+            "repository": self._work.repository.name or self._work.repository.place or source.repository,
+            "branch": branch,
+            "base_branch": source.default_branch or source.branch or "",
+            "base_commit": source.base_commit,
+        }
+        remembered = await context.memory.values(workflow.prompt.names)
+        guide = await self._house.repositories.guide(source)
+        return workflow.instructions({**remembered, **values, **context.variables}, guide=guide)
+
+    async def _environment(self) -> dict[str, str]:
+        if not self._workflow.egress:
+            return {}
+        registries = await self._house.registries.find() if "registries" in self._workflow.egress else None
+        return {**relay_environment(), **(registries.env if registries is not None else {})}
+
+    # -- the toolchain
+
+    async def _toolchain(self, source: Source, environment: Mapping[str, str]) -> str | None:
+        """The digest of what the workflow's setup commands make of the repository, made where it is not there yet."""
+        workflow = self._workflow
+        if not workflow.setup:
+            return None
+        read = await self._read_by_setup(source)
+        digest = hashlib.sha256(json.dumps([workflow.image, list(workflow.setup), read]).encode()).hexdigest()
+        if await self._executor.has_toolchain(self._run_id, digest):
+            return digest
+        _log.info("toolchain_begins", run_id=self._run_id, digest=digest)
+        command: tuple[str, ...] = ("/bin/sh", "-ec", "\n".join(workflow.setup))
+        async with AsyncExitStack() as stack:
+            sockets: tuple[str, ...] = ()
+            registries = await self._house.registries.find()
+            policy = EgressPolicy.of(("registries", *workflow.egress), registries.hosts)
+            door = await self._open_egress(policy)
+            stack.push_async_callback(door.close)
+            sockets = ("egress",)
+            command = relayed(command, self._executor.inside(self._run_id).socket("egress"))
+            made = await self._executor.prepare_toolchain(
+                self._run_id,
+                digest,
+                command,
+                timeout_seconds=_SETUP_SECONDS,
+                env={**relay_environment(), **registries.env, **environment},
+                limits=Limits.from_settings(self._house.settings),
+                sockets=sockets,
+            )
+        _check(made, "The setup of the repository's toolchain failed")
+        return digest
+
+    async def _read_by_setup(self, source: Source) -> list[str]:
+        """The lock files of the base commit, each with its content's name in git."""
+        repositories = self._house.repositories
+        path = repositories.path(source.repository)
+        listed = await repositories.git.run("ls-tree", "-r", "-z", source.base_commit, repository=path)
+        entries = listed.decode("utf-8", "replace").split("\0")
+        return sorted(entry for entry in entries if _LOCK_FILES.search(entry.partition("\t")[2]))
+
+    async def _open_egress(self, policy: EgressPolicy) -> EgressDoor:
+        def tell(host: str, port: int, allowed: bool) -> None:
+            _log.info("egress", run_id=self._run_id, host=host, port=port, allowed=allowed, during="setup")
+
+        socket = self._executor.socket(self._run_id, "egress")
+        door = await EgressProxy(self._house.outbound).open(socket, policy, tell=tell)
+        await self._executor.share(self._run_id, "egress")
+        return door
+
+
+def _check(once: Once, what: str) -> None:
+    if once.timed_out or once.exit.code != 0:
+        why = "it took too long" if once.timed_out else once.exit.stderr.strip()[-500:] or f"exit code {once.exit.code}"
+        raise RunFailed(f"{what}: {why}", outcome="sandbox_error", hint="`automagik doctor` looks at the sandbox.")
+
+
+async def _chunks(file: Path) -> AsyncIterator[bytes]:
+    with await asyncio.to_thread(file.open, "rb") as opened:
+        while chunk := await asyncio.to_thread(opened.read, _CHUNK_BYTES):
+            yield chunk
