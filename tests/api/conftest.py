@@ -21,6 +21,13 @@ async def house(tmp_path: Path) -> AsyncIterator[ApiHouse]:
         yield opened
 
 
+@pytest.fixture
+async def priced_house(tmp_path: Path) -> AsyncIterator[ApiHouse]:
+    """One in which the scripted agents' models have a price."""
+    async with open_house(Settings(data_dir=tmp_path), model_prices=["function:*=10/100"]) as opened:
+        yield opened
+
+
 @pytest.fixture(scope="module")
 async def shared_house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ApiHouse]:
     """One for a whole table of requests that change nothing."""

@@ -10,7 +10,9 @@ from pydantic_ai import BinaryContent, ModelMessage, RunUsage, UsageLimits
 from pydantic_ai.models import Model
 from pydantic_ai.models.instrumented import InstrumentationSettings
 
+from automagik.agents.budgeted import BudgetedModel
 from automagik.agents.config import AgentConfig
+from automagik.budget import Ledger, Party, Prices
 from automagik.errors import Internal, InvalidInput, RunFailed, nearest
 from automagik.memory import BUILTIN_VARIABLES, DEFAULT_STATUS_KEY, Prompts, PromptTemplate
 from automagik.providers import ModelRegistry
@@ -57,6 +59,10 @@ class AgentDependencies:
     """Models tried when the platform's default model fails, for agents that name no model."""
     instrumentation: InstrumentationSettings | None = None
     """How the agents' runs are traced; None: not at all."""
+    ledger: Ledger | None = None
+    """Where runs reserve what models cost; None: nothing is limited."""
+    prices: Prices | None = None
+    """What models cost; there is one where there is a ledger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +105,8 @@ class RunOptions:
     """Counts while the run goes on, so that its holder knows what a run used that then failed."""
     owner: str = ""
     """The executor that the run belongs to: what every write for it names."""
+    party: Party | None = None
+    """Whom the run's calls of models belong to, and so in which budgets they count; None: in none."""
     is_leaving: Callable[[], bool] = _no
     """Whether a run that is cancelled now is left to whoever takes it over, so that what works for it must go on."""
     describe: Callable[[JsonObject], None] = _forget
@@ -279,8 +287,22 @@ class AutomagikAgent(ABC):
     async def model_for(self, options: RunOptions) -> Model | None:
         """The model of a run: the request's, the config's with its fallbacks, else the platform's default with its own.
 
+        Where a budget limits the run, it is one that asks the ledger before each request.
+
         Raises: InvalidInput for the request's; RunFailed (`model_error`) where one of the agent's own can't be had.
         """
+        return self.limited(await self._chosen_model(options), options)
+
+    def limited(self, model: Model, options: RunOptions) -> Model:
+        """The model itself where no budget limits the run, else one that asks the ledger before each request."""
+        ledger, prices, party = self.dependencies.ledger, self.dependencies.prices, options.party
+        if ledger is None or prices is None or party is None or not ledger.applies(party):
+            return model
+        return BudgetedModel(
+            model, ledger=ledger, prices=prices, party=party, clock=self.dependencies.clock, tell=options.emit
+        )
+
+    async def _chosen_model(self, options: RunOptions) -> Model:
         models = self.dependencies.models
         if options.model is not None:
             return models.cached(options.model) or await models.resolve(options.model)
@@ -300,12 +322,14 @@ class AutomagikAgent(ABC):
         del tool_name
         return False
 
-    async def check_work(self, work: JsonObject, caller: Caller) -> JsonObject:
+    async def check_work(self, work: JsonObject, caller: Caller, *, variables: Mapping[str, str]) -> JsonObject:
         """The work that a request asks besides its text (of a workflow: which, and on what repository), as it will be kept.
+
+        `variables` are the request's own.
 
         Raises: InvalidInput for an agent that takes none; what is wrong with it for one that does; MissingScope.
         """
-        del work, caller
+        del work, caller, variables
         raise InvalidInput(
             f"The agent '{self.name}' carries out no workflows.",
             field=("body", "workflow"),

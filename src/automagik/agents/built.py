@@ -90,6 +90,6 @@ class PydanticAgent(BuiltAgent):
         own = self._agent.model
         if options.model is None and self.config.model is None and own is not None:
             if isinstance(own, Model):
-                return own
+                return self.limited(own, options)
             return await super().model_for(replace(options, model=str(own)))
         return await super().model_for(options)

@@ -17,6 +17,7 @@ from automagik.agents.registration import differs, register
 from automagik.agents.simple import SimpleAgent
 from automagik.agents.sources import BrokenAgent, Candidate, Source, cause_of, find_agents
 from automagik.agents.spec import AGENT_NAME, SpecAgent
+from automagik.budget import Ledger, Prices
 from automagik.errors import Conflict, InvalidInput, NotFound, ServiceUnavailable
 from automagik.memory import Prompts, PromptTemplate, check_text, write_again
 from automagik.providers import ModelRegistry
@@ -66,7 +67,11 @@ class AgentFactory:
         tools: ToolRegistry,
         clock: Clock | None = None,
         instrumentation: InstrumentationSettings | None = None,
+        ledger: Ledger | None = None,
+        prices: Prices | None = None,
+        own_agents: Sequence[AutomagikAgent] = (),
     ) -> None:
+        """`own_agents`: those of the platform that need more than every agent is given."""
         pydantic_ai.BANNER_ENABLED = False  # a server's terminal is its own
         self._settings = settings
         self._store = store
@@ -80,7 +85,10 @@ class AgentFactory:
             clock=self._clock,
             default_fallbacks=tuple(settings.fallback_models),
             instrumentation=instrumentation,
+            ledger=ledger,
+            prices=prices,
         )
+        self._own_agents = tuple(own_agents)
         self._agents: dict[str, AutomagikAgent] = {}
         self._rows: dict[str, AgentRow] = {}
         self._locations: dict[str, str] = {}
@@ -103,7 +111,7 @@ class AgentFactory:
         """
         async with self._changing:
             rows = {row.name: row for row in await self._store.read(lambda tx: tx.agents.all())}
-            found = self._unique(find_agents(self._settings.agents_folder), rows)
+            found = self._unique(find_agents(self._settings.agents_folder, own=self._own_agents), rows)
             rows |= await self._registered(found, rows)
             for candidate in found:
                 await self._adopt(candidate.agent, rows[candidate.agent.name], candidate.location)

@@ -12,6 +12,7 @@ import structlog
 from pydantic_ai import RunUsage
 
 from automagik.agents import AgentInput, AgentResponse, AutomagikAgent, RunOptions, usage_of
+from automagik.budget import Party
 from automagik.errors import Conflict, ServiceUnavailable
 from automagik.events import EventStream, RunEvent
 from automagik.memory import MessageArchive
@@ -224,6 +225,7 @@ class LiveRun:
             emit=self.emit,
             usage=self._used,
             owner=self.owner,
+            party=self._party(begun),
             is_leaving=lambda: self.lost or self._disowned,
             describe=self._describe,
         )
@@ -233,6 +235,12 @@ class LiveRun:
         with self.tracing.span(f"run {self.row.name}", about):
             async with asyncio.timeout(None if self.agent.outlives_process else self.timeout_seconds):
                 return await self.agent.process_message(AgentInput(request.text, media), options)
+
+    def _party(self, begun: BegunRun) -> Party:
+        row = self.row
+        epic_id = row.parent_id if row.parent_id is not None and row.parent_id.startswith("epic_") else None
+        names = (row.name,) if row.kind == "agent" else (self.agent.name, row.name)
+        return Party(key_id=row.key_id, user_id=begun.user_id, agents=names, run_id=row.run_id, epic_id=epic_id)
 
     def _describe(self, details: JsonObject) -> None:
         self.row = replace(self.row, details=details)
