@@ -12,6 +12,8 @@ from typing import get_args
 import uvloop
 
 from benchmarks import (
+    gateway,
+    ledger,
     profiling,
     queue_comparison,
     queue_events,
@@ -52,6 +54,10 @@ BENCHMARKS: dict[str, Callable[[Ground], list[report.Result]]] = {
     "queue_event_other_instance": queue_events.other_instance,
     "queue_against_procrastinate": queue_comparison.against_procrastinate,
     "queue_sync_postgresql_two_roles": throughput.two_roles,
+    "ledger_reserve_sqlite": lambda on: ledger.ledger_reserve(on, "sqlite"),
+    "ledger_reserve_postgresql": lambda on: ledger.ledger_reserve(on, "postgresql"),
+    "gateway_added_sqlite": lambda on: gateway.added_latency(on, "sqlite"),
+    "gateway_added_postgresql": lambda on: gateway.added_latency(on, "postgresql"),
 }
 
 _UNPINNED = frozenset(

@@ -1,0 +1,57 @@
+"""What of a request's head goes to a provider, and what of the provider's answer comes back: by lists, nothing else."""
+
+import re
+
+from automagik.gateway.connection import Head, Header
+from automagik.gateway.pool import Reply
+
+__all__ = ["answer_headers", "forwarded_headers", "scrubbed", "whole_body"]
+
+_FORWARDED = frozenset({b"accept", b"anthropic-beta", b"anthropic-version", b"content-type", b"openai-beta"})
+_BACK = frozenset(
+    {
+        b"content-encoding",
+        b"content-type",
+        b"request-id",
+        b"retry-after",
+        b"retry-after-ms",
+        b"x-request-id",
+        b"x-should-retry",
+    }
+)
+_BACK_PREFIXES = (b"anthropic-ratelimit-", b"x-ratelimit-")
+_PLAIN = re.compile(rb"[\x20-\x7e]{1,2048}")
+_OWN: tuple[Header, ...] = (
+    # Compressed, an answer could not be metered as it passes.
+    (b"accept-encoding", b"identity"),
+    (b"user-agent", b"automagik-agents"),
+)
+
+
+def forwarded_headers(head: Head) -> tuple[Header, ...]:
+    """The headers that a request goes out with, but for the key."""
+    given = {name: value for name, value in head.headers if name in _FORWARDED and _PLAIN.fullmatch(value)}
+    given.setdefault(b"content-type", b"application/json")
+    return (*given.items(), *_OWN)
+
+
+def answer_headers(reply: Reply) -> tuple[tuple[Header, ...], int | None]:
+    """The headers that an answer comes back with, and its length where that is known."""
+    headers = tuple((name, value) for name, value in reply.headers if name in _BACK or name.startswith(_BACK_PREFIXES))
+    length = reply.value(b"content-length")
+    return headers, int(length) if length.isdigit() and len(length) < 16 else None
+
+
+async def whole_body(reply: Reply, max_bytes: int) -> bytes:
+    """The body of a short answer, cut at `max_bytes`."""
+    content = bytearray()
+    async for piece in reply.pieces():
+        content += piece
+        if len(content) > max_bytes:
+            break
+    return bytes(content[:max_bytes])
+
+
+def scrubbed(content: bytes, secret: str) -> bytes:
+    """The content without the platform's key, should a provider repeat it."""
+    return content.replace(secret.encode(), b"***") if secret else content

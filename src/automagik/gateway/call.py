@@ -1,0 +1,337 @@
+"""Call: one request of a run to a model, from the reservation of what it can cost to the row that says what it did."""
+
+import asyncio
+import json
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import structlog
+
+from automagik.budget import FREE, Ledger, ModelCall, Price, Prices, Reservation, Tokens
+from automagik.errors import BudgetBusy, BudgetExceeded
+from automagik.gateway.access import RunAccess
+from automagik.gateway.answers import answer_headers, forwarded_headers, scrubbed, whole_body
+from automagik.gateway.connection import Answer, ClientGone, Exchange
+from automagik.gateway.conversations import Bound, Conversations
+from automagik.gateway.demo import play
+from automagik.gateway.metering import Meter
+from automagik.gateway.pool import BrokeOff, Reply, Unreachable
+from automagik.gateway.tally import RunTally, UnderWay
+from automagik.gateway.upstream import Account, Upstream
+from automagik.gateway.wire import Ask, Refusal, Wire, as_object
+from automagik.types import Clock, Json, JsonObject, new_id
+
+__all__ = ["Call", "Services"]
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_GRACE_SECONDS = 60.0
+"""How much longer than the call itself its reservation lives: its end is to be settled by what it used, not by expiry."""
+_UNTOLD_OUTPUT = 131_072
+"""The most tokens that models answer with where a request sets no limit."""
+_COUNT_SECONDS = 10.0
+_COUNT_SLACK = 1_500
+_COUNTED = ("model", "messages", "system", "tools", "tool_choice", "thinking")
+_MAX_ERROR_BYTES = 1024 * 1024
+
+Outcome = Literal["completed", "failed", "cut"]
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What all doors share."""
+
+    ledger: Ledger
+    prices: Prices
+    upstream: Upstream
+    clock: Clock
+    timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What was reserved for a call."""
+
+    reservation: Reservation
+    bound: Bound | None
+    document: JsonObject | None
+    """The request as it goes out, where it must be other than it came."""
+    most: int
+    """The most tokens of output that it can have, over all its answers."""
+
+
+class Call:
+    """One request on one wire."""
+
+    def __init__(
+        self,
+        services: Services,
+        access: RunAccess,
+        tally: RunTally,
+        conversations: Conversations,
+        wire: Wire,
+        exchange: Exchange,
+    ) -> None:
+        self._services = services
+        self._access = access
+        self._tally = tally
+        self._conversations = conversations
+        self._wire = wire
+        self._exchange = exchange
+        self._under_way = UnderWay()
+        self._began = services.clock.monotonic()
+        self._first_byte: float | None = None
+        self._outcome: Outcome = "failed"
+        self._may_cost = False
+        """Whether the provider may have answered, so that what isn't known must be counted in full."""
+        self._meter: Meter | None = None
+
+    async def carry_out(self, ask: Ask) -> None:
+        """Answer the request.
+
+        Raises: Refusal for what is answered by the gateway itself.
+        """
+        if self._access.upstream == "demo":
+            await self._play(ask)
+            return
+        account = await self._services.upstream.account(self._wire.vendor)
+        price = self._services.prices.of(ask.model, provider=self._wire.vendor, base_url=account.base_url)
+        extra = self._wire.costs_extra(ask.document) or self._wire.reaches_out(ask.document)
+        held = await self._reserve(ask, price, extra, account)
+        self._under_way.price = price if extra is None else None
+        self._tally.begin(self._under_way)
+        try:
+            await self._forward(ask, held, account)
+        finally:
+            await self._settle(ask, held)
+
+    async def _play(self, ask: Ask) -> None:
+        """The demo script's answer, which costs nothing."""
+        held = _Held(Reservation(new_id("resv"), 0, is_counted=False), None, None, ask.max_output or 0)
+        self._under_way.price = FREE
+        self._tally.begin(self._under_way)
+        try:
+            self._meter = await play(self._exchange, ask.document)
+            self._may_cost, self._outcome = True, "completed"
+        except ClientGone:
+            self._outcome = "cut"
+        finally:
+            await self._settle(ask, held)
+
+    # -- before
+
+    async def _reserve(self, ask: Ask, price: Price | None, extra: str | None, account: Account) -> _Held:
+        ledger, party = self._services.ledger, self._access.party
+        plain = self._wire.prepared(ask)
+        most = (ask.max_output or _UNTOLD_OUTPUT) * ask.answers
+        if not ledger.applies(party):
+            nothing = await ledger.reserve(party, 0, seconds=self._seconds)
+            return _Held(nothing, None, plain, most)
+        if extra is not None:
+            raise Refusal(
+                403,
+                f"Under a budget this can't be asked for, as its cost isn't known beforehand: {extra}.",
+                code="policy",
+            )
+        if price is None:
+            raise Refusal(
+                403,
+                f"A budget limits this run, and the model '{ask.model}' has no price: an administrator sets one with "
+                f"AUTOMAGIK_MODEL_PRICES, as `{ask.model}=3/15`.",
+                code="policy",
+            )
+        bound = self._conversations.bound(self._wire, ask)
+        try:
+            return await self._reserve_within(ask, price, bound, plain, most)
+        except (BudgetBusy, BudgetExceeded) as refused:
+            # By its bytes it doesn't fit. The provider's own count, which is free, is a quarter of that.
+            counted = await self._counted(ask, account)
+            if counted is None or counted >= bound.tokens:
+                raise self._over_budget(refused) from None
+            bound = Bound(counted, bound.mark, bound.head)
+        try:
+            return await self._reserve_within(ask, price, bound, plain, most)
+        except (BudgetBusy, BudgetExceeded) as refused:
+            raise self._over_budget(refused) from None
+
+    async def _reserve_within(self, ask: Ask, price: Price, bound: Bound, plain: JsonObject | None, most: int) -> _Held:
+        """Reserve for the whole output, or for less of it. Raises BudgetBusy, BudgetExceeded."""
+        amount = price.ceiling(bound.tokens, most)
+        least = price.ceiling(bound.tokens, self._wire.least(ask) * ask.answers)
+        reservation = await self._services.ledger.reserve(
+            self._access.party, amount, at_least_nano=min(least, amount), seconds=self._seconds
+        )
+        granted = reservation.granted_nano
+        if granted >= amount:
+            return _Held(reservation, bound, plain, most)
+        tokens = max(1, min(most, price.output_tokens_within(granted, bound.tokens)) // ask.answers)
+        self._tally.warn("The budget is nearly used up: answers are kept shorter than was asked for.")
+        document = self._wire.with_max_output(ask, tokens)
+        return _Held(reservation, bound, document, tokens * ask.answers)
+
+    @property
+    def _seconds(self) -> float:
+        return self._services.timeout_seconds + _GRACE_SECONDS
+
+    def _over_budget(self, refused: BudgetBusy | BudgetExceeded) -> Refusal:
+        text = refused.detail if refused.hint is None else f"{refused.detail} {refused.hint}"
+        if isinstance(refused, BudgetBusy):
+            self._tally.retry_refusals += 1
+            return Refusal(429, text, retry_after=refused.retry_after_seconds, code="budget_exceeded")
+        return Refusal(403, text, may_retry=False, code="budget_exceeded")
+
+    async def _counted(self, ask: Ask, account: Account) -> int | None:
+        """What the provider counts the input as, with a margin; None where it doesn't say."""
+        if self._wire.vendor != "anthropic":
+            return None
+        wanted = {name: ask.document[name] for name in _COUNTED if name in ask.document}
+        headers = forwarded_headers(self._exchange.head)
+        try:
+            async with asyncio.timeout(_COUNT_SECONDS):
+                body = json.dumps(wanted).encode()
+                reply = await self._services.upstream.send(
+                    "POST", account, f"{self._wire.path}/count_tokens", headers, body
+                )
+                try:
+                    content = await whole_body(reply, _MAX_ERROR_BYTES)
+                finally:
+                    await reply.close()
+            told = cast("Json", json.loads(content)) if reply.status == 200 else None
+        except (TimeoutError, Unreachable, BrokeOff, ValueError):
+            return None
+        tokens = as_object(told).get("input_tokens")
+        return tokens + tokens // 20 + _COUNT_SLACK if isinstance(tokens, int) and tokens > 0 else None
+
+    # -- the call itself
+
+    async def _forward(self, ask: Ask, held: _Held, account: Account) -> None:
+        exchange = self._exchange
+        body = exchange.body if held.document is None else json.dumps(held.document, separators=(",", ":")).encode()
+        exchange.body = b""
+        try:
+            async with exchange.while_present(), asyncio.timeout(self._services.timeout_seconds):
+                await self._ask(account, body)
+        except ClientGone:
+            self._outcome = "cut"
+        except TimeoutError:
+            self._outcome = "cut"
+            self._fail(504, f"The model did not answer in full within {self._services.timeout_seconds:g} seconds.")
+        except Unreachable as error:
+            self._may_cost = False
+            _log.warning("model_unreachable", run_id=self._access.run_id, reason=str(error))
+            self._fail(502, "The model's API can't be reached.")
+        except BrokeOff as error:
+            self._outcome = "cut"
+            _log.warning("model_broke_off", run_id=self._access.run_id, reason=str(error))
+            self._fail(502, "The model's API broke off.")
+
+    async def _ask(self, account: Account, body: bytes) -> None:
+        self._may_cost = True
+        reply = await self._services.upstream.send(
+            "POST", account, self._path(), forwarded_headers(self._exchange.head), body
+        )
+        try:
+            if reply.status // 100 == 2:
+                await self._pass_on(reply)
+            else:
+                self._may_cost = False
+                await self._pass_error(reply, account)
+        finally:
+            await reply.close()
+
+    def _path(self) -> str:
+        # Of the query only what the CLI is known to send: nothing else is meant for the provider.
+        return self._wire.path + ("?beta=true" if self._exchange.head.query == "beta=true" else "")
+
+    async def _pass_on(self, reply: Reply) -> None:
+        """The answer's bytes as they come, read beside it."""
+        exchange, clock = self._exchange, self._services.clock
+        headers, length = answer_headers(reply)
+        meter = self._meter = self._wire.meter(reply.value(b"content-type"))
+        readable = reply.value(b"content-encoding") in {b"", b"identity"}
+        exchange.start(reply.status, headers, length=length)
+        async for piece in reply.pieces():
+            if self._first_byte is None:
+                self._first_byte = clock.monotonic()
+            if readable:
+                meter.feed(piece)
+                if meter.reported is not None:
+                    self._under_way.tokens = meter.reported
+            await exchange.write(piece)
+        meter.finish()
+        self._outcome = "completed"
+        self._under_way.tokens = meter.reported or Tokens()
+        exchange.end()
+
+    async def _pass_error(self, reply: Reply, account: Account) -> None:
+        """The provider's refusal, without what it may say of the platform's key."""
+        status = reply.status
+        if status == 401:
+            text = "The model's API refuses the platform's key: an administrator must set a valid one."
+            self._tally.warn(text)
+            return self._fail(401, text, may_retry=False)
+        if status // 100 not in {4, 5}:  # a redirect is not followed: it could lead the key elsewhere
+            return self._fail(
+                502, f"The model's API answers with status {status}; is its address right?", may_retry=False
+            )
+        content = scrubbed(await whole_body(reply, _MAX_ERROR_BYTES), account.secret)
+        headers, _ = answer_headers(reply)
+        self._exchange.answer(Answer(status, content, headers))
+        return None
+
+    def _fail(self, status: int, text: str, *, may_retry: bool | None = None) -> None:
+        """Say so where nothing was said yet; else break off, so that the client sees that it isn't all."""
+        if self._exchange.status is None:
+            self._exchange.answer(self._wire.refused(Refusal(status, text, may_retry=may_retry)))
+        else:
+            self._exchange.cut()
+
+    # -- after
+
+    async def _settle(self, ask: Ask, held: _Held) -> None:
+        """Count what it cost, once, and keep the row that tells of it."""
+        tokens, cost = self._spent(ask, held)
+        self._tally.end(self._under_way, tokens, cost)
+        if self._outcome == "completed":
+            self._tally.refused = None
+        if held.bound is not None and self._meter is not None and self._meter.reported is not None:
+            self._conversations.remember(held.bound, self._meter.reported)
+        row = self._row(ask, held.reservation.granted_nano, tokens, cost)
+        settled = await self._services.ledger.settle(held.reservation, cost or 0, call=row)
+        self._tally.budgets_passed(settled.warnings)
+
+    def _spent(self, ask: Ask, held: _Held) -> tuple[Tokens, int | None]:
+        """The tokens and nano-dollars that it counts: what was reported; the most that it can be, where it was cut."""
+        price, meter = self._under_way.price, self._meter
+        if not self._may_cost:
+            return Tokens(), 0
+        known = meter.at_most(held.most) if meter is not None else None
+        if known is not None:
+            return known, price.cost(known) if price is not None else None
+        if held.bound is not None:
+            return Tokens(), held.reservation.granted_nano
+        if price is None:
+            return Tokens(), None
+        return Tokens(), price.ceiling(self._conversations.bound(self._wire, ask).tokens, held.most)
+
+    def _row(self, ask: Ask, reserved: int, tokens: Tokens, cost: int | None) -> ModelCall:
+        clock, party = self._services.clock, self._access.party
+        return ModelCall(
+            call_id=new_id("call"),
+            run_id=self._access.run_id,
+            key_id=party.key_id,
+            user_id=party.user_id,
+            wire=self._wire.vendor,
+            model=ask.model,
+            status=self._exchange.status,
+            outcome=self._outcome,
+            created_at=clock.now(),
+            duration_ms=round((clock.monotonic() - self._began) * 1000),
+            input_tokens=tokens.input,
+            output_tokens=tokens.output,
+            cache_read_tokens=tokens.cache_read,
+            cache_write_tokens=tokens.cache_write,
+            cost_nano=cost,
+            reserved_nano=reserved,
+            first_byte_ms=round((self._first_byte - self._began) * 1000) if self._first_byte is not None else None,
+        )

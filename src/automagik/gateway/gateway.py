@@ -1,0 +1,62 @@
+"""Gateway: opens the doors through which runs reach their models."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from automagik.budget import Ledger, Prices
+from automagik.gateway.access import RunAccess
+from automagik.gateway.call import Services
+from automagik.gateway.door import Door
+from automagik.gateway.listener import Listener
+from automagik.gateway.tally import RunTally
+from automagik.gateway.upstream import Upstream
+from automagik.security.secrets import SecretStore
+from automagik.settings import Settings
+from automagik.store import Store
+from automagik.types import Clock, JsonObject
+
+__all__ = ["Gateway"]
+
+
+class Gateway:
+    """The platform's keys, its HTTP client and the doors that are open. Open it before use, close it after."""
+
+    def __init__(
+        self, settings: Settings, store: Store, ledger: Ledger, prices: Prices, secrets: SecretStore, clock: Clock
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._upstream = Upstream(settings, secrets, clock)
+        self._prices = prices
+        self._services = Services(ledger, prices, self._upstream, clock, settings.model_call_timeout_seconds)
+        self._doors: set[Door] = set()
+
+    async def open(self) -> None:
+        """Make ready; opens no connection."""
+        await self._upstream.open()
+        await self._prices.open()
+
+    async def close(self) -> None:
+        """Close the doors that are still open, and the client."""
+        for door in list(self._doors):
+            await door.close()
+        self._doors.clear()
+        await self._upstream.close()
+
+    async def open_door(self, access: RunAccess, socket: Path, *, tell: Callable[[str, JsonObject], None]) -> Door:
+        """A door at `socket`, in the place of one that an earlier process left there, for the holder of the run's token.
+
+        `tell` is given the events of the run: `budget_warning`, and `warning` with its `detail`.
+
+        Raises:
+            ConfigurationError: the socket can't be made there.
+            ServiceUnavailable: the store is away.
+        """
+        before = await self._store.read(lambda tx: tx.calls.usage_of(access.run_id))
+        tally = RunTally(tell, before)
+        door = Door(
+            self._services, access, tally, max_body_bytes=self._settings.max_body_bytes, left=self._doors.discard
+        )
+        await door.serve(Listener(socket))
+        self._doors.add(door)
+        return door

@@ -1,0 +1,198 @@
+"""Meters: the usage that a provider reports, read beside the bytes of its answer, which pass untouched."""
+
+from typing import cast
+
+import orjson
+
+from automagik.budget import Tokens
+from automagik.types import Json, JsonObject
+
+__all__ = ["ChatMeter", "MessagesMeter", "Meter", "ResponsesMeter"]
+
+_MAX_LINE_BYTES = 16 * 1024 * 1024
+_MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
+_UNDER_WAY_TOKENS = 64  # may have been made, but not arrived, when a stream is cut
+
+
+class Meter:
+    """Reads an answer as it passes. `streams`: it is one of server-sent events, else a JSON document."""
+
+    def __init__(self, *, streams: bool) -> None:
+        self.reported: Tokens | None = None
+        """What the provider reported so far."""
+        self.complete = False
+        """Whether it reported all: nothing of the answer can cost more."""
+        self._streams = streams
+        self._rest = b""
+        self._document = bytearray()
+        self._lost = False
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the answer."""
+        if not self._streams:
+            if len(self._document) + len(data) <= _MAX_DOCUMENT_BYTES:
+                self._document += data
+            else:
+                self._lost = True
+            return
+        lines = (self._rest + data).split(b"\n") if self._rest else data.split(b"\n")
+        self._rest = lines.pop()
+        if len(self._rest) > _MAX_LINE_BYTES:
+            self._rest, self._lost = b"", True
+        for line in lines:
+            if line.startswith(b"data:"):
+                self._line(line[5:])
+
+    def finish(self) -> None:
+        """The answer came to its end."""
+        if not self._streams and not self._lost:
+            document = _parsed(bytes(self._document))
+            self._document.clear()
+            if document is not None:
+                self._whole(document)
+
+    def at_most(self, max_output: int) -> Tokens | None:
+        """The most that an answer can have used which was cut here; None where that can't be known."""
+        del max_output
+        return self.reported if self.complete else None
+
+    def _line(self, data: bytes) -> None:
+        event = _parsed(data)
+        if event is not None:
+            self._event(event)
+
+    def _event(self, event: JsonObject) -> None:
+        raise NotImplementedError
+
+    def _whole(self, document: JsonObject) -> None:
+        raise NotImplementedError
+
+
+class MessagesMeter(Meter):
+    """Of Anthropic's Messages API: `message_start` has the input, `message_delta` the output so far."""
+
+    def __init__(self, *, streams: bool) -> None:
+        super().__init__(streams=streams)
+        self._usage: JsonObject = {}
+        self._bytes_out = 0
+        self._hidden = False
+
+    def _event(self, event: JsonObject) -> None:
+        match event.get("type"):
+            case "content_block_delta":
+                self._delta(_object(event.get("delta")))
+            case "content_block_start":
+                block = _object(event.get("content_block"))
+                self._hidden = self._hidden or block.get("type") in {"redacted_thinking", "thinking"}
+                self._bytes_out += len(orjson.dumps(block))
+            case "message_start":
+                self._take(_object(_object(event.get("message")).get("usage")))
+            case "message_delta":
+                self._take(_object(event.get("usage")))
+                self.complete = self.complete or _object(event.get("delta")).get("stop_reason") is not None
+            case _:
+                return
+
+    def _delta(self, delta: JsonObject) -> None:
+        for name in ("text", "partial_json", "thinking"):
+            piece = delta.get(name)
+            if isinstance(piece, str):
+                self._bytes_out += len(piece.encode("utf-8", "replace"))
+                if name == "thinking" and piece:
+                    self._hidden = False
+
+    def _whole(self, document: JsonObject) -> None:
+        if document.get("type") == "message" and isinstance(document.get("usage"), dict):
+            self._take(_object(document["usage"]))
+            self.complete = True
+
+    def _take(self, usage: JsonObject) -> None:
+        """Later figures are sums so far, in the place of earlier ones; what is not said again stands."""
+        self._usage.update({name: value for name, value in usage.items() if value is not None})
+        self.reported = _messages_usage(self._usage)
+
+    def at_most(self, max_output: int) -> Tokens | None:
+        if self.complete or self.reported is None:
+            return self.reported if self.complete else None
+        # Every token has a byte at least. Of thinking that isn't shown nothing can be said.
+        seen = max_output if self._hidden else self._bytes_out + _UNDER_WAY_TOKENS
+        so_far = self.reported
+        output = max(so_far.output, min(seen, max_output))
+        return Tokens(so_far.input, output, so_far.cache_read, so_far.cache_write, so_far.cache_write_1h)
+
+
+class ChatMeter(Meter):
+    """Of OpenAI's Chat Completions: the last chunk has the usage, where the request asked for it."""
+
+    def _event(self, event: JsonObject) -> None:
+        self._take(event.get("usage"))
+
+    def _whole(self, document: JsonObject) -> None:
+        self._take(document.get("usage"))
+
+    def _take(self, value: Json) -> None:
+        if isinstance(value, dict):
+            details = _object(value.get("prompt_tokens_details"))
+            self.reported = _openai_usage(value, "prompt_tokens", "completion_tokens", details)
+            self.complete = True
+
+
+class ResponsesMeter(Meter):
+    """Of OpenAI's Responses: the document, or the event that ends it, has the usage."""
+
+    def _event(self, event: JsonObject) -> None:
+        if event.get("type") in {"response.completed", "response.incomplete", "response.failed"}:
+            self._whole(_object(event.get("response")))
+
+    def _whole(self, document: JsonObject) -> None:
+        usage = document.get("usage")
+        if isinstance(usage, dict):
+            details = _object(usage.get("input_tokens_details"))
+            self.reported = _openai_usage(usage, "input_tokens", "output_tokens", details)
+            self.complete = True
+
+
+def _messages_usage(usage: JsonObject) -> Tokens:
+    rounds = usage.get("iterations")
+    if isinstance(rounds, list) and rounds:  # where the server compacts: the figures beside it leave those rounds out
+        each = [_messages_usage({**_object(one), "iterations": None}) for one in rounds]
+        return Tokens(
+            sum(one.input for one in each),
+            max(sum(one.output for one in each), _number(usage, "output_tokens")),
+            sum(one.cache_read for one in each),
+            sum(one.cache_write for one in each),
+            sum(one.cache_write_1h for one in each),
+        )
+    written = _object(usage.get("cache_creation"))
+    for_1h = _number(written, "ephemeral_1h_input_tokens")
+    told = _number(usage, "cache_creation_input_tokens")
+    return Tokens(
+        _number(usage, "input_tokens"),
+        _number(usage, "output_tokens"),
+        _number(usage, "cache_read_input_tokens"),
+        max(told, for_1h + _number(written, "ephemeral_5m_input_tokens")),
+        for_1h,
+    )
+
+
+def _openai_usage(usage: JsonObject, input_name: str, output_name: str, details: JsonObject) -> Tokens:
+    whole, cached = _number(usage, input_name), _number(details, "cached_tokens")
+    cached = min(cached, whole)
+    return Tokens(whole - cached, _number(usage, output_name), cached)
+
+
+def _parsed(data: bytes) -> JsonObject | None:
+    try:
+        value = cast("Json", orjson.loads(data))
+    except orjson.JSONDecodeError:  # `[DONE]`, or a server's own idea
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _object(value: Json) -> JsonObject:
+    return value if isinstance(value, dict) else {}
+
+
+def _number(usage: JsonObject, name: str) -> int:
+    value = usage.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0

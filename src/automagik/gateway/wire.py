@@ -1,0 +1,203 @@
+"""Wire: what the gateway must know of a model API: how requests are read and refused, and where usage stands in answers."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NoReturn, Protocol, cast
+
+from automagik.gateway.connection import Answer, Header
+from automagik.gateway.metering import Meter
+from automagik.types import Json, JsonObject
+
+__all__ = [
+    "Ask",
+    "Medium",
+    "Refusal",
+    "Vendor",
+    "Wire",
+    "as_list",
+    "as_object",
+    "count",
+    "flag",
+    "hints",
+    "model_of",
+    "read_document",
+]
+
+Vendor = Literal["anthropic", "openai"]
+
+_MAX_MODEL_CHARS = 256
+_MAX_OUTPUT_TOKENS = 100_000_000
+
+
+class Refusal(Exception):
+    """The gateway's own answer to a request, in place of a provider's. `code` is what the run ends with, where it says so."""
+
+    def __init__(
+        self,
+        status: int,
+        text: str,
+        *,
+        retry_after: int | None = None,
+        may_retry: bool | None = None,
+        code: Literal["budget_exceeded", "policy"] | None = None,
+    ) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+        self.retry_after = retry_after
+        self.may_retry = may_retry
+        """What the client is told of retries; None: what its status says."""
+        self.code: Literal["budget_exceeded", "policy"] | None = code
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a request asks for, as far as the gateway must know."""
+
+    document: JsonObject
+    model: str
+    streams: bool
+    max_output: int | None
+    """The most tokens that one answer may have; None: it doesn't say."""
+    answers: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Medium:
+    """A part of a request whose tokens its bytes say nothing about. `size` are its bytes in the request."""
+
+    size: int
+    tokens: int
+    is_elsewhere: bool = False
+    """Whether the provider would fetch it from an address."""
+
+
+class Wire(Protocol):
+    """One kind of request of one vendor's API."""
+
+    vendor: Vendor
+    path: str
+    """Behind the vendor's base URL."""
+    turns: str
+    """The field that the conversation stands in."""
+    least_output: int
+    """The fewest tokens of output that an answer is worth asking for."""
+
+    def ask(self, document: JsonObject) -> Ask:
+        """What the request asks for. Raises Refusal (400) where it can't be told."""
+        ...
+
+    def reaches_out(self, document: JsonObject) -> str | None:
+        """What of the request would have the provider reach other systems; None: nothing."""
+        ...
+
+    def costs_extra(self, document: JsonObject) -> str | None:
+        """What of the request makes the call cost what can't be told beforehand; None: nothing."""
+        ...
+
+    def media(self, turn: Json, model: str) -> Iterator[Medium]:
+        """The media of one turn, as this model counts them."""
+        ...
+
+    def least(self, ask: Ask) -> int:
+        """The fewest tokens of output that this request may be lowered to."""
+        ...
+
+    def with_max_output(self, ask: Ask, tokens: int) -> JsonObject:
+        """The request with that many tokens of output at the most."""
+        ...
+
+    def prepared(self, ask: Ask) -> JsonObject | None:
+        """The request as it must be changed so that its usage is told; None: it is well as it is."""
+        ...
+
+    def meter(self, content_type: bytes) -> Meter:
+        """What reads the usage from an answer of this type."""
+        ...
+
+    def refused(self, refusal: Refusal) -> Answer:
+        """The refusal in the API's own shape."""
+        ...
+
+
+def read_document(body: bytes) -> JsonObject:
+    """The request's JSON object, which every reader must understand alike.
+
+    What some readers take otherwise than others is refused: a name that stands twice, names of the API in capitals, NaN, bytes
+    that are no UTF-8. Else a provider could see another model than the one that was allowed.
+
+    Raises: Refusal (400).
+    """
+    try:
+        document = json.loads(body.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
+    except UnicodeDecodeError:
+        raise Refusal(400, "The request's body is not UTF-8.") from None
+    except RecursionError:
+        raise Refusal(400, "The request's body is nested too deeply.") from None
+    except ValueError as error:
+        raise Refusal(400, f"The request's body is not JSON: {error}"[:300]) from None
+    if not isinstance(document, dict):
+        raise Refusal(400, "The request's body must be a JSON object.")
+    found = cast("JsonObject", document)
+    for name in found:
+        if not name.isascii() or name != name.lower():
+            raise Refusal(400, "The names of a request's fields are in lower case.")
+    return found
+
+
+def _once(pairs: list[tuple[str, Json]]) -> JsonObject:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a value of JSON")
+
+
+def as_list(value: Json) -> Sequence[Json]:
+    """The value where it is a list, else nothing."""
+    return value if isinstance(value, list) else ()
+
+
+def as_object(value: Json) -> JsonObject:
+    """The value where it is an object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def model_of(document: JsonObject) -> str:
+    """The model that a request names. Raises Refusal (400)."""
+    model = document.get("model")
+    if not isinstance(model, str) or not model or len(model) > _MAX_MODEL_CHARS or not model.isprintable():
+        raise Refusal(400, "model: a model's name is needed.")
+    return model
+
+
+def flag(document: JsonObject, name: str) -> bool:
+    """A field that is true or false (false where it isn't there). Raises Refusal (400)."""
+    value = document.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise Refusal(400, f"{name}: true or false is needed.")
+    return value is True
+
+
+def count(document: JsonObject, name: str) -> int | None:
+    """A field that is a positive number. Raises Refusal (400)."""
+    value = document.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX_OUTPUT_TOKENS:
+        raise Refusal(400, f"{name}: a whole number of at least 1 is needed.")
+    return value
+
+
+def hints(refusal: Refusal) -> tuple[Header, ...]:
+    """What both vendors' clients read besides the status: when to try again, and whether at all."""
+    headers: list[Header] = [(b"content-type", b"application/json")]
+    if refusal.retry_after is not None:
+        headers.append((b"retry-after", b"%d" % refusal.retry_after))
+    if refusal.may_retry is not None:
+        headers.append((b"x-should-retry", b"true" if refusal.may_retry else b"false"))
+    return tuple(headers)
