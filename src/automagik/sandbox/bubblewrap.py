@@ -111,14 +111,22 @@ class Bubblewrap:
     def _apart(self, confinement: Confinement) -> list[str]:
         """What is the sandbox's own."""
         apart = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
-        apart += ["--new-session", "--die-with-parent", "--hostname", confinement.hostname, "--cap-drop", "ALL"]
+        apart += [
+            "--new-session",
+            "--die-with-parent",
+            "--as-pid-1",
+            "--hostname",
+            confinement.hostname,
+            "--cap-drop",
+            "ALL",
+        ]
         if self._root:
-            # Given away by what becomes the agent before the command begins.
+            # Given away by what becomes the agent, before the command begins.
             return [*apart, "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_SETPCAP"]
         return [*apart, "--unshare-user", "--uid", str(AGENT_UID), "--gid", str(AGENT_UID)]
 
     def _entry(self, limits: Limits) -> list[str]:
-        """What becomes the command, once it has no right any more and the limits are on it."""
+        """The first process inside, which starts the command once it has no right any more and the limits are on it."""
         words = ["/usr/bin/perl", "-e", ENTRY, str(AGENT_UID if self._root else 0), platform.machine(), "@ENV"]
         for kind, wanted in (
             (resource.RLIMIT_NPROC, limits.pids),

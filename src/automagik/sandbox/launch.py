@@ -10,9 +10,11 @@ platform's life, and whoever kills this process kills everything inside.
 For root it first makes a user namespace in which every user is itself: bubblewrap may then mount whatever root may read,
 but no process of the agent is ever the machine's root, and the count of processes is the sandbox's own.
 
-`ENTRY` runs inside, and becomes the command: it gives away the right to change the user, takes the limits, closes what is
-open, and only then looks at the command's environment. Before that nothing of it is in force: `LD_PRELOAD` in it can't
-touch a program that still has a right.
+`ENTRY` runs inside, as the first process, and ends with the command. Bubblewrap has one of its own, but without the system
+call filter, and where it is of the agent's user, the agent may write into its memory. Its child gives away the right to
+change the user, takes the limits, closes what is open and becomes the command. Only at last it looks at the command's
+variables: `LD_PRELOAD` among them can't touch a program that still has a right. As root, the first process stays root's,
+without any capability: else bubblewrap, which has none, either, could not end it.
 """
 
 from typing import Final
@@ -113,6 +115,29 @@ $_ += 0 for $become, $nproc, $fsize, $nofile;    # to a system call a text is an
 my ($prctl, $capset, $setgroups, $setresgid, $setresuid, $prlimit) =
     $machine eq "x86_64" ? (157, 126, 116, 119, 117, 302) : (167, 91, 159, 149, 147, 261);
 sub must { my ($what, @call) = @_; syscall(shift(@call), @call) == 0 or die "sandbox: $what: $!\n" }
+sub close_all {
+    my ($but) = @_;
+    opendir(my $open, "/proc/self/fd") or die "sandbox: /proc: $!\n";
+    for my $fd (grep { /^\d+$/ && $_ > 2 && $_ != $but && $_ != fileno($open) } readdir $open) {
+        if (open(my $stray, "<&=", $fd)) { close $stray }
+    }
+    closedir $open;
+}
+sub no_capability {
+    my ($head, $nothing) = (pack("Vl", 0x20080522, 0), pack("V6", (0) x 6));    # _LINUX_CAPABILITY_VERSION_3
+    must("capabilities", $capset, $head, $nothing);
+}
+my $pid = fork;
+die "sandbox: fork: $!\n" unless defined $pid;
+if ($pid) {
+    no_capability();
+    close_all(-1);
+    open(STDIN, "<", "/dev/null"); open(STDOUT, ">", "/dev/null"); open(STDERR, ">", "/dev/null");
+    while ((my $ended = wait) != -1) {
+        exit($? & 127 ? 128 + ($? & 127) : $? >> 8) if $ended == $pid;    # the kernel kills who is left
+    }
+    exit 126;
+}
 if ($become) {
     for my $capability (0 .. 63) {
         next if syscall($prctl, 24, $capability, 0, 0, 0) == 0;    # PR_CAPBSET_DROP
@@ -124,21 +149,16 @@ if ($become) {
     must("user", $setresuid, ($become) x 3);
     die "sandbox: still another user\n" if grep { $_ != $become } $<, $>, $( + 0, $) + 0;
 }
-my ($head, $nothing) = (pack("Vl", 0x20080522, 0), pack("V6", (0) x 6));    # _LINUX_CAPABILITY_VERSION_3
-must("capabilities", $capset, $head, $nothing);
+no_capability();
 for my $limit ([4, 0], [6, $nproc], [1, $fsize], [7, $nofile]) {    # RLIMIT_CORE, NPROC, FSIZE, NOFILE
     my $both = pack("QQ", ($limit->[1]) x 2);
     must("limit $limit->[0]", $prlimit, 0, $limit->[0], $both, 0);
 }
+close_all($vars);
 open(my $file, "<&=", $vars) or die "sandbox: environment: $!\n";
 seek($file, 0, 0);
 my $all = do { local $/; <$file> } // "";
 close $file;
-opendir(my $open, "/proc/self/fd") or die "sandbox: /proc: $!\n";
-for my $fd (grep { /^\d+$/ && $_ > 2 && $_ != fileno($open) } readdir $open) {
-    if (open(my $stray, "<&=", $fd)) { close $stray }
-}
-closedir $open;
 %ENV = map { split(/=/, $_, 2) } split(/\0/, $all);
 exec { $command[0] } @command or print STDERR "sandbox: $command[0]: $!\n";
 exit 127;

@@ -83,8 +83,8 @@ finish
 
 begin descriptors
 for file in /proc/$$/fd/*; do
-  [ "${file##*/}" -gt 2 ] 2>/dev/null || { [ -d "$file" ] && hole "$file is a folder"; continue; }
-  to=$(readlink "$file") && hole "$file is $to"
+  if [ -d "$file" ] || [ -b "$file" ]; then hole "$file is a folder or disk"; fi
+  if [ "${file##*/}" -gt 2 ] 2>/dev/null && { [ -S "$file" ] || [ -f "$file" ]; }; then hole "$file is an open file or socket"; fi
 done
 finish
 
@@ -147,7 +147,7 @@ finish
 
 begin abstract_sockets
 if [ -n "$PROBE_ABSTRACT" ]; then
-  said=$(raw 'use Socket; socket(my $s, AF_UNIX, SOCK_STREAM, 0) && connect($s, pack_sockaddr_un("\0$ENV{PROBE_ABSTRACT}")) && print "ok"' \
+  said=$(raw 'use Socket; my $s; socket($s, AF_UNIX, SOCK_STREAM, 0) && connect($s, pack_sockaddr_un("\0$ENV{PROBE_ABSTRACT}")) && print "ok"' \
     'import os, socket
 try: socket.socket(socket.AF_UNIX).connect("\0" + os.environ["PROBE_ABSTRACT"]); print("ok")
 except OSError: pass')
@@ -156,7 +156,7 @@ fi
 finish
 
 begin vsock
-said=$(raw 'use Socket; socket(my $s, 40, SOCK_STREAM, 0) && print "ok"' \
+said=$(raw 'use Socket; my $s; socket($s, 40, SOCK_STREAM, 0) && print "ok"' \
   'import socket
 try: socket.socket(40, socket.SOCK_STREAM); print("ok")
 except OSError: pass')

@@ -57,7 +57,8 @@ def system_mounts(*, limits: Limits, owned: bool) -> list[str]:
         elif place.is_dir():
             words += ["--ro-bind", str(place), str(place)]
     words += _etc()
-    words += ["--proc", "/proc", "--dev", "/dev"]
+    # Bubblewrap leaves settings open that are the user namespace's own.
+    words += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev"]
     words += ["--dir", "/run", "--dir", "/var", "--symlink", "../run", "/var/run", "--symlink", "../tmp", "/var/tmp"]  # noqa: S108
     size = str(limits.tmp_bytes)
     # Where bubblewrap is root the folder would be root's: only the agent lives here, so it may as well be everybody's.
