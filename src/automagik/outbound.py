@@ -30,7 +30,7 @@ import httpx2
 from automagik.errors import InvalidInput
 from automagik.settings import Settings
 
-__all__ = ["AddressRefused", "FetchFailed", "Fetched", "Outbound", "Posted", "Resolve"]
+__all__ = ["AddressRefused", "Called", "FetchFailed", "Fetched", "Outbound", "Posted", "Resolve"]
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """Host and port to the addresses (texts) that the host has now; raises OSError where it has none."""
@@ -102,6 +102,14 @@ class Posted:
 
     status_code: int
     retry_after_seconds: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """What an API answered: its status and the decoded bytes of its body."""
+
+    status_code: int
+    content: bytes
 
 
 class _Refused(Exception):
@@ -305,6 +313,37 @@ class Outbound:
                 extensions={"timeout": {"connect": _CONNECT_SECONDS}},
             ) as raw:
                 return Posted(raw.status, _retry_after(raw.headers))
+
+    async def call(
+        self,
+        method: str,
+        url: str,
+        content: bytes = b"",
+        *,
+        headers: Mapping[str, str],
+        max_bytes: int,
+        timeout_seconds: float,
+        field: Sequence[str | int] = ("body", "url"),
+    ) -> Called:
+        """What an API answers to a request, whatever its status, of `max_bytes` at the most. A redirect is not followed.
+
+        Raises: AddressRefused, FetchFailed.
+        """
+        assert self._pool is not None, "Outbound is not open"
+        async with _spelled(timeout_seconds, field):
+            target = _parse(url, field)
+            request = httpx2.Request(
+                method, target, headers={"User-Agent": "automagik-agents", **headers}, content=content
+            )
+            async with self._pool.stream(
+                method,
+                _wire_url(target),
+                headers=request.headers.raw,
+                content=content,
+                extensions={"timeout": {"connect": _CONNECT_SECONDS}},
+            ) as raw:
+                response = httpx2.Response(raw.status, headers=raw.headers, stream=_Body(raw), request=request)
+                return Called(raw.status, await _read(response, max_bytes, field))
 
     async def _follow(self, target: httpx2.URL, max_bytes: int, field: Sequence[str | int]) -> Fetched:
         for _ in range(_MAX_REDIRECTS + 1):

@@ -147,6 +147,8 @@ class Settings(BaseSettings):
     """Folders (comma-separated) whose git repositories a server may clone for workflows."""
     repository_hosts: _CommaList = []
     """Hosts (comma-separated) from which a server may clone repositories for workflows, by https or ssh."""
+    github_api_url: str | None = None
+    """Where pull requests are opened; unset: as the remote's host has it (`https://api.github.com`, `https://HOST/api/v3`)."""
     registry_hosts: _CommaList = []
     """Hosts (comma-separated) that a sandbox with the egress `registries` may reach; unset: those that this host's own package
     managers are set to."""
