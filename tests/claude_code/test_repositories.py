@@ -341,7 +341,7 @@ async def test_a_run_goes_on_with_what_another_one_made(repositories: Repositori
     taken = await first.take()
 
     further = replace(source, base_commit=head)
-    base = await repositories.base_bundle(further, continues=first.run_id, wip_commit=taken.wip_commit)
+    base = await repositories.base_bundle(further, wip_commit=taken.wip_commit)
     second = RunHouse(repositories, further, tmp_path / "ws2", new_id("run"), "automagik/implement/next")
     second.workspace.mkdir()
     made = run_script(second.making(wip_commit=taken.wip_commit), stdin=base.read_bytes())

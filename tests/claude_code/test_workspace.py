@@ -75,7 +75,7 @@ async def test_a_workspace_can_begin_with_what_another_run_had_not_committed(run
     (run.workspace / "new.txt").write_text("not committed")
     (run.workspace / "a.txt").unlink()
     taken = await run.take()
-    base = await run.repositories.base_bundle(run.source, continues=run.run_id, wip_commit=taken.wip_commit)
+    base = await run.repositories.base_bundle(run.source, wip_commit=taken.wip_commit)
     next_run = RunHouse(run.repositories, run.source, tmp_path / "ws2", run.run_id, run.branch)
     next_run.workspace.mkdir()
     made = run_script(next_run.making(wip_commit=taken.wip_commit), stdin=base.read_bytes())

@@ -68,29 +68,29 @@ class Repositories:
 
     # -- what goes into a sandbox
 
-    async def base_bundle(self, source: Source, *, continues: str | None = None, wip_commit: str | None = None) -> Path:
+    async def base_bundle(self, source: Source, *, wip_commit: str | None = None) -> Path:
         """A file with the whole history of the source's commit and of its default branch, and the tags in it; `make_workspace`
         reads it.
 
-        It is made once for each commit. `continues` is an earlier run, of which the commit is; with its `wip_commit` the workspace
-        can begin with what it had not committed.
+        It is made once for each commit, which may be one that an earlier run made. With `wip_commit` the workspace can begin with
+        what that had not committed.
+
+        Raises: NotFound for a commit that is not on this host.
         """
         path = self.path(source.repository)
         commit = checked_commit(source.base_commit)
         async with self._shelf.locked(source.repository):
             await asyncio.to_thread(path.touch)
-            if continues is not None:
-                await self._fetch_run(path, self._run_path(source.repository, continues), continues)
-            await self._shelf.keep_base(path, commit)
+            await self._keep_base(path, commit)
             wanted = {f"refs/base/{commit}": commit}
             if wip_commit is not None:
-                await self._shelf.keep_base(path, checked_commit(wip_commit))
+                await self._keep_base(path, checked_commit(wip_commit))
                 wanted[f"refs/base/{wip_commit}"] = wip_commit
             heads = await self._shelf.refs(path, "refs/source/heads/")
             default = source.default_branch or ""
             if is_ref_name(default) and default in heads:
                 wanted[f"refs/source/heads/{default}"] = heads[default]
-                await self._shelf.keep_base(path, heads[default])  # the run may merge it
+                await self._keep_base(path, heads[default])  # the run may merge it
             wanted |= await self._tags(path, commit)
             digest = hashlib.sha256(repr(sorted(wanted.items())).encode()).hexdigest()[:40]
             return await self._bundle(path, f"base-{digest}.bundle", list(wanted))
@@ -271,16 +271,22 @@ class Repositories:
             raise NotFound("repository", repository[:80])
         return self._shelf.folder / f"{repository}.runs" / f"{run_id}.git"
 
-    async def _fetch_run(self, path: Path, run: Path, run_id: str) -> None:
-        """Have what a run made in the shared repository, for others to begin from."""
-        if await asyncio.to_thread(run.is_dir):
-            await self.git.run(
-                *("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--", str(run)),
-                f"+refs/runs/{run_id}/*:refs/continued/{run_id}/*",
-                repository=path,
-                allow=("file",),
-                seconds=IMPORT_SECONDS,
-            )
+    async def _keep_base(self, path: Path, commit: str) -> None:
+        """Keep the commit in the shared repository, where it is brought to if it is one of a run's. Raises NotFound."""
+        if not await self._shelf.has_commit(path, commit):
+            for run in await asyncio.to_thread(lambda: sorted(path.with_suffix(".runs").glob("*.git"), reverse=True)):
+                if await self._shelf.has_commit(run, commit):
+                    await self.git.run(
+                        *("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance"),
+                        "--",
+                        str(run),
+                        f"+refs/runs/{run.stem}/*:refs/continued/{run.stem}/*",
+                        repository=path,
+                        allow=("file",),
+                        seconds=IMPORT_SECONDS,
+                    )
+                    break
+        await self._shelf.keep_base(path, commit)
 
     async def _bundle(self, path: Path, name: str, wanted: list[str]) -> Path:
         """The bundle of these refs under this name, made where it is not there yet."""
