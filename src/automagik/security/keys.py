@@ -30,7 +30,7 @@ from automagik.store import Page, Store, Transaction
 from automagik.store.rows import KeyRow
 from automagik.types import SYSTEM, Caller, Clock, JsonObject, utc_text
 
-__all__ = ["KeyRing", "new_key"]
+__all__ = ["KeyRing", "caller_of_key", "new_key"]
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -118,13 +118,7 @@ class KeyRing:
 
     async def caller_of(self, key_id: str) -> Caller:
         """In whose name work is done that the key left for later. Raises Forbidden where the key can't be used any more."""
-        row, makers = await self._store.read(lambda tx: _with_makers(tx, tx.keys.find(key_id)))
-        if row is not None and _usable(row, self._clock.now()):
-            return _caller(row, makers)
-        wrong = "is gone" if row is None else "was revoked" if row.revoked_at is not None else "has expired"
-        raise Forbidden(
-            f"The key {key_id} in whose name this is done {wrong}.", hint="Let somebody with a valid key take it over."
-        )
+        return await self._store.read(lambda tx: caller_of_key(tx, key_id))
 
     def forget(self) -> None:
         """Look every key up anew: something changed what keys may do (a user was deleted)."""
@@ -332,6 +326,17 @@ def _limits_of(tx: Transaction, caller: Caller, wished: _Limits) -> _Limits:
         rate_limit=wished.rate_limit or maker.rate_limit,
         max_concurrent_runs=runs if runs is not None else own_runs,
         made_by=maker.key_id if is_limited else None,
+    )
+
+
+def caller_of_key(tx: Transaction, key_id: str) -> Caller:
+    """As `KeyRing.caller_of`, in a transaction."""
+    row, makers = _with_makers(tx, tx.keys.find(key_id))
+    if row is not None and _usable(row, tx.now):
+        return _caller(row, makers)
+    wrong = "is gone" if row is None else "was revoked" if row.revoked_at is not None else "has expired"
+    raise Forbidden(
+        f"The key {key_id} in whose name this is done {wrong}.", hint="Let somebody with a valid key take it over."
     )
 
 

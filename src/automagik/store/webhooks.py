@@ -42,6 +42,7 @@ class WebhookChanges(TypedDict, total=False):
     events: list[str]
     names: list[str]
     active: bool
+    key_id: str | None
 
 
 @dataclass(frozen=True, slots=True)

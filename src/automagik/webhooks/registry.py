@@ -39,7 +39,10 @@ class TrackedDelivery:
 
 
 class Webhooks:
-    """Webhooks and their deliveries. A caller bound to a user sees and makes only those for that user's runs."""
+    """Webhooks and their deliveries. A caller bound to a user sees and makes only those for that user's runs.
+
+    A webhook sends in the name of a key, as long as that key is valid: of whoever made it, or changed it last.
+    """
 
     def __init__(self, store: Store, secrets: SecretStore, outbound: Outbound) -> None:
         self._store = store
@@ -111,7 +114,8 @@ class Webhooks:
         if_revision: int | None = None,
         request_id: str | None = None,
     ) -> WebhookRow:
-        """The changed webhook. What was queued for one that is not active waits until it is again.
+        """The changed webhook, in the caller's name from now on, unless it was only switched off. What was queued for one that is
+        not active waits until it is again.
 
         Raises:
             NotFound, PreconditionFailed: there is none, or not at `if_revision` any more.
@@ -120,6 +124,8 @@ class Webhooks:
         _check_scope(caller)
         if "events" in changes:
             changes = {**changes, "events": _check_events(changes["events"])}
+        if changes and changes != {"active": False}:
+            changes = {**changes, "key_id": caller.key_id}
         await self.get(webhook_id, caller)  # before the URL is looked at
         if "url" in changes:
             await self._outbound.check_url(changes["url"], field=("body", "url"))
@@ -127,7 +133,7 @@ class Webhooks:
         def work(tx: Transaction) -> WebhookRow:
             _get(tx, webhook_id, caller)
             row = tx.webhooks.update(webhook_id, if_revision=if_revision, **changes)
-            details: JsonObject = {"changed": [*sorted(changes)]}
+            details: JsonObject = {"changed": [*sorted(changes.keys() - {"key_id"})]}
             tx.audit.append("webhook.update", webhook_id, caller=caller, request_id=request_id, details=details)
             return row
 

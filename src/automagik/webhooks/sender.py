@@ -17,6 +17,7 @@ from pydantic import SecretStr
 
 from automagik.errors import AutomagikError, Conflict, ServiceUnavailable
 from automagik.outbound import Outbound, Posted
+from automagik.security.keys import caller_of_key
 from automagik.security.secrets import SecretStore
 from automagik.store import Store, Transaction
 from automagik.store.delivery_sql import DELIVERY_TOPIC
@@ -224,7 +225,7 @@ class WebhookSender:
             await self._fail(row, result(error=str(gone)), None)
         except ServiceUnavailable:
             raise
-        except AutomagikError as wrong:  # no answer; or no secret to sign by, until somebody sees to it
+        except AutomagikError as wrong:  # no answer; or no valid key, no secret to sign by, until somebody sees to it
             await self._fail(row, result(error=wrong.detail), self._next_at(row))
         except asyncio.CancelledError:
             await self._fail(row, result(error=_INTERRUPTED), self._clock.now())
@@ -298,13 +299,16 @@ def _pack(tx: Transaction, secrets: SecretStore, row: DeliveryRow) -> _Parcel:
         raise _NoRun("The run is not stored any more.")
     if not webhook.active and row.event != PING:
         raise Conflict("The webhook is not active.")  # since the delivery was queued: it waits until it is again
+    if webhook.key_id is not None:
+        caller_of_key(tx, webhook.key_id)  # what was seen with a key that was revoked is seen no more
     return _Parcel(webhook.url, signing_secrets(tx, secrets, row.webhook_id), run)
 
 
 def _disable(tx: Transaction, row: DeliveryRow, result: AttemptResult) -> None:
     """The receiver wants no more of this: the delivery has failed, and nothing is sent there until a person says so."""
     tx.webhooks.settle_failed(row, result, next_at=None)
-    if tx.webhooks.get(row.webhook_id).active:
+    webhook = tx.webhooks.find(row.webhook_id)
+    if webhook is not None and webhook.active:
         tx.webhooks.update(row.webhook_id, active=False)
         tx.audit.append("webhook.disable", row.webhook_id, details={"status_code": _GONE})
 

@@ -102,7 +102,8 @@ async def change_webhook(
     caller: Writer,
     if_match: IfMatch = None,
 ) -> Response:
-    """What is given takes the place of what is there. The key needs `runs:read`, too."""
+    """What is given takes the place of what is there. It sends in the name of this key from then on, which needs `runs:read`, too;
+    unless `{"active": false}` was all."""
     row = await platform.webhooks.update(
         webhook_id,
         WebhookChanges(**body.given()),

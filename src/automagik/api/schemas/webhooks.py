@@ -70,7 +70,7 @@ class WebhookResource(Resource):
     active: bool
     user_id: uuid.UUID | None
     key_id: str | None
-    """The key that made it."""
+    """The key in whose name it sends: of whoever made it, or changed it last."""
     revision: int
     created_at: datetime
     updated_at: datetime
