@@ -200,7 +200,7 @@ finish
 begin kernel_settings
 for path in /proc/sys/kernel/core_pattern /proc/sys/kernel/modprobe /proc/sys/kernel/hotplug /proc/sys/vm/overcommit_memory \
     /proc/sys/fs/binfmt_misc/register /proc/sysrq-trigger /proc/irq/default_smp_affinity /sys/kernel/uevent_helper /sys/fs/cgroup/*/release_agent \
-    /sys/fs/cgroup/cgroup.procs /proc/1/oom_score_adj; do
+    /sys/fs/cgroup/cgroup.procs; do
   # Opened for writing, but nothing is written.
   if [ -e "$path" ] && [ "$(readlink -f "$path")" != /dev/null ] && [ ! -c "$path" ] && ( : >> "$path" ) 2>/dev/null
   then hole "$path can be written to"; fi
