@@ -1,20 +1,24 @@
 """Publisher: pushes the branch of a `pr` run to its remote and opens the pull request, on the host, with the host's credentials."""
 
+import asyncio
 import base64
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, cast
 from urllib.parse import quote, urlsplit
 
 from pydantic import SecretStr
 
-from automagik.claude_code.git import GitFailed, config_environment
+from automagik.claude_code.git import GitFailed, config_environment, is_ref_name
 from automagik.claude_code.places import Place
-from automagik.errors import AutomagikError, Conflict, InvalidInput, NotFound
+from automagik.claude_code.repositories import Repositories
+from automagik.errors import AutomagikError, Conflict, Forbidden, InvalidInput, NotFound
 from automagik.memory import clean_text
-from automagik.outbound import Called, FetchFailed
+from automagik.outbound import Called, FetchFailed, Outbound
+from automagik.security.secrets import SecretStore
+from automagik.settings import Settings
 from automagik.types import Json, JsonObject
 
 __all__ = [
@@ -79,6 +83,118 @@ class PullRequest:
             draft=report.get("draft") is True,
         )
         for name in (wanted.branch, wanted.base):
+            if not is_ref_name(name):
+                raise InvalidInput(
+                    f"The report names a branch {name[:80]!r} that can't be.",
+                    field=_FIELD,
+                    code="no_pull_request",
+                    hint="Run the workflow again, or open the pull request yourself: automagik runs apply.",
+                )
+        return wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Publishing:
+    """What is to be published: a commit of a run that has ended, and where."""
+
+    workflow: str
+    run_id: str
+    repository: str
+    head_commit: str
+    remote: str
+    """A folder under AUTOMAGIK_REPOSITORY_ROOTS, or a URL of a host of AUTOMAGIK_REPOSITORY_HOSTS."""
+    request: PullRequest
+    requested: bool
+    """Whether the run's request asked for it; else nothing leaves the host, and it is only told what would."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What was published, or in a dry run what would be."""
+
+    remote: str
+    branch: str
+    base: str
+    commit: str
+    title: str
+    dry_run: bool
+    pushed: bool = False
+    """Whether the branch is on the remote now."""
+    url: str | None = None
+    """The pull request; None: none was opened."""
+    number: int | None = None
+    note: str | None = None
+    """Why there is no pull request, where there is none."""
+
+    def to_json(self) -> JsonObject:
+        """As it stands in a run's details."""
+        return {
+            "remote": self.remote,
+            "branch": self.branch,
+            "base": self.base,
+            "commit": self.commit,
+            "title": self.title,
+            "dry_run": self.dry_run,
+            "pushed": self.pushed,
+            "url": self.url,
+            "number": self.number,
+            "note": self.note,
+        }
+
+
+class Publisher:
+    """Pushes and opens pull requests. A run never does: its sandbox has neither network nor credentials."""
+
+    def __init__(
+        self, *, settings: Settings, repositories: Repositories, outbound: Outbound, secrets: SecretStore
+    ) -> None:
+        self._repositories = repositories
+        self._git = repositories.git
+        self._outbound = outbound
+        self._secrets = secrets
+        self._api_url = settings.github_api_url
+
+    async def publish(self, what: Publishing) -> Published:
+        """Push the run's commit as a new branch, and open the pull request; both may be done again, and are then found done.
+
+        A branch that is on the remote already is never moved, unless it is there at this very commit.
+
+        Raises:
+            Forbidden: it is a run of another workflow.
+            InvalidInput: the remote is not among those that the settings allow.
+            Conflict: the remote has a branch of that name with something else in it.
+            PublishFailed: the remote or GitHub refused.
+        """
+        if what.workflow != PUBLISHING_WORKFLOW:
+            raise Forbidden(
+                f"Runs of the workflow '{what.workflow}' are not published.",
+                code="not_published",
+                hint="Run the workflow `pr` on the branch, or fetch it yourself: automagik runs apply.",
+            )
+        place = await asyncio.to_thread(self._repositories.sources.check_place, what.remote, field=_FIELD)
+        request = what.request
+        if request.branch == request.base:
+            raise InvalidInput("A branch can't be merged into itself.", field=_FIELD, code="no_pull_request")
+        planned = Published(what.remote, request.branch, request.base, what.head_commit, request.title, dry_run=True)
+        if not what.requested:
+            return planned
+        token = await self._token()
+        await self._push(what, place, token)
+        done = replace(planned, dry_run=False, pushed=True)
+        if place.is_folder or place.host is None or _OWNER_NAME.fullmatch(place.path) is None:
+            return replace(done, note="The remote is no GitHub repository: the branch was pushed, and that is all.")
+        if token is None:
+            return replace(done, note=f"There is no secret `{GITHUB_TOKEN}`: the branch was pushed, open it yourself.")
+        url, number = await self._open(place, request, token)
+        return replace(done, url=url, number=number)
+
+    # -- pushing
+
+    async def _push(self, what: Publishing, place: Place, token: SecretStr | None) -> None:
+        path = self._repositories.run_path(what.repository, what.run_id)
+        env: dict[str, str] = {}
+        if not place.is_folder:
+            entries = await self._git.host_credentials()
             if token is not None and place.protocols != ("ssh",):
                 parts = urlsplit(place.location)
                 login = base64.b64encode(f"x-access-token:{token.get_secret_value()}".encode()).decode()
