@@ -249,6 +249,32 @@ async def test_a_key_that_is_revoked_expired_or_gone_fires_nothing_and_says_so(o
     assert (await office.row("revoked")).last_error is None
 
 
+async def test_the_schedules_of_a_user_who_is_deleted_are_switched_off_and_say_why(office: Office) -> None:
+    user, other = [(await office.platform.store.write(lambda tx: tx.users.create())).user_id for _ in range(2)]
+    made = await office.make(caller=await office.caller(user_id=user))
+    await office.make(caller=await office.caller(), name="unbound", request=RunRequest("echo", "x", user_id=user))
+    late = await office.make(name="late", request=RunRequest("echo", "x", user_id=other))
+    await office.make(name="nobody's")
+    await office.platform.store.write(lambda tx: tx.users.delete(user))
+    for name in ("report", "unbound"):
+        row = await office.row(name)
+        assert (row.active, row.next_at, row.revision) == (False, None, made.revision + 1)
+        assert "was deleted" in (row.last_error or "")
+    await office.platform.store.write(lambda tx: tx.users.delete(other))
+    await office.platform.store.write(  # as one that was made just then, or before this was so
+        lambda tx: tx.schedules.update(
+            late.schedule_id, if_revision=late.revision + 1, active=True, next_at=late.next_at
+        )
+    )
+    office.clock.turn_to_hour()
+    await office.fire()
+    row = await office.row("late")
+    assert (row.active, row.next_at, "was deleted" in (row.last_error or "")) == (False, None, True)
+    assert len(await office.runs("nobody's")) == 1
+    with pytest.raises(NotFound, match="user"):
+        await office.platform.schedules.update("unbound", await office.caller(), active=True)
+
+
 async def test_an_agent_that_is_gone_and_an_override_that_is_closed_are_told(office: Office) -> None:
     owner = await office.caller("agents:*:run")
     config = {"instructions": "x", "allow_overrides": ["system_prompt"]}

@@ -8,13 +8,14 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from automagik.errors import AutomagikError, InvalidInput, RateLimited, ServiceUnavailable
+from automagik.errors import AutomagikError, InvalidInput, NotFound, RateLimited, ServiceUnavailable
 from automagik.runs.cron import CronTimes
 from automagik.runs.schedules import CHANGED, labelled
 from automagik.runs.service import RunService
 from automagik.security import KeyRing
 from automagik.store import Store
 from automagik.store.rows import RunRow, ScheduleRow
+from automagik.store.schedules import USER_GONE
 from automagik.types import Clock, utc_text
 
 __all__ = ["Scheduler"]
@@ -158,6 +159,10 @@ class Scheduler:
             self._hold(row.schedule_id, min(busy.retry_after_seconds, _HOLD_SECONDS))
             await self._failed(row, due, busy)
         except AutomagikError as error:
+            if isinstance(error, NotFound) and error.kind == "user" and row.user_id is not None:
+                await self._store.write(lambda tx: tx.schedules.stop(row, USER_GONE))
+                _log.warning("schedule_stopped", schedule=row.name, schedule_id=row.schedule_id, error=error.detail)
+                return
             await self._failed(row, following, error)
         else:
             await self._store.write(lambda tx: tx.schedules.fired(row, following, run.run_id))

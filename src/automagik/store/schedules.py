@@ -16,9 +16,12 @@ from automagik.store.repository import Repository, conflicts
 from automagik.store.rows import Page, ScheduleRow
 from automagik.types import JsonObject, new_id
 
-__all__ = ["ScheduleChanges", "Schedules"]
+__all__ = ["USER_GONE", "ScheduleChanges", "Schedules"]
 
 _schedules = schema.schedules
+
+USER_GONE = "The user whose runs it made was deleted."
+"""Why a schedule was switched off."""
 
 _NAMES = 200
 """How many names a search for the nearest looks at."""
@@ -166,6 +169,16 @@ class Schedules(Repository):
     def failed(self, of: ScheduleRow, next_at: datetime | None, error: str) -> bool:
         """Whether it is noted why the time for which `of` waited gave no run; it waits for `next_at` now."""
         return self._settle(of, next_at=next_at, last_error=error)
+
+    def stop(self, of: ScheduleRow, reason: str) -> bool:
+        """Whether the schedule is switched off, and why is noted: only where it still was as in `of`."""
+        return self._settle(of, active=False, next_at=None, last_error=reason, revision=_schedules.c.revision + 1)
+
+    def stop_of_user(self, user_id: uuid.UUID) -> None:
+        """Switch off the schedules of a user who is deleted; each says so."""
+        theirs = update(_schedules).where(_schedules.c.user_id == user_id, _schedules.c.active)
+        changes = {"revision": _schedules.c.revision + 1, "updated_at": self._now}
+        self._connection.execute(theirs.values(active=False, next_at=None, last_error=USER_GONE, **changes))
 
     def note_error(self, schedule_id: str, error: str) -> None:
         """Note what stands in the way of firing, whatever the schedule waits for."""

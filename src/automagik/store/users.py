@@ -12,6 +12,7 @@ from automagik.store.artifacts import Artifacts
 from automagik.store.pages import fetch_page
 from automagik.store.repository import Repository, conflicts, insert_new
 from automagik.store.rows import Page, UserRow
+from automagik.store.schedules import Schedules
 from automagik.store.turns import dissolve, notify
 from automagik.types import JsonObject, new_uuid
 
@@ -97,8 +98,8 @@ class Users(Repository):
         return _row(record)
 
     def delete(self, user_id: uuid.UUID) -> UserRow:
-        """The user that was deleted, with their sessions and memories. Their keys are revoked, their webhooks switched off;
-        runs stay as records.
+        """The user that was deleted, with their sessions and memories. Their keys are revoked, their webhooks and schedules
+        switched off; runs stay as records.
 
         Raises: NotFound.
         """
@@ -109,6 +110,7 @@ class Users(Repository):
         dissolve(self._connection, schema.sessions.c.user_id == user_id)
         webhooks = schema.webhooks
         self._connection.execute(update(webhooks).where(webhooks.c.user_id == user_id).values(active=False))
+        Schedules(self._connection, self._now).stop_of_user(user_id)
         Artifacts(self._connection, self._now).release_user(user_id)
         notify(self._connection, "changed keys")
         statement = delete_from(_users).where(_users.c.id == user_id).returning(_users)
