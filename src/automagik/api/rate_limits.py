@@ -13,6 +13,7 @@ from limits.aio.storage import MemoryStorage, RedisStorage, Storage
 from automagik.app import Platform
 from automagik.errors import AutomagikError
 from automagik.store import Store
+from automagik.types import Clock
 
 __all__ = ["HitCounter", "Hits", "SharedHits", "StorageHits", "StoredHits", "hit_counter"]
 
@@ -54,17 +55,18 @@ class StorageHits:
         count = await self._storage.incr(key, limit.get_expiry())
         if count <= limit.amount:
             return Hits(count, limit.get_expiry())  # nobody asks how long a window lasts that is not used up
-        return Hits(count, await self._storage.get_expiry(key) - time.time())
+        return Hits(count, await self._storage.get_expiry(key) - time.time())  # the storage's own clock
 
 
 class StoredHits:
     """Hits of all instances that use one database. What comes while a name is being counted is counted together next."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
+        self._clock = clock
         self._waiting: dict[str, list[asyncio.Future[Hits]]] = {}
         self._counting: dict[str, asyncio.Task[None]] = {}
-        self._tidied_at = time.monotonic()
+        self._tidied_at = clock.monotonic()
 
     async def hit(self, name: str, limit: RateLimitItem) -> Hits:
         """As `HitCounter.hit`. Raises ServiceUnavailable when the database is away."""
@@ -100,8 +102,9 @@ class StoredHits:
                 future.cancel()  # only those that have no answer
 
     async def _tidy(self) -> None:
-        if time.monotonic() - self._tidied_at > _TIDY_SECONDS:
-            self._tidied_at = time.monotonic()
+        now = self._clock.monotonic()
+        if now - self._tidied_at > _TIDY_SECONDS:
+            self._tidied_at = now
             await self._store.write(lambda tx: tx.rates.forget_expired())
 
 
@@ -109,9 +112,10 @@ class SharedHits:
     """Hits of all instances where they can be counted together, of this process where they can't: a request does not fail
     for that. The change is logged once, each way."""
 
-    def __init__(self, shared: HitCounter, failures: tuple[type[Exception], ...]) -> None:
+    def __init__(self, shared: HitCounter, failures: tuple[type[Exception], ...], clock: Clock) -> None:
         self._shared = shared
         self._failures = failures
+        self._clock = clock
         self._local = StorageHits(MemoryStorage())
         self._is_away = False
         self._retry_at = 0.0
@@ -119,16 +123,16 @@ class SharedHits:
     async def hit(self, name: str, limit: RateLimitItem) -> Hits:
         """As `HitCounter.hit`."""
         if self._is_away:
-            if time.monotonic() < self._retry_at:
+            if self._clock.monotonic() < self._retry_at:
                 return await self._local.hit(name, limit)
-            self._retry_at = time.monotonic() + _RETRY_SECONDS  # this one tries, others need not wait for it
+            self._retry_at = self._clock.monotonic() + _RETRY_SECONDS  # this one tries, others need not wait for it
         try:
             hits = await self._shared.hit(name, limit)
         except self._failures as error:
             if not self._is_away:
                 _log.warning("rate_limits_local", cause=type(error).__name__, hint="Each instance counts by itself.")
             self._is_away = True
-            self._retry_at = time.monotonic() + _RETRY_SECONDS
+            self._retry_at = self._clock.monotonic() + _RETRY_SECONDS
             return await self._local.hit(name, limit)
         if self._is_away:
             _log.info("rate_limits_shared")
@@ -143,7 +147,7 @@ def hit_counter(platform: Platform) -> HitCounter:
         storage = make(
             "async+redis://", implementation="redispy", key_prefix="automagik", connection_pool=platform.redis.pool
         )
-        return SharedHits(StorageHits(storage), platform.redis.failures)
+        return SharedHits(StorageHits(storage), platform.redis.failures, platform.clock)
     if platform.store.dialect == "postgresql":
-        return SharedHits(StoredHits(platform.store), (AutomagikError,))
+        return SharedHits(StoredHits(platform.store, platform.clock), (AutomagikError,), platform.clock)
     return StorageHits(MemoryStorage())
