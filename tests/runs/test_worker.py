@@ -23,7 +23,7 @@ from run_house import (
 
 from automagik.app import Platform
 from automagik.errors import QueueFull, RunFailed, ServiceUnavailable
-from automagik.runs import RunRequest
+from automagik.runs import RunRequest, RunStream
 from automagik.store import Transaction
 from automagik.testing.postgres import PostgresServer
 from automagik.types import SYSTEM, RunStatus, new_uuid
@@ -506,6 +506,26 @@ async def test_a_process_that_only_answers_leaves_queued_work_to_workers(open_ho
     await open_host(role="worker")
     assert (await ended(answering, run.run_id)).outcome == "completed"
     assert time.monotonic() - began < 5
+
+
+async def _read_all(stream: RunStream) -> list[str]:
+    return [event.type async for batch in stream for event in batch]
+
+
+def _delete_run(tx: Transaction, run_id: str) -> None:
+    for table in ("run_events", "runs"):
+        tx.connection.exec_driver_sql(f"DELETE FROM {table} WHERE run_id = '{run_id}'")
+
+
+async def test_a_reader_of_a_run_that_is_deleted_is_let_go(open_host: OpenPlatform) -> None:
+    answering = await open_host(role="api")
+    run = await sent(answering, "echo", "never")
+    stream = await answering.runs.watch(run.run_id, SYSTEM)
+    reading = asyncio.create_task(_read_all(stream))
+    await asyncio.sleep(0.3)
+    await answering.store.write(lambda tx: _delete_run(tx, run.run_id))
+    async with asyncio.timeout(5):
+        assert await reading == ["run_queued"]
 
 
 async def test_runs_survive_a_database_that_is_away_for_some_seconds(

@@ -255,9 +255,9 @@ class EventBus:
         for start in range(0, len(run_ids), _POLLED_TOGETHER):
             some = run_ids[start : start + _POLLED_TOGETHER]
             newest = await self._store.read(lambda tx, some=some: tx.events.last_seqs(some))
-            for run_id, seq in newest.items():
+            for run_id in some:  # one that is not there any more is looked at, and its readers are let go
                 for watcher in self._watchers.get(run_id, ()):
-                    watcher.wake(through=seq)
+                    watcher.wake(through=newest.get(run_id))
 
     def _send(self, topic: str, text: str) -> None:
         task = asyncio.get_running_loop().create_task(self._signals.send(topic, text))
