@@ -214,7 +214,7 @@ class Platform:
                 stack.push_async_callback(_end, asyncio.create_task(reap_forever(store, house.executors)))
                 scheduler = Scheduler(store=store, runs=runs, keys=keys, clock=clock)
                 stack.push_async_callback(_end_scheduling, scheduler, asyncio.create_task(scheduler.run()))
-                sender = WebhookSender(store, outbound, secrets, clock=clock, render=run_document)
+                sender = WebhookSender(store, outbound, secrets, clock=clock, render=run_document, observer=metrics)
                 sending = asyncio.create_task(sender.run())
                 stack.push_async_callback(_end_sending, sender, sending, settings.shutdown_grace_seconds)
 

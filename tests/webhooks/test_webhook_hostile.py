@@ -9,6 +9,7 @@ from webhook_house import Sent, TurnedClock, WebhookHouse, answering
 from automagik.runs.document import run_document
 from automagik.security import KeyRing
 from automagik.store import Store
+from automagik.telemetry import Metrics
 from automagik.types import SYSTEM, Caller
 from automagik.webhooks import WebhookSender
 
@@ -138,3 +139,23 @@ async def test_a_webhook_that_is_deleted_in_the_midst_of_an_attempt_leaves_nothi
     assert "delivery_attempt_lost" not in said.out + said.err
     assert await house.sender.start_due() == 0
     assert await house.secrets.names() == []
+
+
+async def test_attempts_are_counted(house: WebhookHouse) -> None:
+    metrics = Metrics()
+    sender = WebhookSender(
+        house.store, house.outbound, house.secrets, clock=house.clock, render=run_document, observer=metrics
+    )
+    await house.create()
+    await house.create("http://127.0.0.1:1/")
+    house.receiver.answers = [answering(500), answering(200), answering(410)]
+    for _ in range(3):
+        await house.end_run()
+        await sender.start_due()
+        await sender.settled()
+    text = metrics.render().decode()
+    assert 'automagik_webhook_attempts_total{result="delivered"} 1.0' in text
+    assert 'automagik_webhook_attempts_total{result="refused"} 2.0' in text
+    assert 'automagik_webhook_attempts_total{result="unanswered"} 3.0' in text
+    assert "automagik_webhook_deliveries_failed_total 1.0" in text
+    assert "automagik_webhook_attempt_seconds_count 6.0" in text

@@ -84,6 +84,23 @@ class Metrics:
             "automagik_active_streams", "Event streams open in this process", registry=self.registry
         )
         """Counted up and down by the API."""
+        self._delivery_attempts = Counter(
+            "automagik_webhook_attempts",
+            "Attempts to deliver to a webhook, by what came of them: delivered, refused (another status), unanswered",
+            ["result"],
+            registry=self.registry,
+        )
+        self._delivery_seconds = Histogram(
+            "automagik_webhook_attempt_seconds",
+            "Time of one attempt to deliver to a webhook",
+            buckets=_REQUEST_SECONDS,
+            registry=self.registry,
+        )
+        self._deliveries_failed = Counter(
+            "automagik_webhook_deliveries_failed",
+            "Deliveries to webhooks that are not tried again",
+            registry=self.registry,
+        )
         self._batch_size = Histogram(
             "automagik_store_batch_size",
             "Transactions that shared one commit",
@@ -130,6 +147,13 @@ class Metrics:
         children[3].inc(row.usage.output_tokens)
         if row.usage.cost_usd is not None:
             children[4].inc(float(row.usage.cost_usd))
+
+    def delivery_attempted(self, result: str, seconds: float, *, gives_up: bool) -> None:
+        """Count one attempt to deliver to a webhook: `delivered`, `refused` or `unanswered`; `gives_up`: it was the last."""
+        self._delivery_attempts.labels(result).inc()
+        self._delivery_seconds.observe(seconds)
+        if gives_up:
+            self._deliveries_failed.inc()
 
     def store_wrote(self, transactions: int, seconds: float) -> None:
         """Count one commit that `transactions` shared."""

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Final, TypeVar, cast
+from typing import Final, Literal, Protocol, TypeVar, cast
 
 import httpx2
 import structlog
@@ -27,7 +27,7 @@ from automagik.types import Clock, JsonObject, utc_text
 from automagik.webhooks.registry import signing_secrets
 from automagik.webhooks.signing import signed_headers
 
-__all__ = ["RETRY_DELAYS", "WebhookSender"]
+__all__ = ["RETRY_DELAYS", "DeliveryObserver", "WebhookSender"]
 
 T = TypeVar("T")
 
@@ -66,6 +66,16 @@ class _Parcel:
     run: RunRow | None
 
 
+class DeliveryObserver(Protocol):
+    """Who is told of attempts: metrics."""
+
+    def delivery_attempted(
+        self, result: Literal["delivered", "refused", "unanswered"], seconds: float, *, gives_up: bool
+    ) -> None:
+        """Count an attempt; `gives_up`: the delivery has failed for good."""
+        ...
+
+
 class _NoRun(Exception):
     """The run that was to be told of was deleted: no attempt can help."""
 
@@ -86,6 +96,7 @@ class WebhookSender:
         clock: Clock,
         render: Callable[[RunRow], JsonObject],
         lease: timedelta = LEASE,
+        observer: DeliveryObserver | None = None,
     ) -> None:
         """`render`: a run as the API shows it. `lease`: for how long what another sender has claimed is left to it."""
         self._store = store
@@ -94,6 +105,7 @@ class WebhookSender:
         self._clock = clock
         self._render = render
         self._lease = lease
+        self._observer = observer
         self._sending: dict[asyncio.Task[None], DueDelivery] = {}
         self._posting: set[asyncio.Task[None]] = set()
         self._busy: frozenset[str] = frozenset()
@@ -233,8 +245,10 @@ class WebhookSender:
             answered = result(posted.status_code)
             if 200 <= posted.status_code < 300:
                 await self._settle(lambda tx: tx.webhooks.settle_delivered(row, answered))
+                self._count(answered, gives_up=False)
             elif posted.status_code == _GONE:
                 await self._settle(lambda tx: _disable(tx, row, answered))
+                self._count(answered, gives_up=True)
                 _log.warning("webhook_disabled", webhook_id=row.webhook_id, status_code=_GONE)
             else:
                 await self._fail(row, answered, self._next_at(row, posted.retry_after_seconds))
@@ -256,8 +270,16 @@ class WebhookSender:
 
     async def _fail(self, row: DeliveryRow, result: AttemptResult, next_at: datetime | None) -> None:
         await self._settle(lambda tx: tx.webhooks.settle_failed(row, result, next_at=next_at))
+        self._count(result, gives_up=next_at is None)
         if next_at is None:
             _log.warning("delivery_failed", delivery_id=row.delivery_id, attempts=row.attempts)
+
+    def _count(self, result: AttemptResult, *, gives_up: bool) -> None:
+        if self._observer is None or result.error == _INTERRUPTED:
+            return
+        status = result.status_code
+        word = "unanswered" if status is None else "delivered" if 200 <= status < 300 else "refused"
+        self._observer.delivery_attempted(word, result.milliseconds / 1000, gives_up=gives_up)
 
     async def _settle(self, work: Callable[[Transaction], None]) -> None:
         await self._patiently(partial(self._store.write, work))
