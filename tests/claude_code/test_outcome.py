@@ -32,6 +32,7 @@ WORK = {
     "message": {"id": "m", "content": [{"type": "text", "text": "Hm"}]},
     "parent_tool_use_id": None,
 }
+INIT = {"type": "system", "subtype": "init"}
 NOTHING = transcript()
 
 ROWS: list[tuple[str, Transcript, ExitStatus, RunOutcome, bool]] = [
@@ -84,8 +85,10 @@ ROWS: list[tuple[str, Transcript, ExitStatus, RunOutcome, bool]] = [
         RunOutcome.INTERRUPTED,
         False,
     ),
-    ("SIGINT at the API", transcript(WORK), ExitStatus(0), RunOutcome.SANDBOX_ERROR, True),
-    ("stale success", transcript(result(), WORK), ExitStatus(0), RunOutcome.SANDBOX_ERROR, True),
+    ("SIGINT at the API", transcript(INIT, WORK), ExitStatus(0), RunOutcome.INTERRUPTED, True),
+    ("SIGINT, named", transcript(INIT, WORK), ExitStatus(130), RunOutcome.INTERRUPTED, True),
+    ("no prompt", NOTHING, ExitStatus(0), RunOutcome.SANDBOX_ERROR, True),
+    ("stale success", transcript(INIT, result(), WORK), ExitStatus(0), RunOutcome.INTERRUPTED, True),
     ("bad arguments", NOTHING, ExitStatus(1, stderr="error: unknown option '--x'"), RunOutcome.SANDBOX_ERROR, False),
     (
         "session in use",

@@ -63,7 +63,7 @@ def classify(
     if crash is not None:
         return crash
     if result is None:
-        return _no_result(exit)
+        return _no_result(transcript, exit)
     if _claims_success(result):
         return Verdict(
             RunOutcome.SANDBOX_ERROR,
@@ -190,7 +190,12 @@ def _crash(exit: ExitStatus) -> Verdict | None:  # noqa: A002 - it is one
         case None:
             return None
         case 2:
-            return Verdict(RunOutcome.INTERRUPTED, "The run was interrupted from outside the platform.", retryable=True)
+            return Verdict(
+                RunOutcome.INTERRUPTED,
+                "The run was interrupted from outside the platform.",
+                "See who sends signals on its host, then requeue the run.",
+                retryable=True,
+            )
         case number:
             return Verdict(
                 RunOutcome.SANDBOX_ERROR,
@@ -210,7 +215,7 @@ def _signal(exit: ExitStatus) -> int | None:  # noqa: A002 - it is one
     return code - 128 if code - 128 in {_ABORTED, _KILLED, _TERMINATED, _INTERRUPTED, 4, 7, 11} else None
 
 
-def _no_result(exit: ExitStatus) -> Verdict:  # noqa: A002 - it is one
+def _no_result(transcript: Transcript, exit: ExitStatus) -> Verdict:  # noqa: A002 - it is one
     said = _quoted(exit.stderr)
     if exit.code in {126, 127}:
         return Verdict(
@@ -218,11 +223,18 @@ def _no_result(exit: ExitStatus) -> Verdict:  # noqa: A002 - it is one
             f"The Claude CLI could not be started{said}",
             "`automagik doctor` says what is missing: the CLI comes with pip install 'automagik-agents[claude]'.",
         )
+    if exit.code == 0 and transcript.init is not None:  # SIGINT, at some moments
+        return Verdict(
+            RunOutcome.INTERRUPTED,
+            "The run was interrupted from outside the platform.",
+            "See who sends signals on its host, then requeue the run.",
+            retryable=True,
+        )
     if exit.code == 0:
         return Verdict(
             RunOutcome.SANDBOX_ERROR,
-            "The CLI ended without a result: it was interrupted, or its input ended before a prompt.",
-            "Requeue the run.",
+            "The CLI ended before it was given a prompt.",
+            "Its input was closed, because the platform stopped: requeue the run.",
             retryable=True,
         )
     if "already in use" in exit.stderr:
@@ -311,8 +323,8 @@ def _api_failure(result: JsonObject, said: str) -> Verdict:
         case None:
             return Verdict(
                 RunOutcome.MODEL_ERROR,
-                f"The model could not be reached{_quoted(said)}",
-                "See whether the provider can be reached from the server (ANTHROPIC_BASE_URL), then requeue the run.",
+                f"The run's model gateway could not be reached{_quoted(said)}",
+                "The platform was away for longer than the CLI waits (about 3 minutes): requeue the run.",
                 retryable=True,
             )
         case _ if status in _PASSING:
