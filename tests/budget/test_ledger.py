@@ -6,7 +6,7 @@ from ledger_house import CENT, USD, LedgerHouse, TurnedClock, counters, party, r
 
 from automagik.budget import ModelCall, Party
 from automagik.errors import BudgetBusy, BudgetExceeded
-from automagik.store import Store
+from automagik.store import Store, Transaction
 from automagik.types import SYSTEM, new_id, new_uuid
 
 pytestmark = pytest.mark.anyio
@@ -281,3 +281,21 @@ async def test_many_calls_at_once_take_just_what_there_is(store: Store) -> None:
         assert sum(not isinstance(one, Exception) for one in took) == 10
         assert all(isinstance(one, BudgetBusy) for one in took if isinstance(one, Exception))
         assert await house.standing(budget) == (0, 10 * CENT)
+
+
+async def test_what_a_crash_of_the_database_took_counts_all_the_same(house: LedgerHouse) -> None:
+    if house.store.dialect == "sqlite":
+        return  # there the database dies only with the process
+    budget = await house.limit("organisation", None, USD)
+    lost = [await house.ledger.reserve(party(), 20 * CENT) for _ in range(3)]
+
+    def crash(tx: Transaction) -> None:
+        tx.connection.exec_driver_sql("DELETE FROM reservations")
+        tx.connection.exec_driver_sql("UPDATE budget_counters SET reserved_nano = 0")
+
+    await house.store.write(crash)
+    await house.ledger.settle(lost[0], 5 * CENT)
+    await house.ledger.settle(lost[0], 5 * CENT)
+    await house.ledger.settle(lost[1], None)
+    await house.ledger.release(lost[2])
+    assert await house.standing(budget) == (25 * CENT, 0)

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 
 import structlog
 
@@ -26,6 +26,8 @@ _AGAIN_SECONDS = 1.0
 """How soon what could not be settled, because the store was away, is settled again."""
 _BATCH = 200
 _RETRY_AFTER_SECONDS = 1
+_SURE = timedelta(seconds=60)
+"""How long before it expires a reservation is certainly still there, whatever the clocks of other hosts say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,16 @@ class Reservation:
     reservation_id: str
     granted_nano: int
     is_counted: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A reservation that this process has not settled yet."""
+
+    owner: str
+    expires_at: datetime
+    amount_nano: int
+    counters: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +68,7 @@ class Ledger:
         self._clock = clock
         self._executor_id = executor_id
         self._limited: frozenset[tuple[str, str]] = frozenset()
+        self._open: dict[str, _Open] = {}
         self._later: dict[str, Settle] = {}
         self._wake = asyncio.Event()
         self._stale = False
@@ -124,7 +137,11 @@ class Ledger:
             raise
         if reserved.granted_nano is None:
             raise _refusal(amount_nano, least, reserved.limits)
-        return Reservation(reservation_id, reserved.granted_nano, is_counted=bool(reserved.limits))
+        if not reserved.limits:
+            return Reservation(reservation_id, reserved.granted_nano, is_counted=False)
+        counters = [(limit.budget_id, limit.period_start) for limit in reserved.limits]
+        self._open[reservation_id] = _Open(asked.owner, asked.expires_at, reserved.granted_nano, counters)
+        return Reservation(reservation_id, reserved.granted_nano)
 
     async def settle(
         self, reservation: Reservation, cost_nano: int | None, *, call: ModelCall | None = None
@@ -136,11 +153,11 @@ class Ledger:
         """
         if not reservation.is_counted and call is None:
             return Settled()
-        settle = _settle(reservation, cost_nano, call)
+        settle = self._end_of(reservation, cost_nano, call)
         try:
             settled = await self._store.settle([settle])
         except ServiceUnavailable:
-            self._later[settle.reservation_id] = settle
+            self._later[settle.reservation_id] = replace(settle, counters=None)  # it may have been stored all the same
             return Settled()
         return Settled([limit_document(limit) for limit in settled[0].passed])
 
@@ -151,7 +168,7 @@ class Ledger:
     def settle_later(self, reservation: Reservation, cost_nano: int | None, *, call: ModelCall | None = None) -> None:
         """Settle soon, for one who can't wait: who is being cancelled."""
         if reservation.is_counted or call is not None:
-            self._later[reservation.reservation_id] = _settle(reservation, cost_nano, call)
+            self._later[reservation.reservation_id] = self._end_of(reservation, cost_nano, call)
             self._wake.set()
 
     async def limit_run(self, run_id: str, limit_nano: int) -> None:
@@ -181,6 +198,7 @@ class Ledger:
                 await self._settle_later()
                 if self._stale:
                     await self.refresh()
+                    self._forget_expired()
                     await self._settle_left_behind()
             except AutomagikError as error:
                 self._stale = True
@@ -190,10 +208,25 @@ class Ledger:
     async def _settle_later(self) -> None:
         while self._later:
             batch = list(self._later.values())[:_BATCH]
-            await self._store.settle(batch)
+            try:
+                await self._store.settle(batch)
+            except ServiceUnavailable:
+                self._later |= {one.reservation_id: replace(one, counters=None) for one in batch}
+                raise
             for settle in batch:
-                if self._later.get(settle.reservation_id) is settle:
-                    del self._later[settle.reservation_id]
+                del self._later[settle.reservation_id]
+
+    def _end_of(self, reservation: Reservation, cost_nano: int | None, call: ModelCall | None) -> Settle:
+        """What the store is told. It must find the reservation where this is its first end, and nobody can have taken it."""
+        opened = self._open.pop(reservation.reservation_id, None)
+        row = call.to_row() if call is not None else None
+        if opened is None or opened.owner != self._executor_id() or self._clock.now() > opened.expires_at - _SURE:
+            return Settle(reservation.reservation_id, cost_nano, row)
+        return Settle(reservation.reservation_id, cost_nano, row, opened.counters, opened.amount_nano)
+
+    def _forget_expired(self) -> None:
+        now = self._clock.now()
+        self._open = {name: opened for name, opened in self._open.items() if opened.expires_at > now}
 
     async def _settle_left_behind(self) -> None:
         """Settle, at their full amount, reservations that expired or whose owner is lost: what was called may have been paid."""
@@ -204,10 +237,6 @@ class Ledger:
                 _log.warning("reservations_left_behind", count=len(left))
             if len(left) < _BATCH:
                 return
-
-
-def _settle(reservation: Reservation, cost_nano: int | None, call: ModelCall | None) -> Settle:
-    return Settle(reservation.reservation_id, cost_nano, call.to_row() if call is not None else None)
 
 
 def _refusal(amount_nano: int, least_nano: int, limits: Sequence[Limit]) -> BudgetBusy | BudgetExceeded:

@@ -2,6 +2,10 @@
 
 Rows of counters are always taken in one order (`held`), after the rows of reservations, so that no two statements wait for
 each other. `held` gives them as they are now, not as this statement's snapshot saw them.
+
+Neither waits for the disk (`synchronous_commit` off): a call of a model must not. Commits keep their order all the same, so what
+the last moment before a crash of the database can lose is the end of a reservation, which then counts in full when it expires;
+or one that was just begun, whose settlement brings along what it would have counted in (`lost`).
 """
 
 import json
@@ -60,18 +64,24 @@ WITH asked AS (
   SELECT a.id, a.run_id, a.owner, d.granted, d.counters, a.created_at, a.expires_at
   FROM asked a JOIN decided d ON d.place = a.place WHERE d.granted IS NOT NULL AND d.counters IS NOT NULL
 )
-SELECT id AS run_id, granted, is_missing, is_exact, limits::text AS limits FROM decided
+SELECT id AS run_id, granted, is_missing, is_exact, limits::text AS limits,
+  set_config('synchronous_commit', 'off', true) AS unsynchronised
+FROM decided
 """
 
 SETTLE = """
 WITH asked AS (
-  SELECT * FROM json_to_recordset($1::json) AS a(place integer, id text, cost bigint)
+  SELECT * FROM json_to_recordset($1::json) AS a(place integer, id text, cost bigint, amount bigint, counters json)
 ), gone AS (
   DELETE FROM reservations r USING asked a WHERE r.reservation_id = a.id
   RETURNING a.place, a.id, coalesce(a.cost, r.amount_nano) AS cost, r.amount_nano, r.counters
+), lost AS (
+  SELECT a.place, coalesce(a.cost, a.amount) AS cost, 0::bigint AS amount_nano, a.counters
+  FROM asked a WHERE a.counters IS NOT NULL AND NOT EXISTS (SELECT FROM gone g WHERE g.place = a.place)
 ), touched AS (
   SELECT g.place, g.cost, g.amount_nano, p->>0 AS budget_id, p->>1 AS period_start
-  FROM gone g CROSS JOIN LATERAL json_array_elements(g.counters) p
+  FROM (SELECT place, cost, amount_nano, counters FROM gone UNION ALL SELECT * FROM lost) g
+  CROSS JOIN LATERAL json_array_elements(g.counters) p
 ), changes AS (
   SELECT t.budget_id, t.period_start, sum(t.cost)::bigint AS cost, sum(t.amount_nano)::bigint AS amount,
     min(t.place) AS place
@@ -96,7 +106,7 @@ WITH asked AS (
 ), calls AS (
   INSERT INTO model_calls SELECT * FROM json_populate_recordset(NULL::model_calls, $2::json) ON CONFLICT DO NOTHING
 )
-SELECT a.id AS run_id, g.place IS NOT NULL AS was_open,
+SELECT a.id AS run_id, g.place IS NOT NULL AS was_open, set_config('synchronous_commit', 'off', true) AS unsynchronised,
   (SELECT json_agg(c.passed) FROM changed c WHERE c.place = a.place AND c.is_new)::text AS passed
 FROM asked a LEFT JOIN gone g ON g.place = a.place
 """
@@ -126,7 +136,14 @@ def reserve_parameters(asked: Sequence[Reserve]) -> list[str]:
 def settle_parameters(settled: Sequence[Settle]) -> list[str]:
     """The parameters of SETTLE for these ends, in their order."""
     rows = [
-        {"place": place, "id": one.reservation_id, "cost": one.cost_nano} for place, one in enumerate(settled, start=1)
+        {
+            "place": place,
+            "id": one.reservation_id,
+            "cost": one.cost_nano,
+            "amount": one.amount_nano,
+            "counters": one.counters,
+        }
+        for place, one in enumerate(settled, start=1)
     ]
     return [json.dumps(rows), json.dumps([one.call for one in settled if one.call is not None])]
 

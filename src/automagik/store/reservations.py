@@ -69,11 +69,17 @@ class Reserved:
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """The end of a reservation: what the call cost (None: all that was reserved), and the row of `model_calls` that tells of it."""
+    """The end of a reservation: what the call cost (None: all that was reserved), and the row of `model_calls` that tells of it.
+
+    `counters` (pairs of a budget and the start of its period) and `amount_nano` are given where the reservation must still be
+    there: where it isn't, because the database crashed and lost it, the cost counts all the same.
+    """
 
     reservation_id: str
     cost_nano: int | None
     call: JsonObject | None = None
+    counters: Sequence[tuple[str, str]] | None = None
+    amount_nano: int = 0
 
 
 @dataclass(frozen=True, slots=True)
