@@ -1,13 +1,10 @@
 """A small real HTTP server that answers as a test tells it, and the real command in a process of its own."""
 
-import fcntl
 import json
 import os
 import pty
 import signal
-import subprocess
-import sys
-import termios
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qsl, urlsplit
+
+from automagik.testing.warm import WarmPython
 
 __all__ = ["Answer", "Asked", "Command", "Done", "StubApi", "event", "problem", "run_document"]
 
@@ -142,15 +141,11 @@ class Done:
         return [json.loads(line) for line in self.out.splitlines()]
 
 
-def _own_terminal() -> None:
-    """Make standard input the terminal of this session: Ctrl-C typed there becomes a signal."""
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
 class Command:
     """The real `automagik`, with folders of its own and nothing of this process's environment."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, warm: WarmPython) -> None:
+        self._warm = warm
         self.data_dir = folder / "data"
         self.config_dir = folder / "config"
         self.environment = {
@@ -172,15 +167,7 @@ class Command:
         self.profile.chmod(mode)
 
     def __call__(self, *arguments: str, stdin: str = "", **environment: str) -> Done:
-        done = subprocess.run(
-            [sys.executable, "-m", "automagik", *arguments],
-            env={**self.environment, **environment},
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = self._warm.run(arguments, env={**self.environment, **environment}, stdin=stdin)
         return Done(done.returncode, done.stdout, done.stderr)
 
     def on_terminal(self, *arguments: str, types: Sequence[tuple[str, str]] = (), **environment: str) -> Done:
@@ -189,14 +176,9 @@ class Command:
         `out` is all that the terminal shows.
         """
         ours, theirs = pty.openpty()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "automagik", *arguments],
-            env={**self.environment, "TERM": "xterm", "COLUMNS": "200", **environment},
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            start_new_session=True,
-            preexec_fn=_own_terminal,
+        environment = {**self.environment, "TERM": "xterm", "COLUMNS": "200", **environment}
+        process = self._warm.start(
+            arguments, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, own_terminal=True
         )
         os.close(theirs)
         left = list(types)
@@ -217,18 +199,24 @@ class Command:
 
     def interrupted(self, *arguments: str, when: Callable[[], bool], **environment: str) -> Done:
         """The command, which gets Ctrl-C as soon as `when` is true."""
-        process = subprocess.Popen(
-            [sys.executable, "-m", "automagik", *arguments],
-            env={**self.environment, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        deadline = time.monotonic() + 30
-        while not when() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-        return Done(process.returncode, out, err)
+        with (
+            tempfile.TemporaryFile("w+") as out,
+            tempfile.TemporaryFile("w+") as err,
+            Path(os.devnull).open() as nothing,
+        ):
+            process = self._warm.start(
+                arguments,
+                env={**self.environment, **environment},
+                stdin=nothing.fileno(),
+                stdout=out.fileno(),
+                stderr=err.fileno(),
+            )
+            deadline = time.monotonic() + 30
+            while not when() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            time.sleep(0.3)
+            process.send_signal(signal.SIGINT)
+            code = process.wait(timeout=30)
+            out.seek(0)
+            err.seek(0)
+            return Done(code, out.read(), err.read())

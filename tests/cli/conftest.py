@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 from cli_harness import Command, StubApi
 
-from automagik.testing.fixtures import postgres_server
+from automagik.testing.fixtures import postgres_server, warm
+from automagik.testing.warm import WarmPython
 
-__all__ = ["api", "command", "postgres_server"]
+__all__ = ["api", "command", "postgres_server", "warm"]
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Command:
-    return Command(tmp_path)
+def command(tmp_path: Path, warm: WarmPython) -> Command:
+    return Command(tmp_path, warm)
 
 
 @pytest.fixture

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from automagik.testing.servers import RunningServer
+from automagik.testing.warm import WarmPython
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with RunningServer(tmp_path_factory.mktemp("house")) as running:
+def server(tmp_path_factory: pytest.TempPathFactory, warm: WarmPython) -> Iterator[RunningServer]:
+    with RunningServer(tmp_path_factory.mktemp("house"), warm=warm) as running:
         yield running
 
 
@@ -124,16 +125,14 @@ def test_users_and_memories_come_and_go(server: RunningServer) -> None:
     assert ending(server, "users", "show", user["user_id"])[0] == 5
 
 
-def test_keys_are_made_used_and_revoked(server: RunningServer) -> None:
+def test_keys_are_made_used_and_revoked(server: RunningServer, warm: WarmPython) -> None:
     limits = ("--expires", "1h", "--rate-limit", "100/minute", "--max-concurrent-runs", "3")
     made = one(server, "keys", "create", "reader", "--scope", "runs:read", *limits)
     assert one(server, "keys", "show", made["key_id"])["max_concurrent_runs"] == 3
     reader = {**server.environment, "AUTOMAGIK_KEY": made["key"]}
 
     def as_reader(*arguments: str) -> int:
-        return subprocess.run(
-            [sys.executable, "-m", "automagik", *arguments], env=reader, capture_output=True, timeout=60, check=False
-        ).returncode
+        return warm.run(arguments, env=reader).returncode
 
     assert as_reader("runs", "list") == 0
     assert as_reader("run", "simple", "hi") == 4

@@ -12,6 +12,7 @@ import pytest
 
 from automagik.testing.postgres import PostgresServer
 from automagik.testing.servers import RunningServer
+from automagik.testing.warm import WarmPython
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -45,7 +46,9 @@ def run(command: list[str], environment: dict[str, str], folder: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_examples_of_a_page_work(page: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_the_examples_of_a_page_work(
+    page: str, tmp_path: Path, request: pytest.FixtureRequest, warm: WarmPython
+) -> None:
     found = examples(page)
     if shutil.which("curl") is None and any(
         example.text.lstrip().startswith("curl ") or "\ncurl " in example.text for example in found
@@ -58,8 +61,11 @@ def test_the_examples_of_a_page_work(page: str, tmp_path: Path, request: pytest.
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(example.text, encoding="utf-8")
     # What a page that has its own receiver tells its reader to set.
-    with RunningServer(data, settings={"AUTOMAGIK_OUTBOUND_ALLOW": "127.0.0.1"}) as server:
-        environment = {**server.environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    warm.script(commands / "automagik")
+    with RunningServer(data, settings={"AUTOMAGIK_OUTBOUND_ALLOW": "127.0.0.1"}, warm=warm) as server:
+        environment = {**server.environment, "PATH": f"{commands}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
         if any("$POSTGRESQL_URL" in example.text for example in found):
             postgres: PostgresServer = request.getfixturevalue("postgres_server")
             environment["POSTGRESQL_URL"] = postgres.create_empty_database()

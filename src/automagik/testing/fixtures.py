@@ -9,8 +9,9 @@ import pytest
 from automagik.store import Store
 from automagik.testing.postgres import PostgresServer
 from automagik.testing.stores import open_store
+from automagik.testing.warm import WarmPython
 
-__all__ = ["dialect", "postgres_server", "store"]
+__all__ = ["dialect", "postgres_server", "store", "warm"]
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +20,13 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgr
     base = tmp_path_factory.getbasetemp()
     with PostgresServer(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[WarmPython]:
+    """Commands without the cost of a start of Python each."""
+    with WarmPython() as python:
+        yield python
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
