@@ -159,9 +159,11 @@ class Bubblewrap:
             async with asyncio.timeout(_TRY_SECONDS):
                 output, errors = await process.communicate()
         except TimeoutError:
-            process.kill()
-            await process.wait()
             return Availability(False, f"A sandbox did not start within {_TRY_SECONDS:g} seconds.")
+        finally:
+            if process.returncode is None:  # also where who asked is cancelled
+                process.kill()
+                await process.communicate()
         if process.returncode != 0:
             return await asyncio.to_thread(explain, errors.decode(errors="replace"), root=self._root)
         if not _TRIED.fullmatch(output.decode(errors="replace")):

@@ -127,10 +127,12 @@ class EgressDoor:
 
     # -- inner parts
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._attend(reader, writer))
         self._open.add(task)
+        task.add_done_callback(self._open.discard)
+
+    async def _attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             if len(self._open) > _MAX_CONNECTIONS:
                 raise RequestRefused(503, f"A sandbox has {_MAX_CONNECTIONS} connections at the most; close some.")
@@ -142,7 +144,6 @@ class EgressDoor:
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError):
             pass  # the client went away, or says nothing
         finally:
-            self._open.discard(task)
             writer.close()
             with contextlib.suppress(ConnectionError, OSError):
                 await writer.wait_closed()
