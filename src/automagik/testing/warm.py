@@ -96,7 +96,7 @@ class WarmPython:
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("warm_parent.py")), str(self.socket)],
             stdin=subprocess.PIPE,
-            env={"PATH": os.environ["PATH"], "LANG": _LANG},
+            env={"LANG": _LANG},
         )
         deadline = time.monotonic() + _START_SECONDS
         while not self.socket.exists():
