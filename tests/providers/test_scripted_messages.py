@@ -10,8 +10,10 @@ from typing import Any
 
 import anthropic
 import httpx2
+import jsonschema
 import pytest
 
+import automagik
 from automagik.errors import InvalidInput
 from automagik.providers.scripted_answer import ScriptedAnswer
 from automagik.providers.scripted_messages import DEMO_SCRIPT, Script
@@ -260,7 +262,7 @@ def test_the_demo_looks_around_writes_commits_and_reports_and_says_what_it_is() 
     assert ran[3].startswith("git add -- /workspace/automagik-demo-") and "commit -m" in ran[3]
     report = answers[-1]["content"][-1]["input"]
     assert "no language model" in report["summary"] and "no language model" in answers[0]["content"][0]["text"]
-    assert report["verdict"] == "done" and report["files_changed"][0].startswith("automagik-demo-")
+    assert report["verdict"] == "not_done" and report["files_changed"][0].startswith("automagik-demo-")
     assert set(report) == set(REPORT["input_schema"]["required"])
     assert 0 <= report["confidence"] <= 1
 
@@ -272,6 +274,54 @@ def test_the_demo_ends_well_where_it_may_not_write_or_has_no_tools() -> None:
     assert commands(demo([{"name": "Read", "input_schema": {}}, REPORT], {})) == ["StructuredOutput"]
     [text] = demo([], {})
     assert "no language model" in text["content"][0]["text"]
+
+
+WORKFLOWS = Path(automagik.__file__).parent / "claude_code" / "workflows"
+
+
+@pytest.mark.parametrize("file", sorted(WORKFLOWS.glob("*/report.schema.json")), ids=lambda file: file.parent.name)
+def test_the_demos_report_fits_each_workflow_and_claims_nothing(file: Path) -> None:
+    schema = json.loads(file.read_text())
+    report = demo([*TOOLS, {"name": "StructuredOutput", "input_schema": schema}], {})[-1]["content"][-1]["input"]
+    jsonschema.validate(report, schema)
+    assert "no language model" in report["summary"]
+    assert not any(value is True for value in report.values()), "neither complete nor ready"
+    assert report.get("verdict") != "approve"
+
+
+ODD: list[Any] = [
+    {
+        "type": "object",
+        "required": ["a", "b", "c", "d", "e", "f"],
+        "properties": {
+            "a": {"type": ["string", "null"]},
+            "b": {"type": "string", "minLength": 3},
+            "c": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+            "d": {"type": "number", "exclusiveMinimum": 2},
+            "e": {"$ref": "#/$defs/x"},
+            "f": {"type": "string", "format": "date"},
+        },
+        "$defs": {"x": {"type": "array", "minItems": 2, "items": {"const": 1}}},
+    },
+    {
+        "type": "object",
+        "required": ["a"],
+        "properties": {"a": {"$ref": "#/$defs/a"}},
+        "$defs": {"a": {"type": "object", "required": ["a"], "properties": {"a": {"$ref": "#/$defs/a"}}}},
+    },
+    {"type": "object", "required": 5},
+    {"type": "object", "required": ["a"], "properties": {"a": True}},
+    {"type": "object", "required": ["a"], "properties": [], "$defs": 5},
+    {"anyOf": [1]},
+    {"enum": 3},
+]
+
+
+@pytest.mark.parametrize("schema", ODD)
+def test_the_demo_ends_whatever_schema_it_is_given(schema: Any) -> None:
+    report = demo([{"name": "StructuredOutput", "input_schema": schema}], {})[-1]["content"][-1]["input"]
+    if schema is ODD[0]:
+        jsonschema.validate(report, schema)
 
 
 def test_the_demo_names_itself_where_git_knows_no_author_and_gives_up_after_that() -> None:

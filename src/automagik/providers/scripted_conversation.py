@@ -15,8 +15,8 @@ __all__ = ["Conversation", "ToolResult", "ToolUse"]
 _ASIDE = re.compile(
     r"<system-reminder>.*?</system-reminder>"
     r"|\[Request interrupted by user[^\]]*\]"
-    r"|^\[structured-output-enforce\].*"
-    r"|^Output token limit hit\..*",
+    r"|^\[structured-output-enforce\][^\n]*"
+    r"|^Output token limit hit\.[^\n]*",
     re.DOTALL | re.MULTILINE,
 )
 """What the Claude CLI puts beside a person's own words, or says in their place: it is no prompt."""
@@ -57,8 +57,6 @@ class Conversation:
     """Tools asked for since the last prompt."""
     results: tuple[ToolResult, ...]
     """What came of them."""
-    asides: tuple[str, ...]
-    """Messages of the role `system` that came after the last prompt: also what a person says while the model works."""
     tools: dict[str, JsonObject]
     """The tools that the request offers, by name, with their input schemas."""
     max_tokens: int | None
@@ -100,9 +98,7 @@ class Conversation:
         reading = _Reading()
         for message in _objects(request.get("messages")):
             if message.get("role") == "system":
-                text = _text(message.get("content"))
-                system.append(text)
-                reading.aside(text)
+                system.append(_text(message.get("content")))
             else:
                 reading.take(message)
         packed = orjson.dumps([request.get(key) for key in ("model", "system", "tools", "messages")])
@@ -119,7 +115,6 @@ class Conversation:
             turn=reading.turn,
             uses=tuple(reading.uses),
             results=tuple(reading.results),
-            asides=tuple(reading.asides),
             tools={
                 str(tool.get("name", "")): _object(tool.get("input_schema")) for tool in _objects(request.get("tools"))
             },
@@ -140,7 +135,6 @@ class _Reading:
         self.turn = 0
         self.uses: list[ToolUse] = []
         self.results: list[ToolResult] = []
-        self.asides: list[str] = []
         self._answering = False
 
     def take(self, message: JsonObject) -> None:
@@ -159,15 +153,11 @@ class _Reading:
         if said:
             self.prompts.append(said)
             self.turn = 0
-            self.uses, self.results, self.asides = [], [], []
+            self.uses, self.results = [], []
         for block in _objects(content):
             if block.get("type") == "tool_result":
                 text = _text(block.get("content"))
                 self.results.append(ToolResult(str(block.get("tool_use_id")), text, block.get("is_error") is True))
-
-    def aside(self, text: str) -> None:
-        """Read a message of the role `system`."""
-        self.asides.append(text)
 
 
 def _newest(messages: Sequence[JsonObject]) -> int:

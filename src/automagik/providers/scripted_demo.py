@@ -2,7 +2,7 @@
 
 import hashlib
 import shlex
-from typing import Any
+from typing import Any, cast
 
 from automagik.providers.filling import Filler
 from automagik.providers.scripted_answer import ScriptedToolUse, ScriptedTurn
@@ -22,7 +22,10 @@ _PAUSE = 0.3
 _CHUNK_PAUSE = 0.02
 _MAX_QUOTED = 300
 _IDENTITY = "git -c user.name='Automagik demo' -c user.email=demo@localhost"
+_TITLE = "A demo of a workflow"
+_TEXTS = frozenset({"summary", "title", "body", "message", "report"})
 _FILES = frozenset({"files", "files_changed", "changed_files"})
+_MAX_DEPTH = 12
 
 
 def demo_turn(conversation: Conversation) -> tuple[str, ScriptedTurn]:
@@ -95,15 +98,65 @@ def _commit(path: str, prompt: str, git: str) -> ScriptedTurn:
 
 
 def _report(conversation: Conversation, done: _Done) -> dict[str, Any]:
-    """A document that fits the schema's required fields; of the optional ones only what is known."""
+    """A document that fits the schema's required fields. It claims nothing: it says what the demo did where a text is asked for
+    that says it, and is empty, zero or no elsewhere."""
     schema = conversation.tools[_REPORT_TOOL]
-    report = Filler("", _report_text(conversation, done)).arguments(schema)
-    if done.file is not None and done.committed:
-        name = done.file.rsplit("/", 1)[-1]
-        for key, value in report.items():
-            if key in _FILES and isinstance(value, list) and all(isinstance(item, str) for item in value):  # pyright: ignore[reportUnknownVariableType] - JSON
-                report[key] = [name]
+    try:
+        least = _least(schema, schema.get("$defs", {}), 0)
+        limits = {key: _limit(schema, key) for key in _TEXTS}
+    except (TypeError, ValueError, AttributeError, LookupError):
+        return {}  # it is no schema: whoever sent it gets nothing that fits
+    report = cast("dict[str, Any]", least) if isinstance(least, dict) else {}
+    names = [done.file.rsplit("/", 1)[-1]] if done.file is not None and done.committed else []
+    for key, value in report.items():
+        if key in _TEXTS and isinstance(value, str):
+            text = _TITLE if key == "title" else _report_text(conversation, done)
+            report[key] = text[: limits[key]]
+        elif key in _FILES and value == []:
+            report[key] = names
     return report
+
+
+def _limit(schema: Any, key: str) -> int:
+    return int(schema.get("properties", {}).get(key, {}).get("maxLength", 100_000))
+
+
+def _least(schema: Any, defs: Any, depth: int) -> Any:
+    """The least value that fits a schema."""
+    if depth > _MAX_DEPTH:
+        return None
+    if "$ref" in schema:
+        return _least(defs.get(str(schema["$ref"]).rsplit("/", 1)[-1], {}), defs, depth + 1)
+    if "const" in schema:
+        return schema["const"]
+    if schema.get("enum"):
+        return schema["enum"][-1]  # of verdicts the last is the mildest, where it is a list of them
+    for key in ("anyOf", "oneOf", "allOf"):
+        if schema.get(key):
+            empty = [option for option in schema[key] if option.get("type") == "null"]
+            return _least((empty or schema[key])[0], defs, depth + 1)
+    match _kind(schema.get("type")):
+        case "boolean":
+            return False
+        case "integer" | "number":
+            low = max(0, schema.get("minimum", 0), schema.get("exclusiveMinimum", -1) + 1)
+            return min(low, schema.get("maximum", low))
+        case "array":
+            return [_least(schema.get("items", {}), defs, depth + 1) for _ in range(min(schema.get("minItems", 0), 20))]
+        case "object":
+            properties = schema.get("properties", {})
+            return {key: _least(properties.get(key, {}), defs, depth + 1) for key in schema.get("required", [])}
+        case "null":
+            return None
+        case _:
+            text = {**schema, "type": "string"}
+            return Filler("", "").arguments({"properties": {"it": text}, "required": ["it"]})["it"]
+
+
+def _kind(kinds: Any) -> str:
+    """The type that is least, where several are named."""
+    names = cast("list[Any]", kinds) if isinstance(kinds, list) else [kinds]
+    return "null" if "null" in names else str(names[0])
 
 
 def _report_text(conversation: Conversation, done: _Done) -> str:
