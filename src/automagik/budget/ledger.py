@@ -93,9 +93,15 @@ class Ledger:
         await self._settle_later()
 
     async def refresh(self) -> None:
-        """Learn who is limited, as it is now. Raises ServiceUnavailable."""
+        """Learn who is limited, as it is now; settle what the dead have left behind. Raises ServiceUnavailable."""
         self._stale = False
-        self._limited = frozenset(await self._store.read(lambda tx: tx.budgets.limited()))
+        limited, left = await self._store.read(lambda tx: (tx.budgets.limited(), tx.budgets.left_behind(_BATCH)))
+        self._limited = frozenset(limited)
+        while left:
+            # At their full amount: what was called may have been paid for.
+            await self._store.settle([Settle(reservation_id, None) for reservation_id in left])
+            _log.warning("reservations_left_behind", count=len(left))
+            left = await self._store.read(lambda tx: tx.budgets.left_behind(_BATCH)) if len(left) == _BATCH else []
 
     def applies(self, party: Party) -> bool:
         """Whether any budget limits the party: without one, nothing is reserved."""
@@ -199,7 +205,6 @@ class Ledger:
                 if self._stale:
                     await self.refresh()
                     self._forget_expired()
-                    await self._settle_left_behind()
             except AutomagikError as error:
                 self._stale = True
                 _log.warning("ledger_not_kept", reason=error.detail)
@@ -227,16 +232,6 @@ class Ledger:
     def _forget_expired(self) -> None:
         now = self._clock.now()
         self._open = {name: opened for name, opened in self._open.items() if opened.expires_at > now}
-
-    async def _settle_left_behind(self) -> None:
-        """Settle, at their full amount, reservations that expired or whose owner is lost: what was called may have been paid."""
-        while True:
-            left = await self._store.read(lambda tx: tx.budgets.left_behind(_BATCH))
-            if left:
-                await self._store.settle([Settle(reservation_id, None) for reservation_id in left])
-                _log.warning("reservations_left_behind", count=len(left))
-            if len(left) < _BATCH:
-                return
 
 
 def _refusal(amount_nano: int, least_nano: int, limits: Sequence[Limit]) -> BudgetBusy | BudgetExceeded:
