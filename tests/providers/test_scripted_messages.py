@@ -52,7 +52,7 @@ def said(text: str) -> JsonObject:
 
 
 def request(*messages: JsonObject, **fields: Any) -> JsonObject:
-    return {"model": "claude-test-1", "max_tokens": 1000, "messages": list(messages), **fields}
+    return {"model": "claude-test-1", "max_tokens": 8000, "messages": list(messages), **fields}
 
 
 def message_of(answer: ScriptedAnswer) -> dict[str, Any]:
@@ -312,6 +312,17 @@ ODD: list[Any] = [
     {"type": "object", "required": 5},
     {"type": "object", "required": ["a"], "properties": {"a": True}},
     {"type": "object", "required": ["a"], "properties": [], "$defs": 5},
+    {
+        "$ref": "#/$defs/a",
+        "$defs": {
+            "a": {
+                "type": "object",
+                "required": list("abcdefgh"),
+                "properties": {key: {"$ref": "#/$defs/a"} for key in "abcdefgh"},
+            }
+        },
+    },
+    {"type": "array", "minItems": 10**9, "items": {"type": "array", "minItems": 10**9}},
     {"anyOf": [1]},
     {"enum": 3},
 ]

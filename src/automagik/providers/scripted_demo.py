@@ -25,7 +25,9 @@ _IDENTITY = "git -c user.name='Automagik demo' -c user.email=demo@localhost"
 _TITLE = "A demo of a workflow"
 _TEXTS = frozenset({"summary", "title", "body", "message", "report"})
 _FILES = frozenset({"files", "files_changed", "changed_files"})
-_MAX_DEPTH = 12
+_MAX_DEPTH = 10
+_MAX_VALUES = 200
+"""How many values a report has at the most; a schema may refer to itself."""
 
 
 def demo_turn(conversation: Conversation) -> tuple[str, ScriptedTurn]:
@@ -102,7 +104,7 @@ def _report(conversation: Conversation, done: _Done) -> dict[str, Any]:
     that says it, and is empty, zero or no elsewhere."""
     schema = conversation.tools[_REPORT_TOOL]
     try:
-        least = _least(schema, schema.get("$defs", {}), 0)
+        least = _Least(schema.get("$defs", {})).of(schema)
         limits = {key: _limit(schema, key) for key in _TEXTS}
     except (TypeError, ValueError, AttributeError, LookupError):
         return {}  # it is no schema: whoever sent it gets nothing that fits
@@ -121,36 +123,50 @@ def _limit(schema: Any, key: str) -> int:
     return int(schema.get("properties", {}).get(key, {}).get("maxLength", 100_000))
 
 
-def _least(schema: Any, defs: Any, depth: int) -> Any:
-    """The least value that fits a schema."""
-    if depth > _MAX_DEPTH:
-        return None
-    if "$ref" in schema:
-        return _least(defs.get(str(schema["$ref"]).rsplit("/", 1)[-1], {}), defs, depth + 1)
-    if "const" in schema:
-        return schema["const"]
-    if schema.get("enum"):
-        return schema["enum"][-1]  # of verdicts the last is the mildest, where it is a list of them
-    for key in ("anyOf", "oneOf", "allOf"):
-        if schema.get(key):
-            empty = [option for option in schema[key] if option.get("type") == "null"]
-            return _least((empty or schema[key])[0], defs, depth + 1)
-    match _kind(schema.get("type")):
-        case "boolean":
-            return False
-        case "integer" | "number":
-            low = max(0, schema.get("minimum", 0), schema.get("exclusiveMinimum", -1) + 1)
-            return min(low, schema.get("maximum", low))
-        case "array":
-            return [_least(schema.get("items", {}), defs, depth + 1) for _ in range(min(schema.get("minItems", 0), 20))]
-        case "object":
-            properties = schema.get("properties", {})
-            return {key: _least(properties.get(key, {}), defs, depth + 1) for key in schema.get("required", [])}
-        case "null":
+class _Least:
+    """Makes the least value that fits a schema; of one that has no end, as much as there is room for."""
+
+    def __init__(self, defs: Any) -> None:
+        self._defs = defs
+        self._room = _MAX_VALUES
+
+    def of(self, schema: Any, depth: int = 0) -> Any:
+        """The value; None where there is no more room."""
+        self._room -= 1
+        if self._room < 0 or depth > _MAX_DEPTH:
             return None
-        case _:
-            text = {**schema, "type": "string"}
-            return Filler("", "").arguments({"properties": {"it": text}, "required": ["it"]})["it"]
+        if "$ref" in schema:
+            return self.of(self._defs.get(str(schema["$ref"]).rsplit("/", 1)[-1], {}), depth + 1)
+        if "const" in schema:
+            return schema["const"]
+        if schema.get("enum"):
+            return schema["enum"][-1]  # of verdicts the last is the mildest, where it is a list of them
+        for key in ("anyOf", "oneOf", "allOf"):
+            if schema.get(key):
+                empty = [option for option in schema[key] if option.get("type") == "null"]
+                return self.of((empty or schema[key])[0], depth + 1)
+        return self._typed(schema, depth)
+
+    def _typed(self, schema: Any, depth: int) -> Any:
+        match _kind(schema.get("type")):
+            case "boolean":
+                return False
+            case "integer" | "number":
+                low = max(0, schema.get("minimum", 0), schema.get("exclusiveMinimum", -1) + 1)
+                return min(low, schema.get("maximum", low))
+            case "array":
+                return [
+                    self.of(schema.get("items", {}), depth + 1)
+                    for _ in range(min(schema.get("minItems", 0), self._room))
+                ]
+            case "object":
+                properties = schema.get("properties", {})
+                return {key: self.of(properties.get(key, {}), depth + 1) for key in schema.get("required", [])}
+            case "null":
+                return None
+            case _:
+                text = {**schema, "type": "string"}
+                return Filler("", "").arguments({"properties": {"it": text}, "required": ["it"]})["it"]
 
 
 def _kind(kinds: Any) -> str:
