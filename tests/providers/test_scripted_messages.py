@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,23 @@ def test_max_tokens_cuts_the_answer_and_usage_may_be_stated() -> None:
 @pytest.mark.parametrize("body", [{}, {"messages": "Hi"}, {"model": "x", "messages": None}])
 def test_what_is_no_conversation_is_a_400(body: JsonObject) -> None:
     assert DEMO_SCRIPT.answer(body).status == 400
+
+
+def test_what_the_client_says_in_a_persons_place_is_no_prompt_and_a_hostile_text_costs_little() -> None:
+    script = Script.parse({"rules": [{"turns": [{"text": "One"}, {"text": "Two"}]}]})
+    begun: list[JsonObject] = [said("Begin"), {"role": "assistant", "content": "One"}]
+    for aside in (
+        "<system-reminder>a</system-reminder>\n<system-reminder>b</system-reminder>",
+        "[Request interrupted by user for tool use]",
+        "[structured-output-enforce] You MUST call the tool.",
+        "Output token limit hit. Resume directly.",
+    ):
+        assert text_of(script.answer(request(*begun, said(aside)))) == "Two", aside
+    assert text_of(script.answer(request(*begun, said("Output token limit hit. Resume.\nAnd now this")))) == "One"
+    started = time.process_time()
+    hostile = "<system-reminder>[Request interrupted by user" * 50_000
+    assert text_of(script.answer(request(*begun, said(hostile)))) == "One"
+    assert time.process_time() - started < 2
 
 
 # -- the demo

@@ -12,14 +12,12 @@ from automagik.types import Json, JsonObject
 
 __all__ = ["Conversation", "ToolResult", "ToolUse"]
 
+_REMINDER, _REMINDER_END = "<system-reminder>", "</system-reminder>"
 _ASIDE = re.compile(
-    r"<system-reminder>.*?</system-reminder>"
-    r"|\[Request interrupted by user[^\]]*\]"
-    r"|^\[structured-output-enforce\][^\n]*"
-    r"|^Output token limit hit\.[^\n]*",
-    re.DOTALL | re.MULTILINE,
+    r"\[Request interrupted by user[^\]]{0,100}\]|^\[structured-output-enforce\][^\n]*|^Output token limit hit\.[^\n]*",
+    re.MULTILINE,
 )
-"""What the Claude CLI puts beside a person's own words, or says in their place: it is no prompt."""
+"""What the Claude CLI says in a person's place, besides its reminders: it is no prompt."""
 _FOLDER = re.compile(r"[Ww]orking directory:\s*(\S+)")
 _CHARS_PER_TOKEN = 4
 
@@ -149,7 +147,7 @@ class _Reading:
                     self.uses.append(use)
             return
         self._answering = False
-        said = _ASIDE.sub("", _text(content)).strip()
+        said = _ASIDE.sub("", _without_reminders(_text(content))).strip()
         if said:
             self.prompts.append(said)
             self.turn = 0
@@ -158,6 +156,15 @@ class _Reading:
             if block.get("type") == "tool_result":
                 text = _text(block.get("content"))
                 self.results.append(ToolResult(str(block.get("tool_use_id")), text, block.get("is_error") is True))
+
+
+def _without_reminders(text: str) -> str:
+    parts: list[str] = []
+    at = 0
+    while (begin := text.find(_REMINDER, at)) >= 0 and (end := text.find(_REMINDER_END, begin)) >= 0:
+        parts.append(text[at:begin])
+        at = end + len(_REMINDER_END)
+    return "".join([*parts, text[at:]])
 
 
 def _newest(messages: Sequence[JsonObject]) -> int:

@@ -188,7 +188,7 @@ class ScriptedMessages:
                     else await self._message(request, headers)
                 )
             case "POST", "/v1/messages/count_tokens":
-                read = Conversation.of(_object(body) or {})
+                read = _read(_object(body) or {})
                 return _json(200, {"input_tokens": read.old_tokens + read.new_tokens})
             case "GET", "/v1/models":
                 return _json(200, {"data": [], "has_more": False, "first_id": None, "last_id": None})
@@ -210,7 +210,7 @@ class ScriptedMessages:
 
     async def _message(self, request: JsonObject, headers: Mapping[str, str]) -> ScriptedAnswer:
         # The CLI asks again without a stream where one broke: that is the same question.
-        key = Conversation.of(request).digest
+        key = _read(request).digest
         attempt = self._attempts[key]
         self._attempts[key] += 1
         answer = self._script.answer(request, attempt=attempt)
@@ -357,6 +357,13 @@ def _object(body: bytes) -> JsonObject | None:
     except orjson.JSONDecodeError:
         return None
     return cast("JsonObject", value) if isinstance(value, dict) else None
+
+
+def _read(request: JsonObject) -> Conversation:
+    try:
+        return Conversation.of(request)
+    except orjson.JSONEncodeError:  # nested too deeply
+        return Conversation.of({})
 
 
 def _json(status: int, content: JsonObject) -> ScriptedAnswer:
