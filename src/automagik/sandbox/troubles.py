@@ -51,9 +51,16 @@ def explain(said: str, *, root: bool) -> Availability:
 
 
 def _in_chroot() -> bool:
-    """Whether this process's root is not the one of its mount namespace: `/` is then no mount point of its own."""
+    """Whether this process's root is not the one of its mount namespace."""
     mounts = _read(Path("/proc/self/mountinfo")) or ""
-    return not any(line.split()[4:5] == ["/"] for line in mounts.splitlines())
+    if not any(line.split()[4:5] == ["/"] for line in mounts.splitlines()):
+        return True
+    try:
+        first = Path("/proc/1/root").stat()
+    except OSError:  # only root may look there
+        return False
+    own = Path("/").stat()
+    return (first.st_dev, first.st_ino) != (own.st_dev, own.st_ino)
 
 
 def _read(path: Path) -> str | None:
