@@ -13,6 +13,7 @@ from sqlalchemy import text
 
 from automagik.app import Platform
 from automagik.errors import RunFailed
+from automagik.memory import MessageArchive
 from automagik.runs import RunRequest
 from automagik.store.artifacts import run_holder, session_holder
 from automagik.store.rows import RunRow
@@ -134,10 +135,37 @@ async def test_the_same_key_with_the_same_picture_is_the_same_run(platform: Plat
 
 async def test_what_a_tool_draws_is_seen_in_the_next_turn(platform: Platform) -> None:
     session_id = uuid.uuid4()
-    await platform.runs.run(request("draw", media=(), session_id=session_id), SYSTEM)
+    first = await platform.runs.run(request("draw", media=(), session_id=session_id), SYSTEM)
     second = await platform.runs.run(request(media=(), session_id=session_id), SYSTEM)
     assert said(second) == short(b"drawn" * 5000)
-    assert await holders(platform, hashlib.sha256(b"drawn" * 5000).hexdigest()) == [session_holder(session_id)]
+    held = await holders(platform, hashlib.sha256(b"drawn" * 5000).hexdigest())
+    assert held == [run_holder(first.run_id), session_holder(session_id)]
+
+
+async def test_what_a_tool_draws_stands_in_no_event_and_no_output(platform: Platform) -> None:
+    digest = hashlib.sha256(b"drawn" * 5000).hexdigest()
+    row = await platform.runs.run(request("draw", media=()), SYSTEM)
+    told = await platform.runs.events(row.run_id, SYSTEM)
+    (result,) = [event.data["content"] for event in told if event.type == "tool_result"]
+    assert isinstance(result, dict)
+    assert (result["media_type"], result["artifact"], result["size"]) == ("image/png", digest, 25_000)
+    assert "data" not in result
+    assert row.output is not None
+    assert [output["content"] for output in cast("Any", row.output["tool_outputs"])] == [result]
+    assert run_holder(row.run_id) in await holders(platform, digest)
+
+
+async def test_media_deep_in_what_a_tool_gives_are_kept_too_and_small_ones_stand_there(platform: Platform) -> None:
+    archive = MessageArchive(platform.artifacts)
+    large, small = BinaryContent(LARGE, media_type="image/png"), BinaryContent(SMALL, media_type="image/gif")
+    given = {"pages": [(1, large), {"again": large}], "icon": small, "note": "x\x00", "of": {"a": [1, None]}}
+    kept = cast("Any", await archive.keep_content(given, used_by="run:run_x"))
+    assert kept["pages"][0][0] == 1
+    assert kept["pages"][0][1] == kept["pages"][1]["again"]
+    assert (kept["pages"][0][1]["artifact"], kept["pages"][0][1]["size"]) == (DIGEST, len(LARGE))
+    assert base64.b64decode(kept["icon"]["data"]) == SMALL
+    assert (kept["note"], kept["of"]) == ("x\N{REPLACEMENT CHARACTER}", {"a": [1, None]})
+    assert given["icon"] is small
 
 
 async def test_a_session_that_is_deleted_lets_go_and_its_runs_hold_on(platform: Platform) -> None:
@@ -165,6 +193,8 @@ async def test_while_the_artifact_store_is_away_answers_are_kept_whole(platform:
     folder.write_text("in the way")
     row = await platform.runs.run(request("draw", media=(), session_id=session_id), SYSTEM)
     assert row.status == "completed"
+    shown = cast("Any", row.output)["tool_outputs"][0]["content"]
+    assert (shown["artifact"], shown["size"], "data" in shown) == (None, 25_000, False)
     folder.unlink()
     folder.with_name("away").rename(folder)
     second = await platform.runs.run(request(media=(), session_id=session_id), SYSTEM)

@@ -14,7 +14,7 @@ from automagik.agents.budgeted import BudgetedModel
 from automagik.agents.config import AgentConfig
 from automagik.budget import Ledger, Party, Prices
 from automagik.errors import Internal, InvalidInput, RunFailed, nearest
-from automagik.memory import BUILTIN_VARIABLES, DEFAULT_STATUS_KEY, Prompts, PromptTemplate
+from automagik.memory import BUILTIN_VARIABLES, DEFAULT_STATUS_KEY, Prompts, PromptTemplate, to_clean_json
 from automagik.providers import ModelRegistry
 from automagik.tools import AgentContext, ToolRegistry
 from automagik.types import Caller, Clock, Json, JsonObject, Usage
@@ -41,6 +41,11 @@ def _no() -> bool:
 
 def _forget(details: JsonObject) -> None:
     """Where details go when nobody shows them."""
+
+
+async def _as_json(content: object) -> Json:
+    """What becomes of media where nobody keeps them: base64."""
+    return to_clean_json(content)
 
 
 async def _nothing() -> None:
@@ -99,6 +104,8 @@ class RunOptions:
     settle: Callable[[], Awaitable[None]] = _nothing
     """Awaited between a `tool_call` that was told and the tool's work: returns when the call is written down, for a run that
     may be taken over by another worker."""
+    keep: Callable[[object], Awaitable[Json]] = _as_json
+    """Gives what a tool gave or a model made as JSON that can be sent and stored; large media are kept elsewhere."""
     usage_limits: UsageLimits | None = None
     """Limits instead of the config's."""
     usage: RunUsage | None = None

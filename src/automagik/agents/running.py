@@ -1,6 +1,6 @@
 """run_agent: one run of a Pydantic AI agent, with its events told as they happen."""
 
-from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -70,7 +70,7 @@ async def run_agent(
 
     Raises: exceptions of Pydantic AI for what model or tool did; RunFailed (`policy`) for a tool that needs approval.
     """
-    told = _Told(options.emit, options.settle)
+    told = _Told(options)
     try:
         return await _run(agent, message, options, told, model, limits, model_name, capabilities)
     except UserError as error:
@@ -118,10 +118,10 @@ async def _run(
         result = run.result
     if result is None:
         raise Internal("The agent's run ended without a result.")
-    return _response(result, told, used, options, model_name)
+    return await _response(result, told, used, options, model_name)
 
 
-def _response(
+async def _response(
     result: AgentRunResult[Any], told: "_Told", used: RunUsage, options: RunOptions, model_name: str | None
 ) -> AgentResponse:
     output: object = result.output
@@ -131,7 +131,7 @@ def _response(
     if isinstance(output, str):
         text = clean_text(output)
     else:
-        data = to_clean_json(output)
+        data = await options.keep(output)
         text = "" if data is None else to_json(data).decode()
     messages = result.new_messages()
     spent = cost([message for message in messages if isinstance(message, ModelResponse)])
@@ -159,11 +159,12 @@ def _needs_a_person(calls: Sequence[JsonObject]) -> RunFailed:
 class _Told:
     """What one run has told of itself so far."""
 
-    __slots__ = ("_emit", "_settle", "calls", "outputs")
+    __slots__ = ("_emit", "_keep", "_settle", "calls", "outputs")
 
-    def __init__(self, emit: Callable[[str, JsonObject], None], settle: Callable[[], Awaitable[None]]) -> None:
-        self._emit = emit
-        self._settle = settle
+    def __init__(self, options: RunOptions) -> None:
+        self._emit = options.emit
+        self._settle = options.settle
+        self._keep = options.keep
         self.calls: list[JsonObject] = []
         self.outputs: list[JsonObject] = []
 
@@ -198,7 +199,7 @@ class _Told:
                 self._call(event.part)
                 await self._settle()
             elif isinstance(event, FunctionToolResultEvent):
-                self._result(event.part)
+                await self._result(event.part)
 
     def _piece(self, kind: str, text: str | None) -> None:
         if text:
@@ -213,8 +214,8 @@ class _Told:
         self.calls.append(call)
         self._emit("tool_call", call)
 
-    def _result(self, part: ToolReturnPart) -> None:
-        content = to_clean_json(part.content)
+    async def _result(self, part: ToolReturnPart) -> None:
+        content = await self._keep(part.content)
         output: JsonObject = {"tool_call_id": part.tool_call_id, "tool_name": part.tool_name, "content": content}
         self.outputs.append(output)
         self._emit("tool_result", {**output, "is_error": part.outcome != "success"})

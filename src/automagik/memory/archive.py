@@ -12,9 +12,10 @@ from pydantic_ai import BinaryContent, ModelMessage
 from pydantic_ai.messages import BaseToolReturnPart
 
 from automagik.artifacts import ArtifactStore
-from automagik.errors import ServiceUnavailable
+from automagik.errors import ServiceUnavailable, TooLarge
 from automagik.memory.history import dump_message, dump_messages, dump_payload, parse_messages
-from automagik.memory.media import has_media, media_at, media_of, without_media
+from automagik.memory.media import has_media, media_at, media_in, media_of, with_documents, without_data, without_media
+from automagik.memory.text import to_clean_json
 from automagik.store import NewMessage
 from automagik.store.artifacts import REFERENCES
 from automagik.types import Json, JsonObject
@@ -87,6 +88,27 @@ class MessageArchive:
                 kept.append(await self._keep(_inline(document), used_by))
         kept += [await self._keep(content, used_by) for content in media]
         return kept
+
+    async def keep_content(self, content: object, *, used_by: str) -> Json:
+        """What a tool gave or a model made, as JSON. Large media in it are artefacts that `used_by` holds: in the place of their
+        `data` stand `artifact` and `size`, as in messages. While the artefact store is away `artifact` is null.
+        """
+        found = media_in(content, self._least_bytes)
+        if not found:
+            return to_clean_json(content)
+        documents = {id(medium): await self._document(medium, used_by) for medium in found}
+        return to_clean_json(with_documents(content, documents))
+
+    async def _document(self, content: BinaryContent, used_by: str) -> JsonObject:
+        digest: str | None = None
+        try:
+            digest = (await self._artifacts.put(content.data, media_type=content.media_type, used_by=used_by)).digest
+        except (ServiceUnavailable, TooLarge) as refused:
+            _log.warning("media_not_kept", used_by=used_by, reason=refused.detail)
+        # In a thread: the identifier of a medium is a hash of its bytes.
+        document = cast("JsonObject", to_clean_json(await asyncio.to_thread(without_data, content)))
+        del document["data"]
+        return {**document, "artifact": digest, "size": len(content.data)}
 
     async def load_media(self, documents: Sequence[Json]) -> tuple[BinaryContent, ...]:
         """The media that a run's input has, whole."""

@@ -1,6 +1,6 @@
 """Media in a message: where they stand, the message without them, and how they come back to their places."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -9,8 +9,21 @@ from pydantic_ai.messages import SpeechPart
 
 from automagik.errors import Internal
 from automagik.memory.text import clean_text
+from automagik.types import Json
 
-__all__ = ["MediaPlace", "has_media", "media_at", "media_of", "without_media"]
+__all__ = [
+    "MediaPlace",
+    "has_media",
+    "media_at",
+    "media_in",
+    "media_of",
+    "with_documents",
+    "without_data",
+    "without_media",
+]
+
+_DEPTH = 8
+"""How deep media are looked for in what a tool gave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +63,38 @@ def media_of(message: ModelMessage, least_bytes: int) -> list[MediaPlace]:
     return found
 
 
+def media_in(content: object, least_bytes: int, *, depth: int = _DEPTH) -> list[BinaryContent]:
+    """The media of more than `least_bytes` in what a tool gave: it itself, and those in lists and objects."""
+    if isinstance(content, BinaryContent):
+        return [content] if len(content.data) > least_bytes else []
+    if not depth or isinstance(content, str | bytes):
+        return []
+    found: list[BinaryContent] = []
+    for item in _items(content):
+        if isinstance(item, BinaryContent | Mapping | list | tuple):
+            found += media_in(cast("object", item), least_bytes, depth=depth - 1)
+    return found
+
+
+def with_documents(content: object, documents: Mapping[int, Json]) -> object:
+    """The content with a document in the place of each medium; `documents` are by the `id()` of the medium."""
+    if isinstance(content, BinaryContent):
+        return documents.get(id(content), content)
+    if isinstance(content, Mapping):
+        mapping = cast("Mapping[object, object]", content)
+        return {key: with_documents(item, documents) for key, item in mapping.items()}
+    if isinstance(content, list | tuple):
+        return [with_documents(item, documents) for item in cast("Sequence[object]", content)]
+    return content
+
+
 def without_media(message: ModelMessage, places: Sequence[MediaPlace]) -> ModelMessage:
     """A copy of the message in which these media are empty, each with the identifier that the model knows it by."""
     parts: list[Any] = list(message.parts)
     for place in places:
         _, index, name, *rest = place.path
         part = parts[cast("int", index)]
-        empty = _empty(place.content)
+        empty = without_data(place.content)
         content = getattr(part, cast("str", name))
         if not rest:
             content = empty
@@ -83,12 +121,19 @@ def media_at(message: ModelMessage, path: Sequence[str | int]) -> BinaryContent:
     return found
 
 
+def _items(content: object) -> Iterable[object]:
+    if isinstance(content, Mapping):
+        return cast("Mapping[object, object]", content).values()
+    return cast("Sequence[object]", content) if isinstance(content, list | tuple) else ()
+
+
 def _is_plain(key: object) -> bool:
     """Whether the key of an object is the same when it is loaded again."""
     return isinstance(key, str) and clean_text(key) == key
 
 
-def _empty(content: BinaryContent) -> BinaryContent:
+def without_data(content: BinaryContent) -> BinaryContent:
+    """The medium, empty, with the identifier that the model knows it by."""
     return BinaryContent(
         b"",
         media_type=content.media_type,

@@ -20,7 +20,7 @@ from automagik.runs.document import run_document, usage_document
 from automagik.runs.outcomes import CANCELLED, WORKER_LOST, Failure, failure_of, worker_lost
 from automagik.runs.request import RunRequest
 from automagik.store import BegunRun, FinishRun, NewEvent, NewMessage, NextTurn, StartRun, Store
-from automagik.store.artifacts import session_holder
+from automagik.store.artifacts import run_holder, session_holder
 from automagik.store.rows import RunRow
 from automagik.telemetry import Tracing
 from automagik.tools import AgentContext
@@ -223,6 +223,7 @@ class LiveRun:
             status_key=request.prompt_status_key,
             stream=self.wants_text,
             emit=self.emit,
+            keep=self._keep,
             usage=self._used,
             owner=self.owner,
             party=self._party(begun),
@@ -244,6 +245,9 @@ class LiveRun:
 
     def _describe(self, details: JsonObject) -> None:
         self.row = replace(self.row, details=details)
+
+    async def _keep(self, content: object) -> Json:
+        return await self.archive.keep_content(content, used_by=run_holder(self.row.run_id))
 
     async def _start(self) -> BegunRun:
         event = self.stream.next("run_started", {})
