@@ -254,7 +254,13 @@ class Platform:
 
     async def ready(self) -> ReadyReport:
         """How each dependency is, now."""
-        checks = (await self._database_check(), self._agents_check(), self._tools_check(), await self._model_check())
+        checks = (
+            await self._database_check(),
+            await self._artifacts_check(),
+            self._agents_check(),
+            self._tools_check(),
+            await self._model_check(),
+        )
         return ReadyReport(checks if self.redis is None else (*checks, _redis_check(self.redis)))
 
     async def _database_check(self) -> Check:
@@ -263,6 +269,14 @@ class Platform:
         except AutomagikError as error:
             return Check("database", "failed", error.detail)
         return Check("database", "ok", self.store.dialect)
+
+    async def _artifacts_check(self) -> Check:
+        """Degraded at the worst: all goes on but what has large media."""
+        try:
+            await self.artifacts.check_lately()
+        except AutomagikError as error:
+            return Check("artifacts", "degraded", error.detail)
+        return Check("artifacts", "ok", self.artifacts.place)
 
     def _agents_check(self) -> Check:
         broken = [

@@ -1,11 +1,14 @@
 """Who may do what over HTTP: keys, scopes, users, rates, headers, origins."""
 
 import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from api_house import ApiHouse, open_house
 
+from automagik.app import Platform
 from automagik.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -240,3 +243,36 @@ async def test_without_its_database_the_platform_is_alive_and_not_ready(house: A
     for answer in (ready, await house.admin.get("/api/v1/runs"), await house.admin.post(RUN, json=HELLO)):
         assert answer.status_code == 503
         assert int(answer.headers["retry-after"]) > 0
+
+
+@dataclass
+class TurnedClock:
+    seconds: float = 1000.0
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+async def test_without_its_artifact_store_the_platform_serves_and_says_degraded(tmp_path: Path) -> None:
+    clock = TurnedClock()
+    settings = Settings(data_dir=tmp_path, model="demo")
+    async with Platform.open(settings, clock=clock, role="api") as platform:
+
+        async def status() -> tuple[str, str]:
+            report = await platform.ready()
+            return report.status, next(check.status for check in report.checks if check.name == "artifacts")
+
+        assert await status() == ("ok", "ok")
+        folder = tmp_path / "artifacts"
+        folder.rename(folder.with_name("away"))
+        folder.write_text("in the way")
+        assert await status() == ("ok", "ok"), "probes that come every second don't write an object each"
+        clock.seconds += 11
+        assert await status() == ("degraded", "degraded")
+        folder.unlink()
+        folder.with_name("away").rename(folder)
+        clock.seconds += 11
+        assert await status() == ("ok", "ok")

@@ -12,7 +12,7 @@ from typing import IO
 
 from automagik.artifacts.objects import Objects
 from automagik.artifacts.recent import RecentBytes
-from automagik.errors import ArtifactDamaged, NotFound, TooLarge
+from automagik.errors import ArtifactDamaged, NotFound, ServiceUnavailable, TooLarge
 from automagik.settings import Settings
 from automagik.store import Store
 from automagik.store.artifacts import LONGEST_PUT, ArtifactRow
@@ -28,6 +28,8 @@ _STAMP = "%Y%m%dT%H%M%S%fZ"
 
 _READS = 4
 """How many artefacts are read whole at once: each is in memory."""
+_CHECK_HOLDS_SECONDS = 10.0
+_CHECK_SECONDS = 5.0
 _SMALL_BYTES = 64 * 1024
 """Up to here a hash is made in the event loop: a thread would cost more."""
 _BATCH = 200
@@ -69,6 +71,8 @@ class ArtifactStore:
         self._reads = asyncio.Semaphore(_READS)
         self._max_bytes = settings.max_artifact_bytes
         self._spool = settings.data_dir
+        self._checking: asyncio.Task[ArtifactDamaged | ServiceUnavailable | None] | None = None
+        self._checked_at = 0.0
 
     @property
     def place(self) -> str:
@@ -81,6 +85,9 @@ class ArtifactStore:
 
     async def close(self) -> None:
         """End what is being read."""
+        if self._checking is not None and not self._checking.done():
+            self._checking.cancel()
+            await asyncio.wait([self._checking])
         await self._recent.close()
 
     async def check(self) -> None:
@@ -97,6 +104,20 @@ class ArtifactStore:
                 f"The artefact {row.digest} is not there.",
                 hint="All hosts must use one artefact store: set AUTOMAGIK_ARTIFACTS_URL.",
             )
+
+    async def check_lately(self) -> None:
+        """As `check`, for those who ask every few seconds: what was found holds for 10 seconds, and they wait 5 at the most."""
+        loop = asyncio.get_running_loop()
+        checking = self._checking
+        if checking is None or (checking.done() and self._clock.monotonic() - self._checked_at >= _CHECK_HOLDS_SECONDS):
+            self._checked_at = self._clock.monotonic()
+            checking = self._checking = loop.create_task(self._fault(), name="artefact store check")
+        done, _ = await asyncio.wait([checking], timeout=_CHECK_SECONDS)
+        if not done or checking.cancelled():
+            raise ServiceUnavailable("The artefact store does not answer in time.", hint="Check it.")
+        fault = checking.result()
+        if fault is not None:
+            raise type(fault)(fault.detail, hint=fault.hint)
 
     async def put(self, data: bytes | AsyncIterator[bytes], *, media_type: str, used_by: str | None = None) -> Artifact:
         """The artefact of these bytes, stored; equal bytes are stored once, under the media type that came first.
@@ -213,6 +234,14 @@ class ArtifactStore:
             size += sum(row.size for row in rows)
         orphans = await self._sweep_orphans() + await self._objects.sweep_unfinished()
         return PrunedArtifacts(count, size, orphans, lost)
+
+    async def _fault(self) -> ArtifactDamaged | ServiceUnavailable | None:
+        """What `check` finds wrong."""
+        try:
+            await self.check()
+        except (ArtifactDamaged, ServiceUnavailable) as wrong:
+            return wrong
+        return None
 
     # -- storing
 
