@@ -12,6 +12,7 @@ from typing import get_args
 import uvloop
 
 from benchmarks import (
+    commits,
     gateway,
     ledger,
     profiling,
@@ -58,6 +59,7 @@ BENCHMARKS: dict[str, Callable[[Ground], list[report.Result]]] = {
     "ledger_reserve_postgresql": lambda on: ledger.ledger_reserve(on, "postgresql"),
     "gateway_added_sqlite": lambda on: gateway.added_latency(on, "sqlite"),
     "gateway_added_postgresql": lambda on: gateway.added_latency(on, "postgresql"),
+    "commit_extraction": commits.commit_extraction,
 }
 
 _UNPINNED = frozenset(

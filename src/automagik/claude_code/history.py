@@ -1,12 +1,13 @@
 """What a run made, read from git: its commits, what they changed, and whether they may be kept."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from automagik.claude_code.bundles import BundleRefused
-from automagik.claude_code.git import Git
+from automagik.claude_code.git import Git, GitFailed
 from automagik.memory import clean_text
 from automagik.types import JsonObject, utc_text
 
@@ -101,9 +102,11 @@ class History:
         commits: tuple[Commit, ...] = ()
         changed, descends = (0, 0, 0), True
         if head != base:
-            descends = await self._git.ask("merge-base", "--is-ancestor", base, head, repository=path)
-            commits = await self._commits(path, [base, *others], head)
-            stat = await self._git.run("diff", "--shortstat", "--no-ext-diff", base, head, "--", repository=path)
+            descends, commits, stat = await asyncio.gather(
+                self._git.ask("merge-base", "--is-ancestor", base, head, repository=path),
+                self._commits(path, [base, *others], head),
+                self._git.run("diff", "--shortstat", "--no-ext-diff", base, head, "--", repository=path),
+            )
             changed = _counts(stat.decode())
         return Taken(base, head, commits, *changed, descends, wip, dict(branches), bundle)
 
@@ -116,27 +119,29 @@ class History:
         )
 
     async def check_objects(self, path: Path, base: str, tips: Sequence[str], *, max_file_bytes: int) -> None:
-        """Refuse tips that are no commits, and what they add where it is too much to keep.
+        """Refuse tips that are no commits, that hang on what is not there, or add more than can be kept.
 
         Raises: BundleRefused.
         """
-        kinds = await self._git.run(
-            "cat-file", "--batch-check=%(objecttype)", repository=path, stdin="\n".join([*tips, ""]).encode()
-        )
-        if set(kinds.decode().split()) - {"commit"}:
-            raise BundleRefused("The bundle's branches are no commits.", field=("bundle",))
-        listed = await self._git.run(
-            *("rev-list", "--objects", "--no-object-names", "--stdin"),
-            repository=path,
-            stdin="\n".join([*tips, f"^{base}", ""]).encode(),
-        )
+        try:
+            listed = await self._git.run(
+                *("rev-list", "--objects", "--no-object-names", "--stdin"),
+                repository=path,
+                stdin="\n".join([*tips, f"^{base}", ""]).encode(),
+            )
+        except GitFailed as failed:
+            raise BundleRefused(f"The bundle lacks objects: {failed.detail}", field=("bundle",)) from failed
         if listed.count(b"\n") > _MAX_OBJECTS:
             raise BundleRefused(f"The run made over {_MAX_OBJECTS} objects.", field=("bundle",))
         sizes = await self._git.run(
-            *("cat-file", "--batch-check=%(objectsize) %(objecttype)", "--buffer"), repository=path, stdin=listed
+            *("cat-file", "--batch-check=%(objecttype) %(objectsize)", "--buffer"),
+            repository=path,
+            stdin="".join(f"{tip}\n" for tip in tips).encode() + listed,
         )
-        for line in sizes.decode().splitlines():
-            size, _, kind = line.partition(" ")
+        for number, line in enumerate(sizes.decode().splitlines()):
+            kind, _, size = line.partition(" ")
+            if size == "missing" or (number < len(tips) and kind != "commit"):
+                raise BundleRefused("The bundle lacks objects, or its branches are no commits.", field=("bundle",))
             if kind != "commit" and int(size) > max_file_bytes:
                 raise BundleRefused(
                     f"The run committed a file of {size} bytes; the limit is {max_file_bytes}.",
@@ -147,12 +152,14 @@ class History:
     async def _commits(self, path: Path, bases: Sequence[str], head: str) -> tuple[Commit, ...]:
         window = (f"--max-count={_MAX_COMMITS}", "--topo-order", "--reverse", "--stdin")
         stdin = "\n".join([head, *(f"^{base}" for base in dict.fromkeys(bases)), ""]).encode()
-        told = await self._git.run(
-            "log", "-z", "--format=%H%x00%an%x00%ae%x00%at%x00%s", *window, repository=path, stdin=stdin
-        )
-        # Its own question, without texts of the run in the answer that could be taken for numbers.
-        counted = await self._git.run(
-            *("log", "--no-ext-diff", "--shortstat", "--format=commit %H"), *window, repository=path, stdin=stdin
+        # Numbers by a question of their own, without texts of the run in the answer that could be taken for them.
+        told, counted = await asyncio.gather(
+            self._git.run(
+                *("log", "-z", "--format=%H%x00%an%x00%ae%x00%at%x00%s"), *window, repository=path, stdin=stdin
+            ),
+            self._git.run(
+                *("log", "--no-ext-diff", "--shortstat", "--format=commit %H"), *window, repository=path, stdin=stdin
+            ),
         )
         stats: dict[str, tuple[int, int, int]] = {}
         current = ""

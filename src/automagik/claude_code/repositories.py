@@ -323,26 +323,18 @@ class Repositories:
         return await self.git.line("rev-parse", "-q", "--verify", f"refs/runs/{run_id}/{name}", repository=path)
 
     async def _take(self, path: Path, run_id: str, base: str, file: Path, branch: str) -> Taken:
-        header = await asyncio.to_thread(read_header, file, field=("bundle",))
-        _check_taken(header)
-        incoming = f"refs/incoming/{run_id}"
-        await self._clear(path, incoming)
-        try:
-            await self._shelf.fetch_bundle(
-                path, file, f"+refs/heads/*:{incoming}/heads/*", f"+refs/automagik/*:{incoming}/ours/*"
-            )
-            found = await self._shelf.refs(path, f"{incoming}/")
-            await self.history.check_objects(path, base, list(found.values()), max_file_bytes=self._max_file_bytes)
-            branches = {name.removeprefix("heads/"): tip for name, tip in found.items() if name.startswith("heads/")}
-            head = branches.get(branch) or found.get("ours/HEAD") or base
-            wip = found.get("ours/wip")
-            settled = {"head": head} | ({"wip": wip} if wip is not None else {})
-            settled |= {f"branches/{_flat(name)}": tip for name, tip in branches.items() if name != branch}
-            await self._settle(path, run_id, settled)
-        finally:
-            await self._clear(path, incoming)
-            if await asyncio.to_thread(_count_packs, path) > _MANY_PACKS:
-                await self.git.run("gc", "--quiet", "--prune=now", repository=path)
+        _check_taken(await asyncio.to_thread(read_header, file, field=("bundle",)))
+        found = dict((await self._shelf.add_objects(path, file)).refs)
+        await self.history.check_objects(path, base, list(found.values()), max_file_bytes=self._max_file_bytes)
+        heads = "refs/heads/"
+        branches = {name.removeprefix(heads): tip for name, tip in found.items() if name.startswith(heads)}
+        head = branches.get(branch) or found.get("refs/automagik/HEAD") or base
+        wip = found.get("refs/automagik/wip")
+        settled = {"head": head} | ({"wip": wip} if wip is not None else {})
+        settled |= {f"branches/{_flat(name)}": tip for name, tip in branches.items() if name != branch}
+        await self._settle(path, run_id, settled)
+        if await asyncio.to_thread(_count_packs, path) > _MANY_PACKS:
+            await self.git.run("gc", "--quiet", "--prune=now", repository=path)
         kept = _bundles(path) / "taken.bundle"
         await asyncio.to_thread(kept.parent.mkdir, mode=0o700, exist_ok=True)
         await asyncio.to_thread(file.replace, kept)
@@ -356,11 +348,6 @@ class Repositories:
         gone = [name for name in await self._shelf.refs(path, prefix) if name not in refs]
         lines = [f"delete {prefix}{name}" for name in gone]
         lines += [f"update {prefix}{name} {commit}" for name, commit in refs.items()]
-        if lines:
-            await self.git.run("update-ref", "--stdin", repository=path, stdin="\n".join([*lines, ""]).encode())
-
-    async def _clear(self, path: Path, prefix: str) -> None:
-        lines = [f"delete {prefix}/{name}" for name in await self._shelf.refs(path, f"{prefix}/")]
         if lines:
             await self.git.run("update-ref", "--stdin", repository=path, stdin="\n".join([*lines, ""]).encode())
 

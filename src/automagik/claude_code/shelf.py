@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 from weakref import WeakValueDictionary
 
-from automagik.claude_code.bundles import BundleRefused, read_header
+from automagik.claude_code.bundles import BundleHeader, BundleRefused, read_header
 from automagik.claude_code.git import GIT_COMMIT, STRICT, Git, GitFailed
 from automagik.errors import NotFound, TooLarge
 from automagik.settings import Settings
@@ -79,19 +79,10 @@ class Shelf:
 
         Raises: BundleRefused; refs are then as they were.
         """
-        header = await asyncio.to_thread(read_header, bundle, field=_FIELD)
+        header = await self.add_objects(path, bundle)
         names = {name for name, _ in header.refs}
         wanted = [spec for spec in refspecs if "*" in spec or spec[1:].split(":")[0] in names]
         try:
-            await self.git.run(
-                *("index-pack", "--stdin", "--fix-thin", STRICT, f"--max-input-size={self.max_bytes}"),
-                repository=path,
-                stdin=(bundle, header.size),
-                seconds=IMPORT_SECONDS,
-            )
-            for commit in header.prerequisites:
-                if not await self.has_commit(path, commit):
-                    raise BundleRefused("The bundle builds on commits that are not here.", field=_FIELD)
             # What it names is here now; whether all that hangs on it is, too, git looks at once more.
             await self.git.run(
                 *("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--", str(bundle)),
@@ -101,11 +92,24 @@ class Shelf:
                 seconds=IMPORT_SECONDS,
             )
         except GitFailed as failed:
-            raise BundleRefused(
-                f"The bundle can't be used: {failed.detail}",
-                field=_FIELD,
-                hint="Is it whole, and does `git fsck` find no fault in its repository? Make it again.",
-            ) from failed
+            raise _unusable(failed) from failed
+
+    async def add_objects(self, path: Path, bundle: Path) -> BundleHeader:
+        """The bundle's header; its objects, each of which is checked, are in the repository, and no ref is changed.
+
+        Raises: BundleRefused.
+        """
+        header = await asyncio.to_thread(read_header, bundle, field=_FIELD)
+        try:
+            await self.git.run(
+                *("index-pack", "--stdin", "--fix-thin", STRICT, f"--max-input-size={self.max_bytes}"),
+                repository=path,
+                stdin=(bundle, header.size),
+                seconds=IMPORT_SECONDS,
+            )
+        except GitFailed as failed:
+            raise _unusable(failed) from failed
+        return header
 
     async def refs(self, path: Path, prefix: str) -> dict[str, str]:
         """The refs under `prefix`, without it, each with its object."""
@@ -150,4 +154,12 @@ def is_key(repository: str) -> bool:
 def _too_large(limit: int) -> TooLarge:
     return TooLarge(
         f"The bundle is over {limit} bytes.", hint="Bundle one branch only, or raise AUTOMAGIK_MAX_ARTIFACT_BYTES."
+    )
+
+
+def _unusable(failed: GitFailed) -> BundleRefused:
+    return BundleRefused(
+        f"The bundle can't be used: {failed.detail}",
+        field=_FIELD,
+        hint="Is it whole, and does `git fsck` find no fault in its repository? Make it again.",
     )
