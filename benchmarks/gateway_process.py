@@ -14,7 +14,7 @@ from automagik.budget import Ledger, Party, Price, Prices
 from automagik.gateway import Gateway, RunAccess
 from automagik.security.secrets import SecretStore
 from automagik.settings import Settings
-from automagik.store import Store
+from automagik.store import BeginRun, Store
 from automagik.types import SystemClock
 
 __all__ = ["RUN", "TOKEN", "main"]
@@ -39,6 +39,7 @@ async def main(folder: Path, provider_url: str) -> None:
     await store.open()
     ledger = Ledger(store, clock, executor_id=lambda: "exec_bench")
     await ledger.open()
+    await store.begin_run(BeginRun(run_id=RUN, kind="agent", name="bench", created_at=clock.now()))
     await ledger.limit_run(RUN, 10**15)
     secrets = SecretStore(store, settings)
     await secrets.open()

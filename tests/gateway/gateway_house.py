@@ -17,7 +17,7 @@ from automagik.budget import Ledger, ModelCall, Party, Price, Prices
 from automagik.gateway import Door, Gateway, RunAccess
 from automagik.security.secrets import SecretStore
 from automagik.settings import Settings
-from automagik.store import Store
+from automagik.store import BeginRun, Store
 from automagik.testing.scripted_messages import ScriptedMessages
 from automagik.types import JsonObject, SystemClock
 
@@ -74,7 +74,11 @@ class House:
         return found
 
     async def limit(self, usd: float, run_id: str = RUN) -> None:
-        """Give the run a budget."""
+        """Give the run a budget; the run is there, as a budget of one that isn't under way limits nobody."""
+        if await self.store.read(lambda tx: tx.runs.find(run_id)) is None:
+            await self.store.begin_run(
+                BeginRun(run_id=run_id, kind="agent", name="coder", created_at=SystemClock().now())
+            )
         await self.ledger.limit_run(run_id, round(usd * USD))
 
     async def budget(self, run_id: str = RUN) -> tuple[int, int]:

@@ -3,10 +3,13 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from gateway_house import KEY, MODEL, TOKEN, House, anthropic, raw, talk
 
+from automagik.gateway.connection import Allowance, Answer, Connection, Exchange, Head
+from automagik.gateway.listener import Listener
 from automagik.testing.scripted_messages import ScriptedMessages
 
 pytestmark = pytest.mark.anyio
@@ -238,3 +241,40 @@ async def test_large_bodies_held_at_once_have_a_limit(house: House) -> None:
     finally:
         for writer in started:
             writer.transport.abort()
+
+
+class _Nobody:
+    """A handler that lets every request in and answers none."""
+
+    def admit(self, head: Head) -> Answer | None:
+        del head
+        return None
+
+    def spoiled(self, head: Head | None, status: int, text: str) -> Answer:
+        del head
+        return Answer(status, text.encode())
+
+    async def handle(self, exchange: Exchange) -> None:
+        del exchange
+
+
+@pytest.mark.parametrize(
+    ("sent", "answer"),
+    [
+        (b"", b""),
+        (b"POST /v1/mess", b"HTTP/1.1 408 "),
+        (b"POST / HTTP/1.1\r\ncontent-length: 100\r\n\r\nhalf", b"HTTP/1.1 408 "),
+    ],
+)
+async def test_a_request_that_never_comes_to_its_end_is_given_up(sockets: Path, sent: bytes, answer: bytes) -> None:
+    allowance = Allowance(8, 1000, 1000, head_seconds=0.2, body_seconds=0.2, idle_seconds=0.2)
+    listener = Listener(sockets / "slow.sock")
+    await listener.start(
+        lambda: Connection(
+            _Nobody(), allowance, opened=lambda _: None, closed=lambda _: None, spawn=lambda exchange: exchange.cut()
+        )
+    )
+    assert (await talk(sockets / "slow.sock", sent)).startswith(answer)
+    await asyncio.sleep(0.05)
+    await listener.close()
+    assert (allowance.connections, allowance.body_bytes) == (8, 1000)

@@ -1,5 +1,6 @@
 """Gateway: opens the doors through which runs reach their models."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,11 +31,17 @@ class Gateway:
         self._prices = prices
         self._services = Services(ledger, prices, self._upstream, clock, settings.model_call_timeout_seconds)
         self._doors: set[Door] = set()
+        self._opening = asyncio.Lock()
+        self._is_open = False
 
     async def open(self) -> None:
-        """Make ready; opens no connection."""
-        await self._upstream.open()
-        await self._prices.open()
+        """Make ready, where that was not done; opens no connection. `open_door` does it too: prices take a moment to load, which a
+        start without workflows need not pay."""
+        async with self._opening:
+            if not self._is_open:
+                await self._upstream.open()
+                await self._prices.open()
+                self._is_open = True
 
     async def close(self) -> None:
         """Close the doors that are still open, and the client."""
@@ -42,6 +49,7 @@ class Gateway:
             await door.close()
         self._doors.clear()
         await self._upstream.close()
+        self._is_open = False
 
     async def open_door(self, access: RunAccess, socket: Path, *, tell: Callable[[str, JsonObject], None]) -> Door:
         """A door at `socket`, in the place of one that an earlier process left there, for the holder of the run's token.
@@ -52,6 +60,7 @@ class Gateway:
             ConfigurationError: the socket can't be made there.
             ServiceUnavailable: the store is away.
         """
+        await self.open()
         before = await self._store.read(lambda tx: tx.calls.usage_of(access.run_id))
         tally = RunTally(tell, before)
         door = Door(

@@ -1,5 +1,6 @@
 """Meters: the usage that a provider reports, read beside the bytes of its answer, which pass untouched."""
 
+from abc import ABC, abstractmethod
 from typing import cast
 
 import orjson
@@ -14,7 +15,7 @@ _MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
 _UNDER_WAY_TOKENS = 64  # may have been made, but not arrived, when a stream is cut
 
 
-class Meter:
+class Meter(ABC):
     """Reads an answer as it passes. `streams`: it is one of server-sent events, else a JSON document."""
 
     def __init__(self, *, streams: bool) -> None:
@@ -61,11 +62,13 @@ class Meter:
         if event is not None:
             self._event(event)
 
+    @abstractmethod
     def _event(self, event: JsonObject) -> None:
-        raise NotImplementedError
+        """Take an event of a stream."""
 
+    @abstractmethod
     def _whole(self, document: JsonObject) -> None:
-        raise NotImplementedError
+        """Take the answer that is one document."""
 
 
 class MessagesMeter(Meter):

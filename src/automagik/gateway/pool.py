@@ -236,11 +236,17 @@ class _Wire(asyncio.Protocol):
 
     # -- the parser
 
+    def on_message_begin(self) -> None:
+        if self.complete:  # an answer to nothing, right behind one
+            self._goes_on = False
+
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._has_head:
             self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        if self.complete:
+            return
         status = self._parser.get_status_code()
         if status < 200:  # what comes before the answer
             self.headers = []
@@ -249,6 +255,8 @@ class _Wire(asyncio.Protocol):
         self._goes_on = self._parser.should_keep_alive()
 
     def on_body(self, body: bytes) -> None:
+        if self.complete:
+            return
         self._pieces.append(body)
         self._waiting += len(body)
         if self._waiting > _MANY_BYTES and not self._paused:
