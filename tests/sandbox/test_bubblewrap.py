@@ -91,9 +91,10 @@ def test_only_its_own_processes_and_an_empty_network_are_there(place: Room) -> N
 
 
 def test_its_environment_is_what_it_was_given_and_nothing_of_the_host(place: Room) -> None:
-    ran = place.run("/usr/bin/env", "-0", env={"TOKEN": "a b'\"c\n=d", "LANG": "C"})
+    ran = place.run("/usr/bin/env", "-0", env={"TOKEN": "a b'\"c\n=d", "LANG": "C", "EMPTY": ""})
     assert sorted(ran.out.split("\0")) == [
         "",
+        "EMPTY=",
         "HOME=/home/agent",
         "LANG=C",
         "LOGNAME=agent",

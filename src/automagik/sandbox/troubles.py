@@ -30,10 +30,10 @@ def explain(said: str, *, root: bool) -> Availability:
             )
     if not any(word in lowered for word in _DENIED):
         return Availability(False, f"Bubblewrap fails: {text}")
-    if _in_chroot():
+    if _in_chroot() or (root and _refused_without_a_filter()):
         return Availability(
             False,
-            f"This process is in a chroot, where Linux makes no user namespaces: {text}",
+            f"This process seems to be in a chroot, where Linux makes no user namespaces: {text}",
             "Run the platform outside the chroot, or set AUTOMAGIK_EXECUTOR=docker.",
         )
     if any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv")):
@@ -51,16 +51,15 @@ def explain(said: str, *, root: bool) -> Availability:
 
 
 def _in_chroot() -> bool:
-    """Whether this process's root is not the one of its mount namespace."""
+    """Whether this process's root is no mount point: the root of a mount namespace is one. (A chroot may be one, too.)"""
     mounts = _read(Path("/proc/self/mountinfo")) or ""
-    if not any(line.split()[4:5] == ["/"] for line in mounts.splitlines()):
-        return True
-    try:
-        first = Path("/proc/1/root").stat()
-    except OSError:  # only root may look there
-        return False
-    own = Path("/").stat()
-    return (first.st_dev, first.st_ino) != (own.st_dev, own.st_ino)
+    return not any(line.split()[4:5] == ["/"] for line in mounts.splitlines())
+
+
+def _refused_without_a_filter() -> bool:
+    """Whether no filter of system calls can be the reason: then, for root and with the settings as they should be, a chroot is."""
+    status = _read(Path("/proc/self/status")) or ""
+    return "\nSeccomp:\t0" in status
 
 
 def _read(path: Path) -> str | None:
