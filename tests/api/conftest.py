@@ -17,7 +17,7 @@ __all__ = ["dialect", "postgres_server"]
 
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[ApiHouse]:
-    async with open_house(Settings(data_dir=tmp_path)) as opened:
+    async with fresh_settings("sqlite", tmp_path) as settings, open_house(settings) as opened:
         yield opened
 
 

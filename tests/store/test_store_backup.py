@@ -5,14 +5,14 @@ import contextlib
 import sqlite3
 import uuid
 from collections.abc import AsyncGenerator, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import Boolean, Column, Integer, func, insert, select, text
+from sqlalchemy import Boolean, Column, Date, Integer, func, insert, select, text
 from store_samples import begin, event, finish, message, take_turn
 
 from automagik.errors import ConfigurationError, Conflict, InvalidInput
@@ -111,6 +111,7 @@ def sample_of(column: Column[Any]) -> Any:
     samples: list[tuple[type[Any] | tuple[type[Any], ...], Any]] = [
         ((SafeText, CleanText), "x\u00e4"),
         (UtcTime, datetime(2026, 11, 24, 9, 30, 0, 123456, tzinfo=UTC)),
+        (Date, date(2026, 11, 24)),
         (JsonValue, {"a": "\x00"}),
         (Bytes, b"\x00\xff"),
         (Uid, uuid.UUID(int=7)),

@@ -130,7 +130,7 @@ class PostgresServer:
     def create_database(self) -> str:
         """The URL of a new database that has the platform's tables."""
         name = f"test_{secrets.token_hex(8)}"
-        self._sql(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
+        self._sql(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE} STRATEGY file_copy")
         return self.url(name)
 
     def create_empty_database(self) -> str:
