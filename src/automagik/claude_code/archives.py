@@ -5,7 +5,7 @@ import contextlib
 import io
 import tarfile
 import tempfile
-from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -37,20 +37,19 @@ async def file_in(tar: AsyncIterable[bytes], *, max_bytes: int) -> bytes:
         return await asyncio.to_thread(_only_file, spool, max_bytes)
 
 
-async def reowned(tar: AsyncIterable[bytes], *, folder: Path | None = None) -> AsyncIterator[bytes]:
+@contextlib.asynccontextmanager
+async def reowned(tar: AsyncIterable[bytes]) -> AsyncGenerator[IO[bytes]]:
     """The same archive with the agent as the owner of all that is in it, and nothing but files, folders and links.
 
-    Raises: InvalidInput before the first piece when it is no archive.
+    Raises: InvalidInput when it is no archive.
     """
-    place = None if folder is None else str(folder)
     with (
-        tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES, dir=place) as came,
-        tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES, dir=place) as goes,
+        tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as came,
+        tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as goes,
     ):
         await collected(tar, came)
         await asyncio.to_thread(_reown, came, goes)
-        async for piece in pieces(goes):
-            yield piece
+        yield goes
 
 
 async def collected(stream: AsyncIterable[bytes], spool: IO[bytes], *, max_bytes: int | None = None) -> int:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from automagik.claude_code.containers import Attached, ContainerManager
 from automagik.claude_code.courier import Letters
-from automagik.claude_code.executor import MAX_OUTPUT_BYTES, ExitStatus, Resources
+from automagik.claude_code.executor import ExitStatus, Resources
 from automagik.claude_code.one_shot import exit_status
 from automagik.errors import NotFound, ServiceUnavailable
 from automagik.types import JsonObject
@@ -25,10 +25,13 @@ _STDERR_BYTES = 4096
 class DockerExecution:
     """A run's container."""
 
-    def __init__(self, manager: ContainerManager, container: str, *, attached: Attached | None) -> None:
+    def __init__(
+        self, manager: ContainerManager, container: str, *, output_bytes: int, attached: Attached | None
+    ) -> None:
         self._manager = manager
         self._container = container
         self._attached = attached
+        self._output_bytes = output_bytes
         self._sending = asyncio.Lock()
         self._exit: ExitStatus | None = None
         self._full = False
@@ -48,7 +51,7 @@ class DockerExecution:
                     if seen > given:  # the engine came back, so the beginning was given before
                         yield said[-(seen - given) :]
                         given = seen
-                    if given > MAX_OUTPUT_BYTES and not self._full:
+                    if given > self._output_bytes and not self._full:
                         self._full = True
                         await self._manager.signal(self._container, "SIGKILL")
                 if not await self._running():
@@ -80,6 +83,7 @@ class DockerExecution:
             raise ServiceUnavailable(
                 f"The container {self._container[:12]} can't be killed.", hint="See what the engine says of it."
             ) from None
+        await self.close_input()
 
     async def wait(self) -> ExitStatus:
         if self._exit is None:

@@ -27,6 +27,7 @@ INSTANCE_LABEL = "automagik.instance"
 """Whose it is: the data folder's. Nobody touches another one's."""
 ROLE_LABEL = "automagik.role"
 _IMAGE_LABEL = "automagik.image"
+_OUTPUT_LABEL = "automagik.output_bytes"
 
 Role = Literal["run", "once"]
 
@@ -46,6 +47,8 @@ class Container:
     role: Role
     state: str
     """As the engine says it: created, running, exited, dead and so on."""
+    output_bytes: int
+    """How much its command may write."""
 
 
 class Attached:
@@ -54,6 +57,11 @@ class Attached:
     def __init__(self, stream: "Stream") -> None:
         self._stream = stream
         self._open = True
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was not closed, or found closed."""
+        return self._open
 
     async def send(self, data: bytes) -> bool:
         """Whether it went in: False when there is no way in any more."""
@@ -119,9 +127,9 @@ class ContainerManager:
 
     # -- containers
 
-    async def create(self, run_id: str, role: Role, config: Mapping[str, Any]) -> str:
+    async def create(self, run_id: str, role: Role, config: Mapping[str, Any], *, output_bytes: int = 0) -> str:
         """The id of a new container. Raises: Conflict where the run has one; ConfigurationError where the engine refuses."""
-        labels = {RUN_LABEL: run_id, INSTANCE_LABEL: self._instance, ROLE_LABEL: role}
+        labels = {RUN_LABEL: run_id, INSTANCE_LABEL: self._instance, ROLE_LABEL: role, _OUTPUT_LABEL: str(output_bytes)}
         name = self._name(run_id) if role == "run" else None
         async with _meanings(f"container of {run_id}"):
             made = await self._engine().containers.create(cast("Any", {**config, "Labels": labels}), name=name)
@@ -165,10 +173,7 @@ class ContainerManager:
         """The containers of a run or of all, ended ones too."""
         async with _meanings(seconds=_CALL_SECONDS):
             found = await self._engine().containers.list(all=True, filters=json.dumps(self._filter(run_id)))
-        return [
-            Container(one.id, one["Labels"][RUN_LABEL], cast("Role", one["Labels"][ROLE_LABEL]), one["State"])
-            for one in found
-        ]
+        return [_container(one.id, one["Labels"], one["State"]) for one in found]
 
     async def attach(self, container: str, *, stdin: bool = False, output: bool = False) -> Attached:
         """Its standard streams, to be closed. To miss nothing, attach before the start.
@@ -381,6 +386,11 @@ class ContainerManager:
         if run_id is not None:
             ours.append(f"{RUN_LABEL}={run_id}")
         return {"label": ours}
+
+
+def _container(container: str, labels: dict[str, str], state: str) -> Container:
+    role = cast("Role", labels[ROLE_LABEL])
+    return Container(container, labels[RUN_LABEL], role, state, int(labels[_OUTPUT_LABEL]))
 
 
 @contextlib.asynccontextmanager

@@ -14,7 +14,11 @@ COURIER: Final = r"""
 use strict; use warnings;
 use POSIX (); use Fcntl; use Errno;
 pipe(my $from, my $to) && pipe(my $told, my $tell) or die "courier: $!\n";
-my $pid = fork;
+my $pid = 0;
+# Before there is a child: one that ends at once must be heard, too.
+$SIG{$_} = do { my $name = $_; sub { kill $name, $pid if $pid } } for qw(INT TERM HUP QUIT USR1 USR2);
+$SIG{CHLD} = sub { syswrite $tell, "." };
+$pid = fork;
 die "courier: fork: $!\n" unless defined $pid;
 if ($pid == 0) {
     close $_ for $from, $told, $tell;
@@ -24,8 +28,6 @@ if ($pid == 0) {
     POSIX::_exit($! == POSIX::ENOENT() ? 127 : 126);
 }
 close $to; close STDIN;
-$SIG{$_} = do { my $name = $_; sub { kill $name, $pid } } for qw(INT TERM HUP QUIT USR1 USR2);
-$SIG{CHLD} = sub { syswrite $tell, "." };
 fcntl($from, F_SETFL, O_NONBLOCK);
 my ($ended, $open, $status) = (0, 1, 0);
 sub carry {    # all that is there now

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
 from pathlib import Path
 
-from automagik.claude_code.archives import reowned
+from automagik.claude_code.archives import pieces, reowned
 from automagik.claude_code.container_execution import DockerExecution
 from automagik.claude_code.containers import Attached, ContainerManager, Role
 from automagik.claude_code.containment import Containment, container_config
@@ -38,6 +38,7 @@ class DockerExecutor:
         self._manager = manager or ContainerManager(settings, instance=_instance(settings.data_dir))
         self._images = Images(settings, self._manager)
         self._toolchains = settings.data_dir / "toolchains"
+        self._inputs: set[Attached] = set()
 
     async def check(self) -> Availability:
         found = await self._manager.check()
@@ -69,10 +70,9 @@ class DockerExecutor:
         return _INSIDE
 
     async def put(self, run_id: str, area: Area, tar: AsyncIterable[bytes]) -> None:
-        async with self._vessel(run_id) as container:
-            archive = reowned(tar)
+        async with reowned(tar) as archive, self._vessel(run_id) as container:
             try:
-                await self._manager.put(container, _place(area), archive)
+                await self._manager.put(container, _place(area), pieces(archive))
             except ConfigurationError as error:
                 raise InvalidInput(f"The archive can't be unpacked: {error.detail}", field=("archive",)) from error
 
@@ -102,14 +102,16 @@ class DockerExecutor:
             sockets=spec.sockets,
             toolchain=spec.toolchain,
             open_input=True,
+            output_bytes=spec.output_bytes,
         )
         try:
             attached = await self._manager.attach(container, stdin=True)
+            self._inputs = {known for known in self._inputs if known.is_open} | {attached}
             await self._manager.start(container)
         except ConfigurationError:
             await self._manager.remove(container)
             raise
-        return DockerExecution(self._manager, container, attached=attached)
+        return DockerExecution(self._manager, container, output_bytes=spec.output_bytes, attached=attached)
 
     async def find(self, run_id: str) -> DockerExecution | None:
         found: DockerExecution | None = None
@@ -119,7 +121,7 @@ class DockerExecutor:
             ):  # of a process that died, or died before the start
                 await self._manager.remove(container.id)
             else:
-                found = DockerExecution(self._manager, container.id, attached=None)
+                found = DockerExecution(self._manager, container.id, output_bytes=container.output_bytes, attached=None)
         return found
 
     async def once(
@@ -216,6 +218,9 @@ class DockerExecutor:
         )
 
     async def close(self) -> None:
+        for attached in self._inputs:
+            await attached.close()
+        self._inputs.clear()
         await self._manager.close()
 
     # -- inner parts
@@ -233,6 +238,7 @@ class DockerExecutor:
         toolchain: str | None = None,
         toolchain_writable: bool = False,
         open_input: bool = False,
+        output_bytes: int = 0,
     ) -> str:
         image = await self._manager.image_of(run_id)
         closed = Containment(
@@ -250,7 +256,7 @@ class DockerExecutor:
             kept_log=role == "run",
             image_path=await self._images.path_of(image),
         )
-        return await self._manager.create(run_id, role, container_config(closed, _INSIDE))
+        return await self._manager.create(run_id, role, container_config(closed, _INSIDE), output_bytes=output_bytes)
 
     async def _carry_out(
         self, container: str, captured: Captured, stdin: AsyncIterable[bytes] | None, timeout_seconds: float

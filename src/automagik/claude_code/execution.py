@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from automagik.claude_code.executor import MAX_OUTPUT_BYTES, ExitStatus, Resources
+from automagik.claude_code.executor import ExitStatus, Resources
 from automagik.claude_code.one_shot import exit_status
 from automagik.claude_code.processes import (
     Footprint,
@@ -94,6 +94,7 @@ class LocalExecution:
         init: Watch,
         stdin: int | None,
         memory_bytes: int,
+        output_bytes: int,
         sandboxed: bool,
         marker: str,
     ) -> None:
@@ -102,6 +103,7 @@ class LocalExecution:
         self._init = init
         self._stdin = stdin
         self._memory_bytes = memory_bytes
+        self._output_bytes = output_bytes
         self._sandboxed = sandboxed
         self._marker = marker
         self._exit: ExitStatus | None = None
@@ -193,7 +195,7 @@ class LocalExecution:
 
     def _over_limits(self) -> bool:
         """Whether it must end now. A process that has too much memory is killed alone, as the kernel would do it."""
-        if self._folder.events.stat().st_size > MAX_OUTPUT_BYTES:
+        if self._folder.events.stat().st_size > self._output_bytes:
             self._remark(output_full=True)
             return True
         used = self._footprint()

@@ -28,7 +28,7 @@ Area = Literal["workspace", "credentials"]
 """What a run keeps: its clone, and the CLI's configuration folder with its sessions."""
 
 MAX_OUTPUT_BYTES = 1024**3
-"""How much an execution may write to its standard output before it is ended."""
+"""How much an execution may write to its standard output, where nothing else is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,8 @@ class ExecutionSpec:
     """The digest of a prepared toolchain, which stands read-only at `Inside.toolchain`."""
     sockets: tuple[str, ...] = ("api",)
     """Which of the run's sockets there are; they need not be listened on yet."""
+    output_bytes: int = MAX_OUTPUT_BYTES
+    """How much it may write to its standard output before it is ended (`ExitStatus.output_full`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ class ExitStatus:
     oom_killed: bool = False
     """Something in the sandbox was killed for memory; the command itself may have gone on."""
     output_full: bool = False
-    """It was ended because it wrote more than `MAX_OUTPUT_BYTES`."""
+    """It was ended because it wrote more than it may."""
     stderr: str = ""
     """The end of its standard error, at most 4 KB."""
 

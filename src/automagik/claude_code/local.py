@@ -7,6 +7,7 @@ import os
 import re
 import signal
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from automagik.claude_code.execution import LocalExecution, RunFolder, read_documents
@@ -88,7 +89,15 @@ class LocalExecutor:
         if (await self.once(run_id, there, timeout_seconds=30)).exit.code != 0:
             raise NotFound("file", path)
         await self._need(run_id)
-        command = ("tar", "--create", "--file=-", f"--directory={place}", "--", f"./{path}")
+        parent, _, last = path.rstrip("/").rpartition("/")
+        command = (
+            "tar",
+            "--create",
+            "--file=-",
+            f"--directory={place}/{parent}",
+            "--",
+            f"./{last}" if last != "." else ".",
+        )
         async for chunk in OneShot(self._launcher, self._command(run_id, command, None)).stream():
             yield chunk
 
@@ -112,7 +121,7 @@ class LocalExecutor:
         folder = self._run(spec.run_id)
         await asyncio.to_thread(folder.forget_execution)
         await asyncio.to_thread(_empty, folder.home)
-        execution = await self._launch(folder, command)
+        execution = await self._launch(folder, command, spec.output_bytes)
         self._living[spec.run_id] = execution
         return execution
 
@@ -123,18 +132,18 @@ class LocalExecutor:
         if not await asyncio.to_thread(folder.path.is_dir):
             return None
         await self._need()
-        known = await asyncio.to_thread(_known, folder)
+        known = await asyncio.to_thread(_Known.read, folder)
         await asyncio.to_thread(self._kill_strays, run_id, known)
         if known is None:  # the platform died before it gave the command anything to do
             await asyncio.to_thread(folder.forget_execution)
             return None
-        monitor, init, memory_bytes = known
         execution = LocalExecution(
             folder,
-            monitor=Watch.open(monitor),
-            init=Watch.open(init),
+            monitor=Watch.open(known.monitor),
+            init=Watch.open(known.init),
             stdin=None,
-            memory_bytes=memory_bytes,
+            memory_bytes=known.memory_bytes,
+            output_bytes=known.output_bytes,
             sandboxed=self.sandboxed,
             marker=_marker(run_id),
         )
@@ -313,7 +322,7 @@ class LocalExecutor:
         if owner is not None:
             os.chown(path, *owner)
 
-    async def _launch(self, folder: RunFolder, command: Command) -> LocalExecution:
+    async def _launch(self, folder: RunFolder, command: Command, output_bytes: int) -> LocalExecution:
         argv, env = await asyncio.to_thread(self._launcher.start, command, status_fd=3)
         stdin, ours = os.pipe()
         os.set_blocking(ours, False)
@@ -335,20 +344,22 @@ class LocalExecutor:
         except ConfigurationError:
             os.close(ours)
             raise
-        await asyncio.to_thread(_write_known, folder, process, init, command.limits.memory_bytes)
+        known = _Known(process, init, command.limits.memory_bytes, output_bytes)
+        await asyncio.to_thread(known.write, folder)
         return LocalExecution(
             folder,
             monitor=monitor,
             init=Watch.open(init),
             stdin=ours,
             memory_bytes=command.limits.memory_bytes,
+            output_bytes=output_bytes,
             sandboxed=self.sandboxed,
             marker=command.marker,
         )
 
-    def _kill_strays(self, run_id: str, known: tuple[ProcessId, ProcessId, int] | None) -> None:
+    def _kill_strays(self, run_id: str, known: "_Known | None") -> None:
         """Kill what a process that died has left of this run's sandboxes, besides its execution."""
-        ours = set[int]() if known is None else {known[0].pid, known[1].pid}
+        ours = set[int]() if known is None else {known.monitor.pid, known.init.pid}
         strays = mentioning(self._run(run_id).path)
         if not self.sandboxed:  # there the execution's own programs bear the path, too
             strays = [] if known is not None else strays
@@ -383,20 +394,30 @@ async def _init_of(folder: RunFolder, monitor: Watch) -> ProcessId:
         await asyncio.sleep(0.002)
 
 
-def _write_known(folder: RunFolder, monitor: ProcessId, init: ProcessId, memory_bytes: int) -> None:
-    known = {"monitor": monitor.to_json(), "init": init.to_json(), "memory_bytes": memory_bytes}
-    part = folder.pid.with_suffix(".part")
-    part.write_text(json.dumps(known))
-    part.replace(folder.pid)
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a run's folder keeps of its execution, so that another process finds it."""
 
+    monitor: ProcessId
+    init: ProcessId
+    memory_bytes: int
+    output_bytes: int
 
-def _known(folder: RunFolder) -> tuple[ProcessId, ProcessId, int] | None:
-    """The processes of an execution, None where none was begun."""
-    try:
-        kept = json.loads(folder.pid.read_text())
-    except FileNotFoundError:
-        return None
-    return ProcessId.of_json(kept["monitor"]), ProcessId.of_json(kept["init"]), int(kept["memory_bytes"])
+    def write(self, folder: RunFolder) -> None:
+        kept = {"monitor": self.monitor.to_json(), "init": self.init.to_json()}
+        part = folder.pid.with_suffix(".part")
+        part.write_text(json.dumps({**kept, "memory_bytes": self.memory_bytes, "output_bytes": self.output_bytes}))
+        part.replace(folder.pid)
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> "_Known | None":
+        """None where no execution was begun."""
+        try:
+            kept = json.loads(folder.pid.read_text())
+        except FileNotFoundError:
+            return None
+        monitor, init = ProcessId.of_json(kept["monitor"]), ProcessId.of_json(kept["init"])
+        return cls(monitor, init, int(kept["memory_bytes"]), int(kept["output_bytes"]))
 
 
 def _empty(folder: Path) -> None:

@@ -72,6 +72,8 @@ class OneShot:
         self._init: int | None = None
         """A pidfd of the first process in the sandbox."""
         self._started: ProcessId | None = None
+        self._over = asyncio.Event()
+        """Set when nobody is left who could tell the sandbox's status: then there is none."""
 
     async def run(
         self,
@@ -92,10 +94,11 @@ class OneShot:
                 ]
                 try:
                     timed_out = not await _ended(process, feeding, captured, timeout_seconds)
+                finally:
+                    # The reading goes on until then: a pipe that nobody reads would keep the process from its end.
                     await self._kill(process)
                     # Without a sandbox somebody may have got away with the pipes in their hands.
                     await asyncio.wait(reading, timeout=_KILL_SECONDS)
-                finally:
                     for task in (feeding, *reading):
                         task.cancel()
                     results = await asyncio.gather(feeding, *reading, return_exceptions=True)
@@ -168,6 +171,7 @@ class OneShot:
             self._status += said
             if not said:
                 asyncio.get_running_loop().remove_reader(read)
+                self._over.set()
         for line in self._status.splitlines():
             if self._init is None:
                 with contextlib.suppress(ValueError, KeyError, ProcessLookupError):
@@ -175,16 +179,22 @@ class OneShot:
 
     async def _kill(self, process: asyncio.subprocess.Process) -> None:
         """End the command, and what it has left behind in the background."""
-        if self._init is not None and self._launcher.sandboxed:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._init, signal.SIGKILL)
         if not self._launcher.sandboxed and self._started is not None:
             for pid in await asyncio.to_thread(relatives, self._started, self._command.marker):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        if process.returncode is None and self._init is not None:
-            with contextlib.suppress(TimeoutError):  # bubblewrap ends by itself after its init, with the exit code
-                await asyncio.wait_for(process.wait(), _KILL_SECONDS)
+        elif self._init is None and process.returncode is None:
+            process.kill()
+        # The launcher may die before bubblewrap has tied its life to it: then bubblewrap still tells the first process inside.
+        deadline = asyncio.get_running_loop().time() + _KILL_SECONDS
+        while not self._over.is_set() and asyncio.get_running_loop().time() < deadline:
+            if self._init is not None and self._launcher.sandboxed:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self._init, signal.SIGKILL)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), 0.05)
+        with contextlib.suppress(TimeoutError):  # it ends by itself then, with the exit code
+            await asyncio.wait_for(process.wait(), _KILL_SECONDS)
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
