@@ -119,6 +119,7 @@ TOOLS = [
     ('["Bash(git"]', "allowed_tools.json: Bash(git", ""),
     ('["--dangerously-skip-permissions"]', "allowed_tools.json: --dangerously", ""),
     ("[3]", "allowed_tools.json: 3", ""),
+    ('["Write(docs/**)"]', "allowed_tools.json: Write(docs/**)", "Edit(docs/**)"),
     ('["mcp__note__add"]', "allowed_tools.json: mcp__note__add", "Did you mean 'notes'?"),
 ]
 SERVERS: list[tuple[Any, str, str]] = [

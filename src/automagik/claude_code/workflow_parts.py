@@ -263,6 +263,13 @@ def _rules(rules: Json, key: str) -> tuple[str, ...]:
         name = match["name"]
         if name.startswith("mcp__"):
             continue
+        if match["what"] and name in {"Write", "MultiEdit", "NotebookEdit"}:
+            raise Broken(  # the CLI takes such a rule, and then never finds that it fits
+                "allowed_tools.json",
+                str(rule)[:80],
+                "Paths are said for all tools that write files at once.",
+                f"Write Edit({match['what'][:60]}).",
+            )
         if name not in CLI_TOOLS:
             close = nearest(name, {tool.lower(): tool for tool in CLI_TOOLS})
             named = {tool.lower(): tool for tool in CLI_TOOLS}.get(close or "")
