@@ -245,6 +245,21 @@ async def test_settled_while_being_cancelled_is_settled_soon(house: LedgerHouse)
     raise AssertionError(await house.standing(budget))
 
 
+async def test_a_reservation_whose_caller_is_cancelled_meanwhile_is_given_back(house: LedgerHouse) -> None:
+    budget = await house.limit("organisation", None, USD)
+    for wait in (0.0, 0.0002, 0.0005, 0.001, 0.002):
+        asking = asyncio.create_task(house.ledger.reserve(party(), 10 * CENT))
+        await asyncio.sleep(wait)
+        if not asking.cancel():
+            await house.ledger.release(asking.result())
+        await asyncio.wait([asking])
+    for _ in range(100):
+        if await house.standing(budget) == (0, 0) and not await house.store.read(reservations):
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError(await house.standing(budget))
+
+
 async def test_another_process_hears_of_a_budget_at_once(house: LedgerHouse) -> None:
     async with LedgerHouse(house.store, TurnedClock(), "exec_other") as other:
         await house.budgets.set("organisation", None, "month", USD, caller=SYSTEM)

@@ -1,7 +1,7 @@
 """BudgetedModel: a model whose every request is reserved for in the ledger before it is made, and settled after."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,7 +19,7 @@ from pydantic_ai.messages import (
     UploadedFile,
     UserPromptPart,
 )
-from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
+from pydantic_ai.models import Model, ModelRequestContext, ModelRequestParameters, StreamedResponse
 from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.settings import ModelSettings
@@ -100,15 +100,16 @@ class BudgetedModel(WrapperModel):
     ) -> ModelResponse:
         """The model's answer. Raises RunFailed (`budget_exceeded`, or `policy` for a model without a price)."""
         call = await self._begin(messages, model_settings, model_request_parameters)
-        if call is None:
-            return await self.wrapped.request(messages, model_settings, model_request_parameters)
-        try:
-            response = await self.wrapped.request(messages, call.settings, model_request_parameters)
-        except BaseException as error:
-            self._broken(call, error)
-            raise
-        await self._answered(call, response)
-        return response
+        settings = model_settings if call is None else call.settings
+        return await self._settled(call, self.wrapped.request(messages, settings, model_request_parameters))
+
+    async def compact_messages(
+        self, request_context: ModelRequestContext, *, instructions: str | None = None
+    ) -> ModelResponse:
+        """The conversation made shorter by the model, which costs as a request does. Raises as `request`."""
+        asked = request_context
+        call = await self._begin(asked.messages, asked.model_settings, asked.model_request_parameters)
+        return await self._settled(call, self.wrapped.compact_messages(asked, instructions=instructions))
 
     @asynccontextmanager
     async def request_stream(
@@ -130,6 +131,17 @@ class BudgetedModel(WrapperModel):
             raise
         if call is not None:
             await self._answered(call, stream.get())
+
+    async def _settled(self, call: _Call | None, asking: Awaitable[ModelResponse]) -> ModelResponse:
+        try:
+            response = await asking
+        except BaseException as error:
+            if call is not None:
+                self._broken(call, error)
+            raise
+        if call is not None:
+            await self._answered(call, response)
+        return response
 
     async def _begin(
         self, messages: list[ModelMessage], settings: ModelSettings | None, parameters: ModelRequestParameters

@@ -136,10 +136,12 @@ class Ledger:
             now + timedelta(seconds=seconds),
             party.run_id,
         )
+        reserving = asyncio.ensure_future(self._store.reserve(asked))
         try:
-            reserved = await self._store.reserve(asked)
-        except ServiceUnavailable:
-            self.settle_later(Reservation(reservation_id, 0), 0)  # it may have been stored all the same
+            reserved = await asyncio.shield(reserving)
+        except (asyncio.CancelledError, ServiceUnavailable):
+            # It may be stored all the same, now or soon.
+            reserving.add_done_callback(lambda _: self.settle_later(Reservation(reservation_id, 0), 0))
             raise
         if reserved.granted_nano is None:
             raise _refusal(amount_nano, least, reserved.limits)

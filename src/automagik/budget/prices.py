@@ -134,14 +134,21 @@ class Prices:
         """The price of a model, or None where none is known.
 
         The table's comes first, by the address that is asked, then by the provider's name; then the setting's, whose pattern
-        may name the model alone or as `provider:model`. The demo and what is on loopback cost nothing.
+        may name the model alone or as `provider:model`. The demo costs nothing, nor does what is on loopback, unless the setting
+        prices it: a machine of one's own has its cost, too.
         """
-        if model in _FREE_MODELS or provider in _FREE_MODELS or (base_url is not None and is_loopback(base_url)):
+        if model in _FREE_MODELS or provider in _FREE_MODELS:
             return FREE
+        if base_url is not None and is_loopback(base_url):
+            return self._own_price(model, provider) or FREE
         for name, by, url in _references(model, provider, base_url):
             found = self._in_table(name, by, url)
             if found is not None:
                 return found
+        return self._own_price(model, provider)
+
+    def _own_price(self, model: str, provider: str | None) -> Price | None:
+        """What the setting says."""
         names = [model.lower()] if provider is None else [model.lower(), f"{provider}:{model}".lower()]
         return next((price for glob, price in self._own if any(fnmatchcase(name, glob) for name in names)), None)
 
