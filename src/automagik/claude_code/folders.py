@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -49,21 +50,37 @@ async def lock(file: Path) -> AsyncGenerator[None]:
 
 
 def disk_usage(folder: Path) -> int:
-    """What a folder takes on the disk, each file once. What can't be looked into counts nothing."""
+    """What a folder takes on the disk, each file once. A folder that its owner may not look into is given that right back."""
     seen: set[tuple[int, int]] = set()
     total = 0
     waiting = [folder]
     while waiting:
-        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                with contextlib.suppress(OSError):
-                    found = entry.stat(follow_symlinks=False)
-                    if (found.st_dev, found.st_ino) not in seen:
-                        seen.add((found.st_dev, found.st_ino))
-                        total += found.st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(Path(entry.path))
+        for entry in _entries(waiting.pop()):
+            with contextlib.suppress(OSError):  # it has gone meanwhile
+                found = entry.stat(follow_symlinks=False)
+                if (found.st_dev, found.st_ino) not in seen:
+                    seen.add((found.st_dev, found.st_ino))
+                    total += found.st_blocks * 512
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(Path(entry.path))
     return total
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    for _ in range(2):
+        try:
+            with os.scandir(folder) as entries:
+                return list(entries)
+        except PermissionError:
+            with contextlib.suppress(OSError):
+                place = os.open(folder, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY)
+                try:
+                    os.chmod(f"/proc/self/fd/{place}", stat.S_IMODE(os.fstat(place).st_mode) | stat.S_IRWXU)
+                finally:
+                    os.close(place)
+        except OSError:
+            return []
+    return []
 
 
 def remove_tree(path: Path) -> None:

@@ -15,10 +15,10 @@ _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CLI_TARGET = "/opt/automagik/claude"
 
 _WRAPPER = """\
-status=$1; cd "$2" || exit 1; shift 2
-eval 'printf "{\\"child-pid\\": %s}\\\\n" "$$" >&'"$status"
-eval '"$@" '"$status"'>&-'; code=$?
-eval 'printf "{\\"exit-code\\": %s}\\\\n" "$code" >&'"$status"
+status=/proc/$$/fd/$1; cd "$2" || exit 1; shift 2
+printf '{"child-pid": %s}\\n' "$$" >> "$status"
+"$@"; code=$?
+printf '{"exit-code": %s}\\n' "$code" >> "$status"
 exit "$code"
 """
 """Says in descriptor $1 what bubblewrap says there: its pid, then the command's exit code."""

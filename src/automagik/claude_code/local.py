@@ -328,9 +328,9 @@ class LocalExecutor:
         os.set_blocking(ours, False)
         files = [stdin]
         try:
-            for path in (folder.events, folder.stderr, folder.status):
-                # Read-only for its owner: through /proc a tool could open it anew, to write another past.
-                files.append(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o400))
+            # Read-only for its owner: through /proc a tool could open it anew, to write another past.
+            for path, mode in ((folder.events, 0o400), (folder.stderr, 0o400), (folder.status, 0o600)):
+                files.append(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, mode))
             process = spawn(argv, env, stdin=stdin, stdout=files[1], stderr=files[2], extra=files[3])
         except OSError as error:
             os.close(ours)
