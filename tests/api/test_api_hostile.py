@@ -1,13 +1,15 @@
 """What a hostile client sends: values of the wrong kind, bodies that cost more than they weigh, names of other people."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-from api_house import ApiHouse
+from api_house import ApiHouse, open_house
 
 from automagik.api.bodies import decode_json
 from automagik.errors import InvalidInput, TooLarge
+from automagik.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
@@ -124,3 +126,42 @@ async def test_a_prompt_that_would_fill_the_memory_ends_its_run_instead(house: A
     answer = await house.admin.post("/api/v1/agent/bomb/run", json={"message_content": "x"})
     assert answer.status_code < 500
     assert "4000000" in answer.json()["detail"]
+
+
+DEEP = """
+from pydantic_ai import Agent, ModelResponse, TextPart
+from pydantic_ai.messages import ToolCallPart, ToolReturnPart
+from pydantic_ai.models.function import FunctionModel
+
+
+async def answer(messages, info):
+    if isinstance(messages[-1].parts[-1], ToolReturnPart):
+        return ModelResponse(parts=[TextPart("done")])
+    return ModelResponse(parts=[ToolCallPart("give", {})])
+
+
+agent = Agent(FunctionModel(answer), name="deep")
+
+
+@agent.tool_plain
+async def give() -> object:
+    value = []
+    for _ in range(250):
+        value = [value]
+    return value
+"""
+
+
+async def test_what_a_tool_gives_however_deep_leaves_its_run_and_its_session_to_be_seen(tmp_path: Path) -> None:
+    (tmp_path / "agents").mkdir()
+    (tmp_path / "agents" / "deep.py").write_text(DEEP)
+    async with open_house(Settings(data_dir=tmp_path)) as house:
+        told = await house.admin.post("/api/v1/agent/deep/run", json={"message_content": "go"})
+        assert told.status_code == 200
+        run, session = told.json()["run_id"], told.json()["session_id"]
+        for path in (f"runs/{run}", f"runs/{run}/events", f"sessions/{session}/messages"):
+            answer = await house.admin.get(f"/api/v1/{path}")
+            assert answer.status_code == 200, path
+        stream = await house.admin.get(f"/api/v1/runs/{run}/events", headers={"accept": "text/event-stream"})
+        assert stream.text.count("event: run_finished") == 1
+        assert "nested too deep" in stream.text

@@ -1,5 +1,6 @@
 """Answers: JSON rendered once, by orjson, from documents that are JSON already."""
 
+import json
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -22,7 +23,11 @@ class JsonResponse(Response):
 
 def answer(document: object, status: int = 200, *, headers: Mapping[str, str] | None = None) -> Response:
     """The document as an answer."""
-    return JsonResponse(orjson.dumps(document), status, headers=headers)
+    try:
+        body = orjson.dumps(document)
+    except orjson.JSONEncodeError:  # a stored message in which a tool's result is nested more than 250 deep
+        body = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+    return JsonResponse(body, status, headers=headers)
 
 
 def created(document: object, location: str, *, headers: Mapping[str, str] | None = None) -> Response:

@@ -11,6 +11,10 @@ __all__ = ["check_text", "clean_json", "clean_text", "to_clean_json"]
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
+_DEEPEST = 100
+"""How deep what a model or a tool made may be nested: with what is put around it, it must pass every parser and serialiser, of
+which some end at 250."""
+
 
 def check_text(text: str, *, field: Sequence[str | int], max_chars: int | None = None) -> str:
     """`text` itself, where a database and the wire can carry it: no NUL, no lone surrogate, not over `max_chars`.
@@ -53,21 +57,27 @@ def clean_text(text: str) -> str:
     return text
 
 
-def clean_json(value: Json) -> Json:
-    """`value` with all its texts cleaned, and whole numbers of more than 64 bits as texts, which JSON parsers lose."""
+def clean_json(value: Json, *, depth: int = -1) -> Json:
+    """`value` with all its texts cleaned, and whole numbers of more than 64 bits as texts, which JSON parsers lose.
+
+    A list or object that is deeper than `depth` becomes a text that says so; a negative `depth` is none.
+    """
     if isinstance(value, str):
         return clean_text(value)
+    if isinstance(value, list | dict) and not depth:
+        return "[nested too deep to be shown]"
     if isinstance(value, list):
-        return [clean_json(item) for item in value]
+        return [clean_json(item, depth=depth - 1) for item in value]
     if isinstance(value, dict):
-        return {clean_text(key): clean_json(item) for key, item in value.items()}
+        return {clean_text(key): clean_json(item, depth=depth - 1) for key, item in value.items()}
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
         return str(value)
     return value
 
 
 def to_clean_json(value: object) -> Json:
-    """Whatever a model or a tool made, as JSON that can be sent and stored; bytes become base64."""
+    """Whatever a model or a tool made, as JSON that can be sent and stored; bytes become base64, and what is nested more than 100
+    deep a text that says so."""
     if isinstance(value, str):
         return clean_text(value)
-    return clean_json(to_jsonable_python(value, serialize_unknown=True, bytes_mode="base64"))
+    return clean_json(to_jsonable_python(value, serialize_unknown=True, bytes_mode="base64"), depth=_DEEPEST)
