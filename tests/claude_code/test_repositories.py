@@ -381,6 +381,7 @@ async def test_the_bytes_of_a_take_bring_the_run_to_another_host(repositories: R
     with pytest.raises(NotFound):
         await there.take(made)
     assert not await elsewhere.has(run.run_id, source.repository)
+    assert not await elsewhere.has(run.run_id, "")
     await elsewhere.import_base(source, chunks(base))
     again = await there.take(made)
 

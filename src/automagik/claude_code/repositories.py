@@ -182,6 +182,8 @@ class Repositories:
 
     async def has(self, run_id: str, repository: str) -> bool:
         """Whether what the run made is on this host."""
+        if not is_key(repository):
+            return False
         path = self._run_path(repository, run_id)
         return await asyncio.to_thread(path.is_dir) and await self._ref(path, run_id, "head") is not None
 
