@@ -100,9 +100,12 @@ class Following:
             self._heard_at = self.clock.monotonic()
             for event in self.transcript.feed(chunk):
                 self._tell(event)
-            if self.transcript.result is not self._turn:
-                self._turn = self.transcript.result
+            result = self.transcript.result
+            if result is not None and result is not self._turn:
                 await self._turn_over()
+            self._turn = result
+        for event in self.transcript.finish():
+            self._tell(event)
 
     def _tell(self, event: TranscriptEvent) -> None:
         if (event.line, event.part) <= self.seen:
