@@ -83,6 +83,8 @@ async def test_a_bad_request_is_refused_and_its_connection_ends(
         b'\xff\xfe{"model": 1}',
         '{"model": "claude-sonnet-4-6", "max_tokens": 1}'.encode("utf-16"),
         b'{"a":' * 100_000,
+        b'{"a":[' + b"{}," * 200_000 + b"0]}",
+        b'{"a":[' + b"0," * 2_000_000 + b"0]}",
     ],
 )
 async def test_a_body_that_could_be_read_in_two_ways_is_refused(
@@ -111,6 +113,22 @@ async def test_odd_but_valid_messages_are_left_to_the_provider(house: House, api
         ):
             content = f'{{"model": "{MODEL}", "max_tokens": 10, "messages": {messages}}}'
             assert (await client.post("/v1/messages", content=content)).status_code in {200, 400}
+
+
+async def test_a_body_of_much_text_or_depth_is_no_trouble(house: House, api: ScriptedMessages) -> None:
+    await house.limit(20)
+    await house.door()
+    code = "{[,]}" * 400_000 + '\\"\n'
+    deep = 480
+    nested = '{"cache_control":' * deep + "1" + "}" * deep
+    async with raw(house.socket()) as client:
+        asked = {"model": MODEL, "max_tokens": 10, "messages": [{"role": "user", "content": code}]}
+        assert (await client.post("/v1/messages", json=asked)).status_code == 200
+        content = f'{{"model": "{MODEL}", "max_tokens": 10, "messages": [{nested}]}}'
+        assert (await client.post("/v1/messages", content=content)).status_code in {200, 400}
+        tool = {"model": MODEL, "max_tokens": 10, "messages": [], "tools": [{"type": "x" * 100_000}]}
+        assert len((await client.post("/v1/messages", json=tool)).content) < 300
+    assert len(str(house.told)) < 500
 
 
 async def test_no_header_of_the_run_reaches_the_provider_but_those_of_the_list(

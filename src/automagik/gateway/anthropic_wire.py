@@ -6,7 +6,7 @@ import orjson
 
 from automagik.gateway.connection import Answer
 from automagik.gateway.metering import MessagesMeter, Meter
-from automagik.gateway.wire import Ask, Medium, Refusal, Vendor, as_list, as_object, count, flag, hints, model_of
+from automagik.gateway.wire import Ask, Medium, Refusal, Vendor, as_list, as_object, count, flag, hints, model_of, shown
 from automagik.types import Json, JsonObject
 
 __all__ = ["MessagesWire"]
@@ -53,7 +53,7 @@ class MessagesWire:
         for tool in as_list(document.get("tools")):
             kind = as_object(tool).get("type", "custom")
             if not isinstance(kind, str) or not kind.startswith(_CLIENT_TOOLS):
-                return f"the tool `{kind}`"
+                return f"the tool `{shown(kind)}`"
         elsewhere = any(
             medium.is_elsewhere for turn in as_list(document.get(self.turns)) for medium in self.media(turn, "")
         )

@@ -141,6 +141,8 @@ class Door:
                 await call.carry_out(ask)
         except Refusal as refusal:
             await self._refuse(wire, exchange, refusal, model)
+        except RecursionError:  # what could be read can still be too deep to be written
+            await self._refuse(wire, exchange, Refusal(400, "The request's body is nested too deeply."), "")
         except AutomagikError as error:  # the store is away, or its secrets can't be read
             _log.warning("model_call_failed", run_id=self._access.run_id, code=error.code)
             await self._refuse(wire, exchange, Refusal(error.status, error.detail), model)

@@ -12,6 +12,7 @@ __all__ = ["ChatMeter", "MessagesMeter", "Meter", "ResponsesMeter"]
 
 _MAX_LINE_BYTES = 16 * 1024 * 1024
 _MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
+_MOST_TOKENS = 10**9
 _UNDER_WAY_TOKENS = 64  # may have been made, but not arrived, when a stream is cut
 
 
@@ -198,4 +199,4 @@ def _object(value: Json) -> JsonObject:
 
 def _number(usage: JsonObject, name: str) -> int:
     value = usage.get(name)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+    return min(value, _MOST_TOKENS) if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0

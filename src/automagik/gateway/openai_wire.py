@@ -6,7 +6,7 @@ import orjson
 
 from automagik.gateway.connection import Answer
 from automagik.gateway.metering import ChatMeter, Meter, ResponsesMeter
-from automagik.gateway.wire import Ask, Medium, Refusal, Vendor, as_list, as_object, count, flag, hints, model_of
+from automagik.gateway.wire import Ask, Medium, Refusal, Vendor, as_list, as_object, count, flag, hints, model_of, shown
 from automagik.types import Json, JsonObject
 
 __all__ = ["ChatWire", "ResponsesWire"]
@@ -82,7 +82,7 @@ class ChatWire(_OpenAIWire):
         for tool in as_list(document.get("tools")):
             kind = as_object(tool).get("type", "function")
             if kind not in {"function", "custom"}:
-                return f"the tool `{kind}`"
+                return f"the tool `{shown(kind)}`"
         elsewhere = any(
             medium.is_elsewhere for turn in as_list(document.get(self.turns)) for medium in self.media(turn, "")
         )
@@ -129,7 +129,7 @@ class ResponsesWire(_OpenAIWire):
         for tool in as_list(document.get("tools")):
             kind = as_object(tool).get("type")
             if kind not in {"function", "custom", "apply_patch"} and not _is_local_shell(as_object(tool)):
-                return f"the tool `{kind}`"
+                return f"the tool `{shown(kind)}`"
         elsewhere = any(
             medium.is_elsewhere for turn in as_list(document.get(self.turns)) for medium in self.media(turn, "")
         )

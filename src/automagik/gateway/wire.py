@@ -1,6 +1,7 @@
 """Wire: what the gateway must know of a model API: how requests are read and refused, and where usage stands in answers."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NoReturn, Protocol, cast
@@ -22,12 +23,17 @@ __all__ = [
     "hints",
     "model_of",
     "read_document",
+    "shown",
 ]
 
 Vendor = Literal["anthropic", "openai"]
 
 _MAX_MODEL_CHARS = 256
 _MAX_OUTPUT_TOKENS = 100_000_000
+_MAX_CONTAINERS = 100_000
+_MAX_VALUES = 500_000
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_MAX_SHOWN_CHARS = 60
 
 
 class Refusal(Exception):
@@ -129,6 +135,7 @@ def read_document(body: bytes) -> JsonObject:
 
     Raises: Refusal (400).
     """
+    _check_shape(body)
     try:
         document = json.loads(body.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
     except UnicodeDecodeError:
@@ -144,6 +151,17 @@ def read_document(body: bytes) -> JsonObject:
         if not name.isascii() or name != name.lower():
             raise Refusal(400, "The names of a request's fields are in lower case.")
     return found
+
+
+def _check_shape(body: bytes) -> None:
+    """Refuse what would hold up everybody while it is read: a body may be large, but not of millions of parts."""
+    # Texts may have any number of brackets; they are left out only where that decides.
+    if _is_of_too_many(body) and _is_of_too_many(_STRING.sub(b"", body)):
+        raise Refusal(400, "The request's body has too many parts.")
+
+
+def _is_of_too_many(body: bytes) -> bool:
+    return body.count(b"{") + body.count(b"[") > _MAX_CONTAINERS or body.count(b",") > _MAX_VALUES
 
 
 def _once(pairs: list[tuple[str, Json]]) -> JsonObject:
@@ -165,6 +183,12 @@ def as_list(value: Json) -> Sequence[Json]:
 def as_object(value: Json) -> JsonObject:
     """The value where it is an object, else an empty one."""
     return value if isinstance(value, dict) else {}
+
+
+def shown(value: Json) -> str:
+    """What a request says, as short and plain as it may stand in an error or an event."""
+    text = value if isinstance(value, str) else type(value).__name__
+    return "".join(char if char.isprintable() else "�" for char in text[:_MAX_SHOWN_CHARS])
 
 
 def model_of(document: JsonObject) -> str:
