@@ -71,6 +71,7 @@ async def made(settings: Settings) -> AsyncGenerator[Executor]:
         yield executor
         for run_id in await executor.places():
             await executor.remove(run_id)
+        await executor.drop_toolchains(unused_seconds=0)
     finally:
         await executor.close()
 

@@ -520,6 +520,10 @@ async def test_a_toolchain_is_prepared_once_and_read_by_all(executor: Executor) 
     assert again.exit.code == 0
     execution = await executor.start(spec("sh", "-c", "our-tool; touch $TOOLCHAIN/x || echo closed", toolchain=digest))
     assert await collect(execution.output()) == b"tool\nclosed\n"
+    await execution.wait()
+    await executor.remove(RUN)
+    assert await executor.drop_toolchains(unused_seconds=60) == 0
+    assert await executor.drop_toolchains(unused_seconds=0) == 1
 
 
 # -- the real thing

@@ -1,6 +1,7 @@
 """A container as an execution: its output is the engine's log, found again by its labels, read again from its beginning."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -8,7 +9,7 @@ from automagik.claude_code.containers import Attached, ContainerManager
 from automagik.claude_code.courier import Letters
 from automagik.claude_code.executor import ExitStatus, Resources
 from automagik.claude_code.one_shot import exit_status
-from automagik.errors import NotFound, ServiceUnavailable
+from automagik.errors import Conflict, NotFound, ServiceUnavailable
 from automagik.types import JsonObject
 
 __all__ = ["DockerExecution"]
@@ -56,7 +57,7 @@ class DockerExecution:
                         await self._manager.signal(self._container, "SIGKILL")
                 if not await self._running():
                     return
-            except NotFound:
+            except (NotFound, Conflict):  # it was removed, or is about to be
                 return
             except ServiceUnavailable:
                 await self._patiently(self._running)
@@ -111,8 +112,9 @@ class DockerExecution:
 
     async def _status(self, state: dict[str, Any]) -> ExitStatus:
         tail = b""
-        async for chunk in self._manager.log(self._container, stream="stderr"):
-            tail = (tail + chunk)[-_STDERR_BYTES:]
+        with contextlib.suppress(NotFound, Conflict):  # somebody removes it just now
+            async for chunk in self._manager.log(self._container, stream="stderr"):
+                tail = (tail + chunk)[-_STDERR_BYTES:]
         return exit_status(
             state["ExitCode"],
             stderr=tail.decode(errors="replace") or state["Error"],

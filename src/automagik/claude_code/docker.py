@@ -13,7 +13,7 @@ from automagik.claude_code.containers import Attached, ContainerManager, Role
 from automagik.claude_code.containment import Containment, container_config
 from automagik.claude_code.courier import COURIER
 from automagik.claude_code.executor import Area, ExecutionSpec, ExitStatus, Inside, Once
-from automagik.claude_code.folders import disk_usage, lock, remove_tree, socket_path
+from automagik.claude_code.folders import disk_usage, lock, remove_tree, socket_path, unused
 from automagik.claude_code.images import Images
 from automagik.claude_code.one_shot import Captured, StderrTail, exit_status
 from automagik.errors import ConfigurationError, Conflict, InvalidInput
@@ -24,6 +24,7 @@ __all__ = ["DockerExecutor"]
 
 _INSIDE = Inside()
 _FEED_SECONDS = 600.0
+_READY = ".ready"
 
 
 class DockerExecutor:
@@ -198,6 +199,16 @@ class DockerExecutor:
                 await self._manager.remove_volume(name)
         return done
 
+    async def drop_toolchains(self, *, unused_seconds: float) -> int:
+        dropped = 0
+        for mark in await asyncio.to_thread(unused, self._toolchains, unused_seconds):
+            if mark.suffix == _READY:
+                with contextlib.suppress(Conflict):  # a container has it
+                    await self._manager.remove_volume(mark.stem)
+                    await asyncio.to_thread(mark.unlink, missing_ok=True)
+                    dropped += 1
+        return dropped
+
     async def size(self, run_id: str) -> int:
         places = [Path(await self._manager.mountpoint(run_id, area)) for area in ("workspace", "credentials")]
         if all([await asyncio.to_thread(os.access, place, os.R_OK | os.X_OK) for place in places]):
@@ -241,6 +252,10 @@ class DockerExecutor:
         output_bytes: int = 0,
     ) -> str:
         image = await self._manager.image_of(run_id)
+        kept = None if toolchain is None else self._manager.toolchain(toolchain, image=image)
+        if kept is not None and role == "run":
+            with contextlib.suppress(FileNotFoundError):
+                await asyncio.to_thread(os.utime, self._finished(kept))
         closed = Containment(
             image=image,
             command=command,
@@ -250,7 +265,7 @@ class DockerExecutor:
             credentials=self._manager.volume(run_id, "credentials"),
             writable=writable,
             sockets=self.socket(run_id, "any").parent if sockets else None,
-            toolchain=None if toolchain is None else self._manager.toolchain(toolchain, image=image),
+            toolchain=kept,
             toolchain_writable=toolchain_writable,
             open_input=open_input,
             kept_log=role == "run",
@@ -311,7 +326,7 @@ class DockerExecutor:
 
     def _finished(self, toolchain: str) -> Path:
         """The mark that setup went well: a volume can't be made under another name and renamed."""
-        return self._toolchains / f"{toolchain}.ready"
+        return self._toolchains / f"{toolchain}{_READY}"
 
 
 async def _feed(into: Attached, source: AsyncIterable[bytes] | None) -> None:

@@ -269,6 +269,10 @@ class Executor(Protocol):
         """
         ...
 
+    async def drop_toolchains(self, *, unused_seconds: float) -> int:
+        """How many toolchains were removed, because nothing was started with them for so long."""
+        ...
+
     async def size(self, run_id: str) -> int:
         """How many bytes the run's areas take on the disk."""
         ...

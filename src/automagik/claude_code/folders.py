@@ -7,13 +7,14 @@ import hashlib
 import os
 import shutil
 import stat
+import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from automagik.errors import ConfigurationError
 from automagik.settings import Settings
 
-__all__ = ["disk_usage", "lock", "remove_tree", "socket_path"]
+__all__ = ["disk_usage", "lock", "remove_tree", "socket_path", "unused"]
 
 _MAX_SOCKET_BYTES = 107
 """What Linux takes for the path of a unix socket, without its closing zero."""
@@ -98,3 +99,11 @@ def remove_tree(path: Path) -> None:
 
     if path.exists():
         shutil.rmtree(path, onerror=mend)
+
+
+def unused(folder: Path, seconds: float) -> list[Path]:
+    """What is in a folder and was not touched for so long."""
+    latest = time.time() - seconds
+    with contextlib.suppress(FileNotFoundError):
+        return [path for path in folder.iterdir() if path.lstat().st_mtime <= latest]
+    return []

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from automagik.claude_code.execution import LocalExecution, RunFolder, read_documents
 from automagik.claude_code.executor import Area, ExecutionSpec, ExitStatus, Inside, Once
-from automagik.claude_code.folders import disk_usage, lock, remove_tree, socket_path
+from automagik.claude_code.folders import disk_usage, lock, remove_tree, socket_path, unused
 from automagik.claude_code.image import claude_cli
 from automagik.claude_code.launch import Command, Launcher, PlainLauncher, SandboxLauncher
 from automagik.claude_code.one_shot import OneShot
@@ -119,6 +119,8 @@ class LocalExecutor:
             cli=claude_cli(self._settings),
         )
         folder = self._run(spec.run_id)
+        if command.toolchain is not None:
+            await asyncio.to_thread(os.utime, command.toolchain)
         await asyncio.to_thread(folder.forget_execution)
         await asyncio.to_thread(_empty, folder.home)
         execution = await self._launch(folder, command, spec.output_bytes)
@@ -221,6 +223,15 @@ class LocalExecutor:
             finally:
                 await asyncio.to_thread(remove_tree, making)
         return done
+
+    async def drop_toolchains(self, *, unused_seconds: float) -> int:
+        def drop() -> int:
+            old = [kept for kept in unused(self._toolchains, unused_seconds) if _DIGEST.fullmatch(kept.name)]
+            for kept in old:
+                remove_tree(kept)
+            return len(old)
+
+        return await asyncio.to_thread(drop)
 
     async def size(self, run_id: str) -> int:
         folder = self._run(run_id)
