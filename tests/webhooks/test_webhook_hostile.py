@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 from webhook_house import Sent, TurnedClock, WebhookHouse, answering
 
+from automagik.errors import Conflict
 from automagik.runs.document import run_document
 from automagik.security import KeyRing
 from automagik.store import Store
@@ -139,6 +140,16 @@ async def test_a_webhook_that_is_deleted_in_the_midst_of_an_attempt_leaves_nothi
     assert "delivery_attempt_lost" not in said.out + said.err
     assert await house.sender.start_due() == 0
     assert await house.secrets.names() == []
+
+
+async def test_one_user_has_no_more_webhooks_than_the_end_of_a_run_can_bear(house: WebhookHouse) -> None:
+    user, other = [(await house.store.write(lambda tx: tx.users.create())).user_id for _ in range(2)]
+    for _ in range(100):
+        await house.create(user_id=user)
+    with pytest.raises(Conflict, match="100 webhooks"):
+        await house.create(user_id=user)
+    await house.create(user_id=other)
+    await house.create()
 
 
 async def test_attempts_are_counted(house: WebhookHouse) -> None:

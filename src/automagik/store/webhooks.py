@@ -145,6 +145,11 @@ class Webhooks(Repository):
             statement = statement.where(_webhooks.c.user_id == user_id)
         return fetch_page(self._connection, statement, (_webhooks.c.webhook_id,), _webhook, limit=limit, cursor=cursor)
 
+    def count(self, user_id: uuid.UUID | None) -> int:
+        """How many there are for this user's runs; None: for everybody's."""
+        counted = select(func.count()).select_from(_webhooks)
+        return self._connection.scalar(counted.where(_webhooks.c.user_id.is_not_distinct_from(user_id))) or 0
+
     # -- deliveries
 
     def find_delivery(self, delivery_id: str) -> DeliveryRow | None:

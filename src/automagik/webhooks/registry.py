@@ -9,7 +9,7 @@ from typing import Final
 
 from pydantic import SecretStr
 
-from automagik.errors import ConfigurationError, InvalidInput, MissingScope, NotFound, nearest
+from automagik.errors import ConfigurationError, Conflict, InvalidInput, MissingScope, NotFound, nearest
 from automagik.outbound import Outbound
 from automagik.security.secrets import SecretStore
 from automagik.store import Page, Store, Transaction
@@ -26,6 +26,8 @@ EVENTS: Final = ("run.completed", "run.failed", "run.cancelled")
 
 _KEEP_PREVIOUS: Final = timedelta(hours=24)
 """How long deliveries are signed by the secret before, too, so that a receiver can change over."""
+_MOST: Final = 100
+"""How many webhooks there may be for one user's runs, or for everybody's: each run's end is stored with a delivery to each."""
 _RUNS: Final = "runs:read"
 """Whoever says where runs are sent to must be allowed to read them."""
 
@@ -67,6 +69,7 @@ class Webhooks:
         Raises:
             InvalidInput: the URL leads where the platform doesn't go, or there is no such event.
             MissingScope: the caller may not read runs; NotFound: the user is unknown, or another than the caller's.
+            Conflict: there are too many already.
         """
         _check_scope(caller)
         wanted = _check_events(EVENTS if events is None else events)
@@ -76,6 +79,12 @@ class Webhooks:
         secret = new_signing_secret()
 
         def work(tx: Transaction) -> WebhookRow:
+            if tx.webhooks.count(user_id or caller.user_id) >= _MOST:
+                raise Conflict(
+                    f"There are {_MOST} webhooks for these runs already.",
+                    code="too_many_webhooks",
+                    hint="Delete one that nobody needs, or let one receiver hand on what it gets.",
+                )
             row = tx.webhooks.create(
                 url,
                 events=wanted,

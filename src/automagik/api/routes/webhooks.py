@@ -69,7 +69,7 @@ async def list_webhooks(
     "/webhooks",
     summary="Create a webhook",
     status_code=201,
-    responses={201: _NEW, **problems(404, 413)},
+    responses={201: _NEW, **problems(404, 409, 413)},
 )
 async def create_webhook(body: WebhookCreate, request: Request, platform: PlatformOf, caller: Writer) -> Response:
     """From now on the address is told of each run that ends. Runs are sent whole, so the key needs `runs:read`, too."""
