@@ -2,7 +2,6 @@
 
 import base64
 import json
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,17 +12,19 @@ import pytest
 from api_house import AGENTS, TOOLED
 from openai import OpenAI
 
+from automagik.testing.needs import need
 from automagik.testing.servers import RunningServer
+from automagik.testing.warm import WarmPython
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def server(tmp_path_factory: pytest.TempPathFactory, warm: WarmPython) -> Iterator[RunningServer]:
     data_dir: Path = tmp_path_factory.mktemp("server")
     agents = data_dir / "agents"
     agents.mkdir()
     (agents / "echo.py").write_text(AGENTS)
     (agents / "tooled.py").write_text(TOOLED)
-    with RunningServer(data_dir) as running:
+    with RunningServer(data_dir, warm=warm) as running:
         yield running
 
 
@@ -266,11 +267,9 @@ def test_a_model_that_fails_is_an_error_never_an_answer(client: OpenAI) -> None:
     assert "secret" not in str(last)
 
 
-curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed: apt-get install curl")
-
-
-@curl
 def test_curl_asks_and_streams(server: RunningServer) -> None:
+    need("curl")
+
     def run(path: str, *options: str) -> str:
         command = ["curl", "-sS", "-N", "-H", f"x-api-key: {server.key}", f"{server.url}{path}", *options]
         return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout

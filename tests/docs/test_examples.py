@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from automagik.testing.needs import need
 from automagik.testing.postgres import PostgresServer
 from automagik.testing.servers import RunningServer
 from automagik.testing.warm import WarmPython
@@ -50,10 +50,8 @@ def test_the_examples_of_a_page_work(
     page: str, tmp_path: Path, request: pytest.FixtureRequest, warm: WarmPython
 ) -> None:
     found = examples(page)
-    if shutil.which("curl") is None and any(
-        example.text.lstrip().startswith("curl ") or "\ncurl " in example.text for example in found
-    ):
-        pytest.skip("curl is not installed: apt-get install curl")
+    if any(re.search(r"\bcurl ", example.text) for example in found if example.language == "bash"):
+        need("curl")
     data = tmp_path / "data"
     for example in found:
         if example.file is not None:

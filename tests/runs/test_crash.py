@@ -11,6 +11,7 @@ import httpx2
 import pytest
 
 from automagik.testing.servers import RunningServer
+from automagik.testing.warm import WarmPython
 
 AGENT = """
 import asyncio
@@ -39,11 +40,12 @@ agent = Agent(FunctionModel(answer, stream_function=stream), name="sleeper")
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> RunningServer:
+def server(tmp_path: Path, warm: WarmPython) -> RunningServer:
     agents = tmp_path / "data" / "agents"
     agents.mkdir(parents=True)
     (agents / "sleeper.py").write_text(AGENT)
-    return RunningServer(tmp_path / "data", settings={"AUTOMAGIK_MAX_CONCURRENT_BACKGROUND_RUNS": "2"})
+    settings = {"AUTOMAGIK_MAX_CONCURRENT_BACKGROUND_RUNS": "2"}
+    return RunningServer(tmp_path / "data", settings=settings, warm=warm)
 
 
 @contextmanager
@@ -116,7 +118,9 @@ def test_kill_under_load_loses_no_answer_that_was_given(server: RunningServer) -
     with server:
         with client_of(server) as client, concurrent.futures.ThreadPoolExecutor(8) as callers:
             asked = [callers.submit(ask, client, number) for number in range(8)]
-            time.sleep(1.5)
+            deadline = time.monotonic() + 30
+            while len(answered) <= 50 and time.monotonic() < deadline:
+                time.sleep(0.02)
             server.kill()
             stop.set()
             for future in asked:

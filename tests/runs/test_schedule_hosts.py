@@ -14,6 +14,7 @@ import pytest
 
 from automagik.testing.postgres import PostgresServer
 from automagik.testing.servers import RunningServer
+from automagik.testing.warm import WarmPython
 
 SECOND = timedelta(seconds=1)
 
@@ -75,17 +76,18 @@ def make(client: httpx2.Client, name: str, **changes: Any) -> dict[str, Any]:
     return made.json()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_two_hosts_fire_each_second_once_also_when_one_is_killed(
-    tmp_path: Path, postgres_server: PostgresServer
+    tmp_path: Path, postgres_server: PostgresServer, warm: WarmPython
 ) -> None:
     database = {
         "AUTOMAGIK_DATABASE_URL": postgres_server.create_database(),
         "AUTOMAGIK_SECRET_KEY": "A" * 43 + "=",
     }
     with ExitStack() as stack:
-        first = stack.enter_context(RunningServer(tmp_path / "a", settings=database))
-        second = RunningServer(tmp_path / "b", settings=database)
+        first = stack.enter_context(RunningServer(tmp_path / "a", settings=database, warm=warm))
+        second = RunningServer(tmp_path / "b", settings=database, warm=warm)
         second.start()
         stack.callback(second.stop)
         client = stack.enter_context(client_of(first, first.key))
@@ -114,10 +116,10 @@ def test_two_hosts_fire_each_second_once_also_when_one_is_killed(
 
 @pytest.mark.timeout(120)
 def test_a_kill_between_the_run_and_the_next_time_gives_no_second_run(
-    tmp_path: Path, postgres_server: PostgresServer
+    tmp_path: Path, postgres_server: PostgresServer, warm: WarmPython
 ) -> None:
     database = {"AUTOMAGIK_DATABASE_URL": postgres_server.create_database()}
-    with RunningServer(tmp_path / "a", settings=database) as server:
+    with RunningServer(tmp_path / "a", settings=database, warm=warm) as server:
         with client_of(server, server.key) as client:
             make(client, "tick", cron="*/2 * * * * *")
             key = server.key

@@ -16,7 +16,7 @@ from automagik.testing.warm import WarmCommand, WarmPython
 
 __all__ = ["RunningServer"]
 
-_START_SECONDS = 30
+_START_SECONDS = 60
 _STOP_SECONDS = 30
 
 
