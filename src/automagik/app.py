@@ -17,6 +17,7 @@ from automagik.claude_code.agent import ClaudeCodeAgent
 from automagik.claude_code.factory import ExecutorFactory
 from automagik.claude_code.house import House
 from automagik.claude_code.probing import Probing
+from automagik.claude_code.publish import Publisher
 from automagik.claude_code.reaper import reap_forever
 from automagik.claude_code.repositories import Repositories
 from automagik.claude_code.workflow_files import Workflows
@@ -165,7 +166,9 @@ class Platform:
             memories = MemoryStore(store, max_text_chars=settings.max_text_chars)
             tools = ToolRegistry(clock=clock)
             tools.discover()
-            house = await _open_house(settings, store, artifacts, outbound, ledger, gateway, clock, host, stack)
+            house = await _open_house(
+                settings, store, artifacts, outbound, ledger, gateway, secrets, clock, host, stack
+            )
             claude_code = ClaudeCodeAgent(house)
             agents = AgentFactory(
                 settings=settings,
@@ -305,6 +308,7 @@ async def _open_house(
     outbound: Outbound,
     ledger: Ledger,
     gateway: Gateway,
+    secrets: SecretStore,
     clock: Clock,
     host: str,
     stack: AsyncExitStack,
@@ -333,6 +337,7 @@ async def _open_house(
         workflows=workflows,
         workspaces=Workspaces(settings, store, artifacts, repositories),
         probing=Probing(settings, store, host=host),
+        publisher=Publisher(settings=settings, repositories=repositories, outbound=outbound, secrets=secrets),
         registries=RegistryFinder(settings, outbound),
         host=host,
     )

@@ -10,6 +10,7 @@ from automagik.agents import AgentConfig, AgentInput, AgentResponse, AutomagikAg
 from automagik.claude_code.carrying import Carrying
 from automagik.claude_code.control import Control
 from automagik.claude_code.house import House
+from automagik.claude_code.publish import PUBLISHING_WORKFLOW
 from automagik.claude_code.work import Work
 from automagik.claude_code.workflow import Workflow
 from automagik.errors import Internal, InvalidInput, MissingScope, NotFound, OverrideNotAllowed, nearest
@@ -19,9 +20,6 @@ from automagik.store.rows import RunRow
 from automagik.types import TERMINAL, Caller, JsonObject, RunStatus
 
 __all__ = ["ClaudeCodeAgent"]
-
-_PUBLISHING = "pr"
-"""The workflow whose branch may be pushed."""
 
 
 class ClaudeCodeAgent(AutomagikAgent):
@@ -114,9 +112,17 @@ class ClaudeCodeAgent(AutomagikAgent):
         return self._runs
 
     def _check_limits(self, asked: Work, workflow: Workflow, caller: Caller) -> None:
-        if asked.publish and workflow.name != _PUBLISHING:
+        if asked.publish and workflow.name != PUBLISHING_WORKFLOW:
             raise InvalidInput(
-                f"The workflow '{workflow.name}' publishes nothing.", field=("body", "publish"), hint="Only `pr` does."
+                f"The workflow '{workflow.name}' publishes nothing.",
+                field=("body", "publish"),
+                hint=f"Only `{PUBLISHING_WORKFLOW}` does.",
+            )
+        if asked.publish and asked.repository.place is None and asked.resume_of is None:
+            raise InvalidInput(
+                "A bundle has no remote that a branch could be pushed to.",
+                field=("body", "publish"),
+                hint="Give `repository.place`; or leave `publish` out, and push what `automagik runs apply` fetches.",
             )
         if caller.allows("workflows:write"):
             return

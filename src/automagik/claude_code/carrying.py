@@ -21,6 +21,7 @@ from automagik.claude_code.following import Following, Limit
 from automagik.claude_code.furnishing import Furnished, Furnishing
 from automagik.claude_code.house import House
 from automagik.claude_code.outcome import Verdict, classify
+from automagik.claude_code.publish import PUBLISHING_WORKFLOW, Publishing, PullRequest
 from automagik.claude_code.transcript import Transcript
 from automagik.claude_code.work import Work
 from automagik.claude_code.workflow import Workflow
@@ -107,7 +108,8 @@ class Carrying:
             known, token, furnished = await self._furnish(executor, known)
         workspace = cast("JsonObject", (self._row.details or {}).get("workspace") or {})
         repository = furnished.source.repository if furnished is not None else str(workspace.get("repository"))
-        collecting = self._collecting(executor, known, repository)
+        base_branch = furnished.source.branch if furnished is not None else workspace.get("base_branch")
+        collecting = self._collecting(executor, known, repository, cast("str | None", base_branch))
         transcript = Transcript()
         exit_status: ExitStatus | None = None
         async with AsyncExitStack() as stack:
@@ -152,7 +154,9 @@ class Carrying:
         furnished = await furnishing.prepare(self._options, earlier)
         await self._update(base_commit=furnished.source.base_commit, branch=furnished.branch)
         known = replace(known, base_commit=furnished.source.base_commit, branch=furnished.branch)
-        await self._describe(known, self._collecting(executor, known, furnished.source.repository).workspace)
+        await self._describe(
+            known, self._collecting(executor, known, furnished.source.repository, furnished.source.branch).workspace
+        )
         return known, token, furnished
 
     async def _start(self, executor: Executor, known: ExecutionRow, token: str, furnished: Furnished) -> Execution:
@@ -300,7 +304,14 @@ class Carrying:
             if verdict.outcome is RunOutcome.COMPLETED:
                 detail = f"What the run made could not be taken out: {lost.detail}"
                 verdict = Verdict(RunOutcome.SANDBOX_ERROR, detail, lost.hint)
-        await self._describe(known, collecting.workspace, turns=transcript.num_turns)
+        published: JsonObject | None = None
+        if self._workflow.name == PUBLISHING_WORKFLOW and verdict.outcome is RunOutcome.COMPLETED:
+            try:
+                published = await self._publish(collecting, transcript)
+            except AutomagikError as refused_by:
+                detail = f"The branch is ready, but could not be published: {refused_by.detail}"
+                verdict = Verdict(RunOutcome.TOOL_ERROR, detail, refused_by.hint, retryable=True)
+        await self._describe(known, collecting.workspace, turns=transcript.num_turns, published=published)
         if await self._house.store.read(lambda tx: tx.words.any_waiting(self._run_id)):
             self._options.emit(
                 "warning", {"code": "message_too_late", "detail": "What was said last came after the run's end."}
@@ -362,23 +373,53 @@ class Carrying:
     def _limit_usd(self) -> Decimal | None:
         return self._work.budget_usd if self._work.budget_usd is not None else self._workflow.budget_usd
 
-    def _collecting(self, executor: Executor, known: ExecutionRow, repository: str) -> Collecting:
+    def _collecting(
+        self, executor: Executor, known: ExecutionRow, repository: str, base_branch: str | None
+    ) -> Collecting:
         return Collecting(
             house=self._house,
             executor=executor,
             row=self._row,
             known=known,
             repository=repository,
+            base_branch=base_branch,
             owner=self._options.owner,
             emit=self._options.emit,
         )
 
-    async def _describe(self, known: ExecutionRow, workspace: JsonObject, *, turns: int | None = None) -> None:
+    async def _publish(self, collecting: Collecting, transcript: Transcript) -> JsonObject | None:
+        """What was published of a run of `pr`, or would be where its request did not ask for it; None: there is nothing to publish."""
+        remote, report = self._work.repository.place, transcript.structured_output
+        taken, branch = collecting.taken, collecting.known.branch
+        if remote is None or not isinstance(report, dict) or taken is None or branch is None:
+            return None
+        published = await self._house.publisher.publish(
+            Publishing(
+                workflow=self._workflow.name,
+                run_id=self._run_id,
+                repository=collecting.repository,
+                head_commit=taken.head_commit,
+                remote=remote,
+                request=PullRequest.from_report(report, branch=branch, base=collecting.base_branch or "main"),
+                requested=self._work.publish,
+            )
+        )
+        return published.to_json()
+
+    async def _describe(
+        self,
+        known: ExecutionRow,
+        workspace: JsonObject,
+        *,
+        turns: int | None = None,
+        published: JsonObject | None = None,
+    ) -> None:
         details: JsonObject = {
             "workspace": workspace,
             "turns": turns,
             "max_turns": self._max_turns,
             "executor": known.executor,
+            "published": published,
         }
         owner = self._options.owner
         await self._house.store.write(lambda tx: tx.executions.describe(self._run_id, owner, details))

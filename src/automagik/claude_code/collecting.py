@@ -41,6 +41,7 @@ class Collecting:
     row: RunRow
     known: ExecutionRow
     repository: str
+    base_branch: str | None
     owner: str
     emit: Callable[[str, JsonObject], None]
     taken: Taken | None = None
@@ -78,7 +79,12 @@ class Collecting:
             "branches": {},
         }
         made = self.taken.to_json() if self.taken is not None else nothing
-        return {"repository": self.repository, "branch": self.known.branch, **made}
+        return {
+            "repository": self.repository,
+            "branch": self.known.branch,
+            "base_branch": self.base_branch,
+            **made,
+        }
 
     async def _take(self) -> None:
         async with self._taking:

@@ -6,6 +6,7 @@ from automagik.artifacts import ArtifactStore
 from automagik.budget import Ledger
 from automagik.claude_code.factory import ExecutorFactory
 from automagik.claude_code.probing import Probing
+from automagik.claude_code.publish import Publisher
 from automagik.claude_code.repositories import Repositories
 from automagik.claude_code.workflow_files import Workflows
 from automagik.claude_code.workspaces import Workspaces
@@ -35,6 +36,7 @@ class House:
     workflows: Workflows
     workspaces: Workspaces
     probing: Probing
+    publisher: Publisher
     registries: RegistryFinder
     host: str
     """The name of this host, which runs belong to."""

@@ -14,7 +14,7 @@ from automagik.settings import Settings
 from automagik.store import Store
 from automagik.types import SYSTEM, JsonObject, new_id
 
-__all__ = ["Probing"]
+__all__ = ["Probing", "probe_executor"]
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -59,35 +59,10 @@ class Probing:
         async with self._trying:
             if executor.name in self._held:
                 return
-            found = await self.probe(executor)
+            found = await probe_executor(self._settings, executor)
             if found:
                 await self._refuse(executor, found)
             self._held.add(executor.name)
-
-    async def probe(self, executor: Executor) -> tuple[Finding, ...]:
-        """What is open in the executor's sandbox, or not known to be shut; nothing: it holds."""
-        run_id = new_id("run")
-        ground = ProbeGround(
-            self._settings.data_dir,
-            self._settings.runtime_folder,
-            workspaces=self._settings.data_dir,
-            engines=await asyncio.to_thread(lambda: [path for path in _DOCKER_SOCKETS if Path(path).exists()]),
-        )
-        try:
-            await executor.prepare(run_id)
-            async with ground as targets:
-                done = await executor.once(
-                    run_id,
-                    probe_command(),
-                    env=probe_environment(targets),
-                    limits=Limits.from_settings(self._settings),
-                    timeout_seconds=_PROBE_SECONDS,
-                )
-        finally:
-            await executor.remove(run_id)
-        if done.timed_out:
-            return (Finding("output", "unknown", "the probe did not end in time"),)
-        return findings(done.stdout)
 
     async def _refuse(self, executor: Executor, found: tuple[Finding, ...]) -> None:
         told = [str(finding) for finding in found]
@@ -102,3 +77,29 @@ class Probing:
             outcome="sandbox_error",
             hint="`automagik doctor` on that host shows what is open. Nothing runs there until it is shut.",
         )
+
+
+async def probe_executor(settings: Settings, executor: Executor) -> tuple[Finding, ...]:
+    """What is open in the executor's sandbox, or not known to be shut; nothing: it holds."""
+    run_id = new_id("run")
+    ground = ProbeGround(
+        settings.data_dir,
+        settings.runtime_folder,
+        workspaces=settings.data_dir,
+        engines=await asyncio.to_thread(lambda: [path for path in _DOCKER_SOCKETS if Path(path).exists()]),
+    )
+    try:
+        await executor.prepare(run_id)
+        async with ground as targets:
+            done = await executor.once(
+                run_id,
+                probe_command(),
+                env=probe_environment(targets),
+                limits=Limits.from_settings(settings),
+                timeout_seconds=_PROBE_SECONDS,
+            )
+    finally:
+        await executor.remove(run_id)
+    if done.timed_out:
+        return (Finding("output", "unknown", "the probe did not end in time"),)
+    return findings(done.stdout)

@@ -6,6 +6,7 @@ import resource
 import shutil
 import socket
 import stat
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from automagik import __version__
 from automagik.agents.sources import BrokenAgent, find_agents
 from automagik.artifacts import ArtifactStore
 from automagik.artifacts.objects import Objects
+from automagik.claude_code.executor import Executor
+from automagik.claude_code.factory import ExecutorFactory
+from automagik.claude_code.probing import probe_executor
 from automagik.cli.client import ApiClient, find_server
 from automagik.cli.failure import CliError
 from automagik.cli.folder import local_url, open_store, quiet_logs
@@ -57,9 +61,49 @@ async def examine(settings: Settings, client: ClientSettings, url: str | None) -
     quiet_logs(settings)
     findings = [_python(), _data_folder(settings), await _database(settings), await _artifacts(settings), _open_files()]
     profile, server = _profile(client), _server(settings, client, url)
-    findings += [*profile, *server, await _model(settings), *_agents(settings)]
+    findings += [*profile, *server, await _model(settings), *_agents(settings), *await _workflows(settings)]
     findings += _tools()
     return findings
+
+
+async def _workflows(settings: Settings) -> list[Finding]:
+    """Whether workflows can run here, and whether what they run in holds."""
+    if sys.platform != "linux":
+        return [
+            Finding(
+                "workflows",
+                "warn",
+                f"Executors need Linux, and this is {platform.system()}: no workflow can run here.",
+                "Run the server on Linux, or in a container or virtual machine of it.",
+            )
+        ]
+    factory = ExecutorFactory(settings)
+    try:
+        names = ("docker", "local") if settings.executor == "auto" else (settings.executor,)
+        findings = [await _executor(settings, factory.named(name)) for name in names]
+    finally:
+        await factory.close()
+    if any(finding.status == "ok" for finding in findings):
+        return [finding for finding in findings if finding.status != "warn"]
+    return findings
+
+
+async def _executor(settings: Settings, executor: Executor) -> Finding:
+    name = f"workflows ({executor.name})"
+    available = await executor.check()
+    if not available.works:
+        return Finding(name, "warn", available.reason or "It does not work here.", available.remedy)
+    if not executor.sandboxed:
+        detail = "Workflows run as plain processes, as AUTOMAGIK_RUN_WITHOUT_SANDBOX says."
+        return Finding(name, "warn", detail, "Unset it, and install bubblewrap or Docker.")
+    try:
+        found = await probe_executor(settings, executor)
+    except AutomagikError as error:
+        return Finding(name, "fail", f"The containment probe could not run: {error.detail}", error.hint)
+    if found:
+        told = "; ".join(str(finding) for finding in found)
+        return Finding(name, "fail", f"The sandbox does not hold: {told}", "No workflow runs in it until that is shut.")
+    return Finding(name, "ok", "Its sandbox works, and holds: the containment probe got nowhere.")
 
 
 def _python() -> Finding:

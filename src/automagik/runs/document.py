@@ -56,7 +56,7 @@ def run_document(row: RunRow, *, whole: bool = True) -> JsonObject:
     }
     if row.kind == "workflow":
         details = row.details or {}
-        document |= {name: details.get(name) for name in ("workspace", "turns", "max_turns", "executor")}
+        document |= {name: details.get(name) for name in ("workspace", "turns", "max_turns", "executor", "published")}
     if whole:
         document["input"] = row.input
         document["output"] = row.output

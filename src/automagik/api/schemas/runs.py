@@ -162,6 +162,7 @@ class WorkspaceDocument(Resource):
     """The platform's own name of it."""
     base_commit: str
     branch: str
+    base_branch: str | None
     head_commit: str | None
     commits: list[CommitDocument]
     """The run's own, oldest first."""
@@ -207,6 +208,8 @@ class RunSummary(Resource):
     max_turns: int | None = None
     executor: str | None = None
     """`local` or `docker`."""
+    published: ObjectMap | None = None
+    """Of a run of the workflow `pr`: the branch that was pushed and the pull request, or with `dry_run` what would be."""
 
 
 class RunResource(RunSummary):
