@@ -52,6 +52,9 @@ def test_the_examples_of_a_page_work(
     found = examples(page)
     if any(re.search(r"\bcurl ", example.text) for example in found if example.language == "bash"):
         need("curl")
+    if any("automagik workflows run" in example.text for example in found if example.language == "bash"):
+        need("claude")
+        need("bubblewrap")
     data = tmp_path / "data"
     for example in found:
         if example.file is not None:

@@ -68,6 +68,8 @@ class Ledger:
         self._clock = clock
         self._executor_id = executor_id
         self._limited: frozenset[tuple[str, str]] = frozenset()
+        self._added: set[tuple[str, str]] = set()
+        """The runs that were given a budget since who is limited was last read."""
         self._open: dict[str, _Open] = {}
         self._later: dict[str, Settle] = {}
         self._wake = asyncio.Event()
@@ -95,8 +97,9 @@ class Ledger:
     async def refresh(self) -> None:
         """Learn who is limited, as it is now; settle what the dead have left behind. Raises ServiceUnavailable."""
         self._stale = False
+        added = self._added = set[tuple[str, str]]()
         limited, left = await self._store.read(lambda tx: (tx.budgets.limited(), tx.budgets.left_behind(_BATCH)))
-        self._limited = frozenset(limited)
+        self._limited = frozenset(limited) | added  # which may have been added since it was read
         while left:
             # At their full amount: what was called may have been paid for.
             await self._store.settle([Settle(reservation_id, None) for reservation_id in left])
@@ -182,7 +185,8 @@ class Ledger:
     async def limit_run(self, run_id: str, limit_nano: int) -> None:
         """Give a run a budget of its own, in all; one that it has already stays as it is. Raises ServiceUnavailable."""
         await self._store.write(lambda tx: tx.budgets.add_for_run(run_id, limit_nano))
-        self._limited |= {("run", run_id)}
+        self._added.add(("run", run_id))
+        self._limited |= self._added
 
     # -- keeping
 
