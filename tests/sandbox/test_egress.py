@@ -1,6 +1,7 @@
 """The proxy of a sandbox: what it lets out, what it refuses and says of that, and what can't be smuggled past it."""
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
@@ -265,3 +266,19 @@ async def test_the_door_opens_again_where_a_process_that_died_left_a_socket(shor
     async with way(short, ["site.test"]) as again:
         assert (await again.say(b"x\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
         assert again.socket.stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_door_that_closes_ends_every_connection_also_those_just_made(short: Path) -> None:
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(-1)
+
+    async with serving(hold) as port:
+        async with way(short, [f"site.test:{port}"]) as out:
+            tunnel, holder = await out.connect(f"site.test:{port}")
+            late = [await asyncio.open_unix_connection(str(out.socket)) for _ in range(5)]
+        assert await asyncio.wait_for(tunnel.read(-1), 5) == b""
+        for reader, writer in late:
+            with contextlib.suppress(ConnectionError):
+                assert await asyncio.wait_for(reader.read(-1), 5) == b""
+            writer.close()
+        holder.close()

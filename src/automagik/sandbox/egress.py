@@ -8,6 +8,7 @@ the proxy was asked for.
 import asyncio
 import contextlib
 import re
+import socket
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ _HEAD_SECONDS = 30.0
 _CONNECT_SECONDS = 10.0
 _IDLE_SECONDS = 300.0
 _CHUNK_BYTES = 64 * 1024
+_BACKLOG = 64
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -79,11 +81,10 @@ class EgressProxy:
     def __init__(self, outbound: Outbound) -> None:
         self._outbound = outbound
 
-    async def open(self, socket: Path, policy: EgressPolicy, *, tell: Tell) -> "EgressDoor":
+    async def open(self, path: Path, policy: EgressPolicy, *, tell: Tell) -> "EgressDoor":
         """A door at the path, which replaces a socket that a process that died has left there. Raises: OSError."""
-        await asyncio.to_thread(socket.unlink, missing_ok=True)
         door = EgressDoor(self._outbound, policy, tell)
-        await door.listen(socket)
+        await door.listen(path)
         return door
 
 
@@ -96,26 +97,30 @@ class EgressDoor:
         self._tell = tell
         self._told: set[tuple[str, int, bool]] = set()
         self._open: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
-        self._socket: Path | None = None
+        self._waiting: set[socket.socket] = set()
+        """Accepted, but not yet attended to: nobody else closes them."""
+        self._listener: socket.socket | None = None
+        self._path: Path | None = None
 
-    async def listen(self, socket: Path) -> None:
+    async def listen(self, path: Path) -> None:
         """Serve at the path. Raises: OSError."""
-        self._server = await asyncio.start_unix_server(self._accept, socket, limit=_CHUNK_BYTES)
-        self._socket = socket
-        await asyncio.to_thread(socket.chmod, 0o600)
+        # Not asyncio's server: when it closes, it leaves a connection open that it has just accepted (Python 3.11).
+        self._listener = await asyncio.to_thread(_listening, path)
+        self._path = path
+        asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
 
     async def close(self) -> None:
         """End the connections and remove the socket."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
         for task in self._open:
             task.cancel()
         await asyncio.gather(*self._open, return_exceptions=True)
-        if self._socket is not None:
-            await asyncio.to_thread(self._socket.unlink, missing_ok=True)
-            self._socket = None
+        if self._path is not None:
+            await asyncio.to_thread(self._path.unlink, missing_ok=True)
+            self._path = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -127,12 +132,27 @@ class EgressDoor:
 
     # -- inner parts
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._attend(reader, writer))
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            connection, _ = listener.accept()
+        except OSError:  # the client has gone, or there is no descriptor left: the next one may have more luck
+            return
+        connection.setblocking(False)
+        self._waiting.add(connection)
+        task = asyncio.create_task(self._attend(connection))
         self._open.add(task)
-        task.add_done_callback(self._open.discard)
 
-    async def _attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        def ended(task: asyncio.Task[None]) -> None:
+            self._open.discard(task)
+            if connection in self._waiting:
+                self._waiting.remove(connection)
+                connection.close()
+
+        task.add_done_callback(ended)
+
+    async def _attend(self, connection: socket.socket) -> None:
+        self._waiting.remove(connection)
+        reader, writer = await asyncio.open_connection(sock=connection, limit=_CHUNK_BYTES)
         try:
             if len(self._open) > _MAX_CONNECTIONS:
                 raise RequestRefused(503, f"A sandbox has {_MAX_CONNECTIONS} connections at the most; close some.")
@@ -143,6 +163,9 @@ class EgressDoor:
             await _answer(writer, refusal)
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError):
             pass  # the client went away, or says nothing
+        except asyncio.CancelledError:
+            writer.transport.abort()  # nothing waits until somebody reads the rest
+            raise
         finally:
             writer.close()
             with contextlib.suppress(ConnectionError, OSError):
@@ -158,6 +181,9 @@ class EgressDoor:
             else:
                 upstream.write(request.head)
                 await _both(forward_body(request, reader, upstream), _pump(upstream_reader, writer), answer_ends=True)
+        except asyncio.CancelledError:
+            upstream.transport.abort()
+            raise
         finally:
             upstream.close()
             with contextlib.suppress(ConnectionError, OSError):
@@ -220,6 +246,20 @@ class EgressDoor:
             self._told.add(told)
             _log.info("sandbox_egress", host=host, port=port, allowed=allowed)
             self._tell(host, port, allowed)
+
+
+def _listening(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

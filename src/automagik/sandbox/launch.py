@@ -22,7 +22,7 @@ from typing import Final
 __all__ = ["ENTRY", "LAUNCH"]
 
 LAUNCH: Final = r"""
-use strict; use warnings; no warnings "exec";
+use strict;    # the module of warnings takes three milliseconds, twice
 $^F = 65535;    # files opened here stay open in bubblewrap
 my ($as_root, $machine, $nice, $status, $bwrap, @args) = @ARGV;
 my ($unshare, $memfd_create) = $machine eq "x86_64" ? (272, 319) : (97, 279);
@@ -109,7 +109,7 @@ exit($? & 127 ? 128 + ($? & 127) : $? >> 8);
 """
 
 ENTRY: Final = r"""
-use strict; use warnings; no warnings "exec";
+use strict;
 my ($become, $machine, $vars, $nproc, $fsize, $nofile, @command) = @ARGV;
 $_ += 0 for $become, $nproc, $fsize, $nofile;    # to a system call a text is an address
 my ($prctl, $capset, $setgroups, $setresgid, $setresuid, $prlimit) =
@@ -141,7 +141,7 @@ if ($pid) {
 if ($become) {
     for my $capability (0 .. 63) {
         next if syscall($prctl, 24, $capability, 0, 0, 0) == 0;    # PR_CAPBSET_DROP
-        last if $capability && $!{EINVAL};    # one more than this kernel has
+        last if $capability && $! == 22;    # one more than this kernel has
         die "sandbox: capability $capability: $!\n";
     }
     must("groups", $setgroups, 0, 0);

@@ -18,6 +18,7 @@ my ($port, $path, @command) = @ARGV;
 my $most = 65536;    # bytes held for a side that does not take them
 my $listener = IO::Socket::INET->new(LocalAddr => "127.0.0.1", LocalPort => $port, Proto => "tcp",
     Listen => 64, ReuseAddr => 1, Blocking => 0) or die "relay: port $port: $!\n";
+my $parent = $$;
 if (@command) {
     # The command takes this process's place, so that it is the one that is waited for; the relay is its child.
     my $pid = fork;
@@ -26,7 +27,6 @@ if (@command) {
     open(STDIN, "<", "/dev/null"); open(STDOUT, ">", "/dev/null"); open(STDERR, ">", "/dev/null");
 }
 $SIG{PIPE} = "IGNORE"; $SIG{INT} = "IGNORE";
-my $parent = getppid;
 my (%peer, %out, %ended);    # by file number: the other side, bytes to write here, no more comes for here
 my %handle = (fileno($listener) => $listener);
 
@@ -49,7 +49,7 @@ while (1) {
         vec($read, $fd, 1) = 1 if !$ended{$peer} && length($out{$peer}) < $most;
         vec($write, $fd, 1) = 1 if length $out{$fd};
     }
-    my $ready = select($read, $write, undef, 5);
+    my $ready = select($read, $write, undef, 1);
     last if @command && getppid != $parent;
     next if $ready <= 0;
     for my $fd (keys %handle) {
