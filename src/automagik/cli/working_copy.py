@@ -3,7 +3,7 @@
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def repository_name(folder: str) -> str:
 
 
 @contextmanager
-def bundled(folder: str, ref: str | None) -> Iterator[Path]:
+def bundled(folder: str, ref: str | None) -> Generator[Path]:
     """A bundle of what the repository's HEAD (or `ref`) has committed, in a file that goes afterwards.
 
     Raises: CliError for what is no repository, has no commit, or no such ref.
