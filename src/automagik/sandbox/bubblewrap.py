@@ -6,11 +6,13 @@ are limited in size and gone at the end, and what is mounted by name. As root an
 """
 
 import asyncio
+import contextlib
 import os
 import platform
 import re
 import resource
 import shutil
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +31,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HOSTNAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _LONGEST = 96 * 1024  # Linux takes 128 KiB in one argument or variable
 _NICE = 5
+_END_SECONDS = 2.0
 _TRY_SECONDS = 15.0
 _TRY = "id -u; id -g; grep -E '^(CapEff|CapBnd|NoNewPrivs|Seccomp):' /proc/self/status; ls /sys 2>/dev/null; true"
 _TRIED: Final = re.compile(
@@ -154,6 +157,7 @@ class Bubblewrap:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
         )
         try:
             async with asyncio.timeout(_TRY_SECONDS):
@@ -162,8 +166,10 @@ class Bubblewrap:
             return Availability(False, f"A sandbox did not start within {_TRY_SECONDS:g} seconds.")
         finally:
             if process.returncode is None:  # also where who asked is cancelled
-                process.kill()
-                await process.communicate()
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                with contextlib.suppress(TimeoutError):  # whoever still holds its output is not waited for
+                    await asyncio.wait_for(process.communicate(), _END_SECONDS)
         if process.returncode != 0:
             return await asyncio.to_thread(explain, errors.decode(errors="replace"), root=self._root)
         if not _TRIED.fullmatch(output.decode(errors="replace")):
