@@ -214,7 +214,9 @@ class Platform:
             if role != "api":
                 await worker.open(at_once=role == "worker")
                 stack.push_async_callback(worker.stop)
-                stack.push_async_callback(_end, asyncio.create_task(reap_forever(store, house.executors)))
+                stack.push_async_callback(
+                    _end, asyncio.create_task(reap_forever(store, house.executors, house.repositories))
+                )
                 scheduler = Scheduler(store=store, runs=runs, keys=keys, clock=clock)
                 stack.push_async_callback(_end_scheduling, scheduler, asyncio.create_task(scheduler.run()))
                 sender = WebhookSender(store, outbound, secrets, clock=clock, render=run_document, observer=metrics)

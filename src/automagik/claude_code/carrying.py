@@ -383,6 +383,7 @@ class Carrying:
             known=known,
             repository=repository,
             base_branch=base_branch,
+            keeps=self._workflow.writes,
             owner=self._options.owner,
             emit=self._options.emit,
         )

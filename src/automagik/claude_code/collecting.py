@@ -42,6 +42,8 @@ class Collecting:
     known: ExecutionRow
     repository: str
     base_branch: str | None
+    keeps: bool
+    """Whether what is in the workspace is kept: not where the workflow says that it changes nothing."""
     owner: str
     emit: Callable[[str, JsonObject], None]
     taken: Taken | None = None
@@ -87,6 +89,8 @@ class Collecting:
         }
 
     async def _take(self) -> None:
+        if not self.keeps:
+            return
         async with self._taking:
             run_id = self.row.run_id
             with tempfile.TemporaryDirectory(dir=self.house.settings.data_dir) as folder:

@@ -1,18 +1,25 @@
 """Reaper: what runs have left on this host whose end is stored, or that nobody knows of, is removed."""
 
 import asyncio
+import itertools
+from datetime import timedelta
 
 import structlog
 
 from automagik.claude_code.factory import ExecutorFactory
+from automagik.claude_code.repositories import Repositories
 from automagik.errors import AutomagikError
 from automagik.store import Store
 
-__all__ = ["reap", "reap_forever"]
+__all__ = ["forget_gone", "reap", "reap_forever"]
 
 _log = structlog.stdlib.get_logger(__name__)
 
 _EVERY_SECONDS = 30.0
+_FORGET_ROUNDS = 120
+"""How often it is looked for commits of runs that retention has deleted: once in so many rounds, an hour."""
+_UNUSED = timedelta(days=7)
+"""How long a repository stays that nothing uses: it is made again from its bundle or place where a run asks for it."""
 
 
 async def reap(store: Store, executors: ExecutorFactory) -> list[str]:
@@ -27,11 +34,22 @@ async def reap(store: Store, executors: ExecutorFactory) -> list[str]:
     return reaped
 
 
-async def reap_forever(store: Store, executors: ExecutorFactory) -> None:
+async def forget_gone(store: Store, repositories: Repositories) -> int:
+    """How many runs had commits here that are not kept any more; those are gone, and repositories that nothing uses."""
+    kept = sorted({run_id for runs in (await repositories.runs()).values() for run_id in runs})
+    gone = await store.read(lambda tx: tx.executions.gone(kept)) if kept else []
+    forgotten = await repositories.forget(gone) if gone else 0
+    await repositories.prune(_UNUSED)
+    return forgotten
+
+
+async def reap_forever(store: Store, executors: ExecutorFactory, repositories: Repositories) -> None:
     """Reap now and then, until cancelled."""
-    while True:
+    for round_number in itertools.count():
         try:
             await reap(store, executors)
+            if round_number % _FORGET_ROUNDS == 1:
+                await forget_gone(store, repositories)
         except AutomagikError as away:
             _log.warning("reaping_put_off", reason=away.detail)
         await asyncio.sleep(_EVERY_SECONDS)

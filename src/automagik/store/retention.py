@@ -73,6 +73,8 @@ class Retention(Repository):
         note_runs(self._connection, run_ids)
         calls = ModelCalls(self._connection, self._now).forget_runs(run_ids)
         Budgets(self._connection, self._now).forget_runs(run_ids)
+        for table in (schema.executions, schema.run_words):
+            self._connection.execute(delete(table).where(table.c.run_id.in_(run_ids)))
         events = self._connection.execute(delete(_events).where(_events.c.run_id.in_(run_ids))).rowcount
         runs = self._connection.execute(delete(_runs).where(_runs.c.run_id.in_(run_ids))).rowcount
         return Deleted({"runs": runs, "run_events": events, "model_calls": calls}, run_ids[-1])

@@ -202,6 +202,11 @@ class Executions(Repository):
         living = set(self._connection.scalars(opened))
         return [run_id for run_id in run_ids if run_id not in living]
 
+    def gone(self, run_ids: list[str]) -> list[str]:
+        """Which of these runs are not kept any more."""
+        kept = set(self._connection.scalars(select(_runs.c.run_id).where(_runs.c.run_id.in_(run_ids))))
+        return [run_id for run_id in run_ids if run_id not in kept]
+
     def _hold(self, run_id: str, owner: str, *, host: str | None = None) -> None:
         held = update(_runs).where(_runs.c.run_id == run_id, _runs.c.owner == owner, text(schema.OPEN_RUNS))
         held = held.values(owner=owner) if host is None else held.values(host=host)
