@@ -28,9 +28,10 @@ def _migrated() -> bytes:
 
 
 def lay_database(folder: Path) -> None:
-    """Put a fresh database with the platform's tables into a data folder that has none: a tenth of the cost of making them."""
+    """Put a database with the platform's tables into an empty data folder: a tenth of the cost of making them. A folder that is
+    not there yet is left to the store."""
     path = database_file(folder)
-    if not path.exists():
+    if folder.exists() and not path.exists():
         path.touch(mode=0o600)
         path.write_bytes(_migrated())
 
