@@ -15,6 +15,7 @@ __all__ = ["forget_gone", "reap", "reap_forever"]
 
 _log = structlog.stdlib.get_logger(__name__)
 
+_FIRST_SECONDS = 10.0
 _EVERY_SECONDS = 30.0
 _FORGET_ROUNDS = 120
 """How often it is looked for commits of runs that retention has deleted: once in so many rounds, an hour."""
@@ -46,10 +47,10 @@ async def forget_gone(store: Store, repositories: Repositories) -> int:
 async def reap_forever(store: Store, executors: ExecutorFactory, repositories: Repositories) -> None:
     """Reap now and then, until cancelled."""
     for round_number in itertools.count():
+        await asyncio.sleep(_EVERY_SECONDS if round_number else _FIRST_SECONDS)
         try:
             await reap(store, executors)
             if round_number % _FORGET_ROUNDS == 1:
                 await forget_gone(store, repositories)
         except AutomagikError as away:
             _log.warning("reaping_put_off", reason=away.detail)
-        await asyncio.sleep(_EVERY_SECONDS)

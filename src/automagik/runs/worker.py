@@ -89,6 +89,7 @@ class Worker:
         self._loop: asyncio.Task[None] | None = None
         self._limits = ClaimLimits()
         self._limits_at = float("-inf")
+        self._has_workflows = False
         runtime.has_taken = self._has_taken
 
     async def open(self, *, at_once: bool) -> None:
@@ -182,7 +183,8 @@ class Worker:
         runtime = self._runtime
         limits = await self._current_limits()
         owner, lease = runtime.executor_id, runtime.settings.host_lease_seconds
-        admits = await runtime.admits_workflows()
+        # To look whether there is a sandbox and room takes a moment, so it is done only where a workflow waits.
+        admits = self._has_workflows and await runtime.admits_workflows()
         return await runtime.store.write(
             lambda tx: tx.queue.claim(
                 owner, self._host, count, limits=limits, host_lease_seconds=lease, admits_workflows=admits
@@ -193,7 +195,9 @@ class Worker:
         runtime = self._runtime
         now = runtime.clock.monotonic()
         if now - self._limits_at >= _LIMITS_SECONDS:
-            has_key_limits = await runtime.store.read(lambda tx: tx.queue.has_key_limits())
+            has_key_limits, self._has_workflows = await runtime.store.read(
+                lambda tx: (tx.queue.has_key_limits(), tx.queue.has_workflows())
+            )
             self._limits = ClaimLimits(
                 total=runtime.settings.max_total_background_runs,
                 by_agent=runtime.agents.concurrency_limits(),

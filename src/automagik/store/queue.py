@@ -184,6 +184,11 @@ class Queue(Repository):
         limited = select(_keys.c.key_id).where(_keys.c.max_concurrent_runs.is_not(None), _keys.c.revoked_at.is_(None))
         return self._connection.scalar(select(exists(limited))) or False
 
+    def has_workflows(self) -> bool:
+        """Whether a run of a workflow waits for a worker."""
+        waiting = select(_runs.c.run_id).where(_WAITING, _runs.c.owner.is_(None), _runs.c.kind == "workflow")
+        return self._connection.scalar(select(exists(waiting))) or False
+
     def idempotent(self, key_id: str, key: str) -> tuple[str, bytes] | None:
         """The run that a key was used for and its body's hash, or None."""
         known = select(_idempotency.c.run_id, _idempotency.c.body_hash).where(
