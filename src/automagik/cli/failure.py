@@ -12,6 +12,9 @@ __all__ = ["CliError", "ExitCode", "failure_of_error", "failure_of_problem"]
 
 _NAMES_FIELDS = "`errors` names each field."
 _LISTS = re.compile(r"GET /api/v1/([a-z]+) lists")
+_LISTS_DELIVERIES = "GET /api/v1/webhooks/{webhook_id}/deliveries lists"
+_PLACES = {"body", "query"}
+"""Where a field stands, which is of no interest to who gave an option."""
 
 
 class ExitCode(IntEnum):
@@ -96,7 +99,11 @@ def _text(problem: Mapping[str, Json], name: str) -> str | None:
 
 def _in_commands(hint: str | None) -> str | None:
     """The hint with the lists of the API named by the command that shows them."""
-    return None if hint is None else _LISTS.sub(r"`automagik \1 list` lists", hint)
+    if hint is None:
+        return None
+    return _LISTS.sub(r"`automagik \1 list` lists", hint).replace(
+        _LISTS_DELIVERIES, "`automagik webhooks deliveries WEBHOOK` lists"
+    )
 
 
 def _field_error(item: Json) -> tuple[str, str] | None:
@@ -104,6 +111,6 @@ def _field_error(item: Json) -> tuple[str, str] | None:
     if not isinstance(item, dict):
         return None
     loc = item.get("loc")
-    place = ".".join(str(part) for part in loc if part != "body") if isinstance(loc, list) else ""
+    place = ".".join(str(part) for part in loc if part not in _PLACES) if isinstance(loc, list) else ""
     message = item.get("msg")
     return (place or "body", message) if isinstance(message, str) else None

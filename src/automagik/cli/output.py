@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable, Sequence
 
 from automagik.types import Json, JsonObject
 
-__all__ = ["note", "print_fields", "print_json", "print_table", "print_text", "printable", "warn"]
+__all__ = ["note", "print_fields", "print_json", "print_table", "print_text", "printable", "to_the_second", "warn"]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """Control characters but tab and newline, and those that turn the direction of writing."""
@@ -108,9 +108,14 @@ def _cell(value: Json) -> str:
             return json.dumps(value, ensure_ascii=False)
 
 
+def to_the_second(moment: str) -> str:
+    """A time of the API without its fraction; any other text as it is."""
+    return _FRACTION.sub(r"\1Z", moment)
+
+
 def _shown(value: Json, *, whole: bool) -> str:
     """The value in one line of a table: times to the second, long texts cut."""
-    line = _FRACTION.sub(r"\1Z", printable(_cell(value)).replace("\n", " "))
+    line = to_the_second(printable(_cell(value)).replace("\n", " "))
     return line if whole or len(line) <= _CELL_CHARS else f"{line[: _CELL_CHARS - 1]}…"
 
 

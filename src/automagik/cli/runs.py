@@ -1,5 +1,6 @@
 """`automagik runs`: what agents did and are doing."""
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -100,7 +101,8 @@ def requeue(run: RunId, as_json: AsJson = False, url: Url = None) -> None:
     if as_json:
         print_json(document)
     else:
-        note(f"{document['run_id']} is {document['status']}.")
+        run_id = document["run_id"]
+        note(f"{run_id} is {document['status']}. Follow it: automagik runs events {run_id}")
 
 
 @app.command()
@@ -168,6 +170,10 @@ def _brief(data: JsonObject) -> str:
     run = data.get("run")
     if isinstance(run, dict):
         return f"{run.get('status')} ({run.get('outcome')})"
-    text = "  ".join(f"{name}={value}" for name, value in data.items() if value not in (None, {}, []))
+    told = {name: value for name, value in data.items() if value not in (None, {}, [])}
+    text = "  ".join(
+        f"{name}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        for name, value in told.items()
+    )
     text = text.replace("\n", " ")
     return text if len(text) <= 200 else f"{text[:199]}…"

@@ -7,7 +7,7 @@ import typer
 
 from automagik.cli.failure import CliError, ExitCode
 from automagik.cli.options import AsJson, Limit, Url, Yes, confirm, connect, given, is_uuid, read_object
-from automagik.cli.output import note, print_fields, print_json, print_table
+from automagik.cli.output import note, print_fields, print_json, print_table, to_the_second
 from automagik.types import Json, JsonObject
 
 __all__ = ["app"]
@@ -227,5 +227,5 @@ def _tell(schedule: JsonObject, *, as_json: bool) -> None:
 def _when(schedule: JsonObject) -> str:
     next_at = schedule.get("next_at")
     if next_at is not None:
-        return f"It fires next at {next_at}."
+        return f"It fires next at {to_the_second(str(next_at))}."
     return f"It is paused: automagik schedules resume {schedule['name']}"
