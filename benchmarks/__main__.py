@@ -13,6 +13,7 @@ import uvloop
 
 from benchmarks import (
     commits,
+    executors,
     gateway,
     ledger,
     profiling,
@@ -60,12 +61,16 @@ BENCHMARKS: dict[str, Callable[[Ground], list[report.Result]]] = {
     "gateway_added_sqlite": lambda on: gateway.added_latency(on, "sqlite"),
     "gateway_added_postgresql": lambda on: gateway.added_latency(on, "postgresql"),
     "commit_extraction": commits.commit_extraction,
+    "executor_local_start": executors.local_start,
+    "executor_docker_start": executors.docker_start,
 }
 
 _UNPINNED = frozenset(
     {
         "streams_600",
         "streams_1000_two_processes",
+        "executor_local_start",
+        "executor_docker_start",
         "queue_dispatch_postgresql",
         "queue_drain_postgresql",
         "queue_takeover",

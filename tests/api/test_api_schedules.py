@@ -129,7 +129,7 @@ WRONG: list[tuple[dict[str, Any], list[str], str]] = [
     ({"request": {"message_content": "x", "session_id": str(uuid.uuid4()), "session_name": "y"}},
      ["body", "request", "session_name"], "Give `session_id` or `session_name`, not both."),
     ({"request": {"message_content": "x", "timeout_seconds": -1}},
-     ["body", "request", "timeout_seconds"], "Input should be greater than 0"),
+     ["body", "request", "timeout_seconds"], "Input should be greater than or equal to 0.001"),
     ({"request": {"message_content": "x", "media_contents": [{"mime_type": "image/png", "data": "!"}]}},
      ["body", "request", "media_contents", "0", "data"], ""),
 ]  # fmt: skip

@@ -27,7 +27,7 @@ def free_port() -> int:
 
 def test_the_doctor_finds_a_new_machine_fit_and_says_what_comes_next(command: Command, free_port: int) -> None:
     found = findings(command, AUTOMAGIK_PORT=str(free_port), AUTOMAGIK_URL=f"http://127.0.0.1:{free_port}")
-    statuses = {name: finding["status"] for name, finding in found.items()}
+    statuses = {name: finding["status"] for name, finding in found.items() if not name.startswith("workflows")}
     assert statuses | {"git": "ok", "curl": "ok", "make": "ok", "open files": "ok"} == {
         "python": "ok",
         "data folder": "ok",

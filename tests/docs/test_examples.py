@@ -4,6 +4,8 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,9 +47,16 @@ def run(command: list[str], environment: dict[str, str], folder: Path) -> str:
     return done.stdout
 
 
+@pytest.fixture
+def sockets() -> Iterator[Path]:
+    """A folder whose path is short enough for sockets, which pytest's is not."""
+    with tempfile.TemporaryDirectory(prefix="am", dir="/tmp") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_the_examples_of_a_page_work(
-    page: str, tmp_path: Path, request: pytest.FixtureRequest, warm: WarmPython
+    page: str, tmp_path: Path, request: pytest.FixtureRequest, warm: WarmPython, sockets: Path
 ) -> None:
     found = examples(page)
     if any(re.search(r"\bcurl ", example.text) for example in found if example.language == "bash"):
@@ -65,7 +74,8 @@ def test_the_examples_of_a_page_work(
     commands = tmp_path / "bin"
     commands.mkdir()
     warm.script(commands / "automagik")
-    with RunningServer(data, settings={"AUTOMAGIK_OUTBOUND_ALLOW": "127.0.0.1"}, warm=warm) as server:
+    settings = {"AUTOMAGIK_OUTBOUND_ALLOW": "127.0.0.1", "AUTOMAGIK_RUNTIME_DIR": str(sockets)}
+    with RunningServer(data, settings=settings, warm=warm) as server:
         environment = {**server.environment, "PATH": f"{commands}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
         if any("$POSTGRESQL_URL" in example.text for example in found):
             postgres: PostgresServer = request.getfixturevalue("postgres_server")

@@ -13,6 +13,8 @@ from automagik.testing.needs import need
 
 pytestmark = pytest.mark.anyio
 
+HERE = Path(__file__).parents[2]
+"""The project, which may stand in `/tmp`."""
 CHECK = "import asyncio; from automagik.sandbox.bubblewrap import Bubblewrap; print(asyncio.run(Bubblewrap().check()))"
 
 
@@ -23,7 +25,7 @@ def checked(*prefix: str) -> str:
         text=True,
         timeout=60,
         check=False,
-        env={"PATH": "/usr/bin:/bin"},
+        env={"PATH": "/usr/bin:/bin", "HERE": str(HERE)},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -65,7 +67,7 @@ root=$(mktemp -d); mount -t tmpfs none "$root"
 for d in /*; do
   if [ -L "$d" ]; then cp -a "$d" "$root/"; elif [ -d "$d" ] && [ "$d" != /tmp ]; then mkdir "$root$d"; mount --rbind "$d" "$root$d"; fi
 done
-mkdir -p "$root/tmp"
+mkdir -p "$root/tmp" "$root$HERE"; mount --bind "$HERE" "$root$HERE"
 exec /usr/sbin/chroot "$root" "$@"
 """
     said = checked("/usr/bin/unshare", "--mount", "/bin/bash", "-c", script, "x")

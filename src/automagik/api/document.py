@@ -6,6 +6,7 @@ from pydantic.json_schema import models_json_schema
 
 from automagik.api.problems import Problem
 from automagik.api.schemas.runs import AgentRunRequest
+from automagik.api.schemas.workflow_runs import WorkflowRunRequest
 
 __all__ = ["describe"]
 
@@ -22,7 +23,8 @@ def describe(document: dict[str, Any]) -> dict[str, Any]:
     components["securitySchemes"] = _SCHEMES
     document["security"] = _KEYS
     _, shared = models_json_schema(
-        [(Problem, "serialization"), (AgentRunRequest, "validation")], ref_template="#/components/schemas/{model}"
+        [(Problem, "serialization"), (AgentRunRequest, "validation"), (WorkflowRunRequest, "validation")],
+        ref_template="#/components/schemas/{model}",
     )
     schemas = cast("dict[str, Any]", components.setdefault("schemas", {}))
     schemas.update(shared["$defs"])

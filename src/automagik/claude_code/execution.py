@@ -13,15 +13,13 @@ from typing import cast
 from automagik.claude_code.executor import ExitStatus, Resources
 from automagik.claude_code.one_shot import exit_status
 from automagik.claude_code.processes import (
-    Footprint,
     Watch,
-    descendants,
     first_command,
-    footprint,
     relatives,
     write_all,
 )
 from automagik.errors import ServiceUnavailable
+from automagik.sandbox.watch import Footprint, descendants, footprint
 from automagik.types import JsonObject
 
 __all__ = ["LocalExecution", "RunFolder", "read_documents", "status_of"]
@@ -169,7 +167,7 @@ class LocalExecution:
         if self._exit is not None:
             return Resources(memory_bytes=0, pids=0)
         used = await asyncio.to_thread(self._footprint)
-        return Resources(memory_bytes=used.memory_bytes, pids=used.pids)
+        return Resources(memory_bytes=used.memory_bytes, pids=used.processes)
 
     async def leave(self) -> None:
         """Watch it no longer, as a platform does that stops: it goes on, and reads the end of its input."""

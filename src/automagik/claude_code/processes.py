@@ -4,19 +4,17 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from automagik.sandbox.watch import descendants
 from automagik.types import JsonObject
 
 __all__ = [
-    "Footprint",
     "ProcessId",
     "Watch",
-    "descendants",
     "first_command",
-    "footprint",
     "identify",
     "mentioning",
     "relatives",
@@ -52,16 +50,6 @@ class ProcessId:
         """Whether it has not ended. One that is only waited for by its parent has."""
         found = _stat(self.pid)
         return found is not None and found[0] not in "ZX" and found[1] == self.started and self.boot == _boot()
-
-
-@dataclass(frozen=True, slots=True)
-class Footprint:
-    """What some processes use together."""
-
-    memory_bytes: int
-    pids: int
-    largest: int | None
-    """The pid of the one that has most memory."""
 
 
 class Watch:
@@ -143,14 +131,6 @@ def spawn(
     return started
 
 
-def descendants(pid: int) -> list[int]:
-    """The pids of all that a process started and that has not gone, itself first."""
-    found = [pid]
-    for parent in found:
-        found.extend(_children(parent))
-    return found
-
-
 def first_command(init: int) -> int | None:
     """The process that the init of a pid namespace was made for: the second one of that namespace."""
     return next((pid for pid in _children(init) if _status(pid).get("NSpid", "").split()[-1:] == ["2"]), None)
@@ -177,13 +157,6 @@ def mentioning(path: Path) -> list[int]:
         for pid in _all_pids()
         if any(word == whole or word.startswith(below) for word in _read(pid, "cmdline").split(b"\0"))
     ]
-
-
-def footprint(pids: Sequence[int]) -> Footprint:
-    """What these processes use; those that have ended meanwhile use nothing."""
-    sizes = {pid: size for pid in pids if (size := _private_bytes(pid)) is not None}
-    largest = max(sizes, key=lambda pid: sizes[pid], default=None)
-    return Footprint(memory_bytes=sum(sizes.values()), pids=len(sizes), largest=largest)
 
 
 async def write_all(fd: int, data: bytes) -> bool:
@@ -241,13 +214,6 @@ def _children(pid: int) -> list[int]:
         for task in os.listdir(_PROC / str(pid) / "task"):
             found.extend(map(int, _read(pid, f"task/{task}/children").split()))
     return found
-
-
-def _private_bytes(pid: int) -> int | None:
-    """What a process has in memory that no file backs, in bytes."""
-    status = _status(pid)
-    sizes = [status[name].split()[0] for name in ("RssAnon", "RssShmem") if name in status]
-    return sum(map(int, sizes)) * 1024 if sizes else None
 
 
 def _status(pid: int) -> dict[str, str]:

@@ -7,6 +7,7 @@ import shutil
 import socket
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,11 @@ async def examine(settings: Settings, client: ClientSettings, url: str | None) -
     quiet_logs(settings)
     findings = [_python(), _data_folder(settings), await _database(settings), await _artifacts(settings), _open_files()]
     profile, server = _profile(client), _server(settings, client, url)
-    findings += [*profile, *server, await _model(settings), *_agents(settings), *await _workflows(settings)]
+    findings += [*profile, *server, await _model(settings), *_agents(settings)]
+    if settings.data_dir.is_dir():
+        return [*findings, *await _workflows(settings), *_tools()]
+    with tempfile.TemporaryDirectory(prefix="automagik-") as folder:  # a look must not make the data folder
+        findings += await _workflows(settings.model_copy(update={"data_dir": Path(folder)}))
     findings += _tools()
     return findings
 

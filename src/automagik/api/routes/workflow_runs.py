@@ -58,7 +58,7 @@ async def run_workflow(name: str, request: Request, idempotency_key: Key = None)
     "/repositories",
     summary="Upload a repository as a git bundle",
     status_code=201,
-    openapi_extra={"requestBody": {"required": True, "content": {_BUNDLE: _BYTES}}},
+    openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": _BYTES}}},
     responses={201: {"model": BundleResource, "description": "The bundle, stored"}, **problems(413)},
 )
 async def upload_bundle(request: Request, platform: PlatformOf, _: Writer) -> Response:
