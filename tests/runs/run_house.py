@@ -193,15 +193,16 @@ async def tooled(messages, info):
     yield f"the tool said {last.content}"
 
 
-TOOLS = [write, Tool(look, metadata={"read_only": True})]
+def tools():
+    return [write, Tool(look, metadata={"read_only": True})]
 '''
 
 _WORKERS = {
     "flaky": "flaky",
     "patient": "flaky, retry_after_seconds=1.0",
     "once": "flaky, max_attempts=1",
-    "writer": "tooled, TOOLS",
-    "repeatable": "tooled, TOOLS, repeatable=True",
+    "writer": "tooled, tools()",
+    "repeatable": "tooled, tools(), repeatable=True",
     "narrow": "flaky, max_concurrent_runs=2",
 }
 
