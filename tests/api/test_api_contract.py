@@ -10,6 +10,7 @@ import pytest
 from api_house import AGENTS, TOOLED
 
 from automagik.testing.servers import RunningServer
+from automagik.testing.warm import WarmPython
 
 SEMANTIC = "positive_data_acceptance,negative_data_rejection"
 """A body may fit the schema and name an agent, a user or a tool that is not there: that is refused, rightly. And a
@@ -20,12 +21,12 @@ TIMED_OUT = "[checks.not_a_server_error]\nexpected-statuses = ['2xx', '3xx', '4x
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[RunningServer]:
+def server(tmp_path: Path, warm: WarmPython) -> Iterator[RunningServer]:
     agents = tmp_path / "agents"
     agents.mkdir()
     (agents / "echo.py").write_text(AGENTS)
     (agents / "tooled.py").write_text(TOOLED)
-    with RunningServer(tmp_path) as running:
+    with RunningServer(tmp_path, warm=warm) as running:
         yield running
 
 

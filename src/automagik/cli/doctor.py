@@ -22,7 +22,9 @@ def doctor(as_json: AsJson = False, url: Url = None) -> None:
 
     console = Console()
     failed = False
-    for finding in complete(examine(settings, client, url)):
+    findings = complete(examine(settings, client, url))
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
         failed = failed or finding.status == "fail"
         if as_json:
             print_json(finding.to_json())
@@ -32,8 +34,8 @@ def doctor(as_json: AsJson = False, url: Url = None) -> None:
             mark = f"\x1b[{color}m{mark}\x1b[0m"
             sys.stdout.write(mark)
             mark = ""
-        print_text(f"{mark}  {finding.name:<12}  {finding.detail}")
+        print_text(f"{mark}  {finding.name:<{width}}  {finding.detail}")
         if finding.fix is not None:
-            print_text(f"{'':18}  -> {finding.fix}")
+            print_text(f"{'':{width + 6}}  -> {finding.fix}")
     if failed:
         raise typer.Exit(int(ExitCode.FAILED))
