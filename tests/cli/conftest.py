@@ -1,5 +1,6 @@
 """The command with folders of its own, and a server that answers as the test tells it."""
 
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,13 @@ __all__ = ["api", "command", "postgres_server", "warm"]
 
 
 @pytest.fixture
-def command(tmp_path: Path, warm: WarmPython) -> Command:
-    return Command(tmp_path, warm)
+def command(tmp_path: Path, warm: WarmPython) -> Iterator[Command]:
+    made = Command(tmp_path, warm)
+    with tempfile.TemporaryDirectory(
+        prefix="am", dir="/tmp"
+    ) as sockets:  # short enough for them, which pytest's is not
+        made.environment["AUTOMAGIK_RUNTIME_DIR"] = sockets
+        yield made
 
 
 @pytest.fixture
