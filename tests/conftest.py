@@ -9,8 +9,9 @@ import pytest
 
 from automagik.settings import Settings
 from automagik.telemetry import configure_logging
+from automagik.testing.fixtures import warm
 
-__all__: list[str] = []
+__all__ = ["warm"]  # here and not in each folder's conftest, where each would have one of its own
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell that runs the suite in the background ignores Ctrl-C, and every child would inherit that.

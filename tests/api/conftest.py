@@ -8,11 +8,11 @@ import pytest
 from api_house import ApiHouse, open_house
 
 from automagik.settings import Settings
-from automagik.testing.fixtures import dialect, postgres_server, warm
+from automagik.testing.fixtures import dialect, postgres_server
 from automagik.testing.postgres import PostgresServer
 from automagik.testing.stores import fresh_settings
 
-__all__ = ["dialect", "postgres_server", "warm"]
+__all__ = ["dialect", "postgres_server"]
 
 
 @pytest.fixture

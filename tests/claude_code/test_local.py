@@ -119,7 +119,7 @@ async def test_once_without_a_sandbox_leaves_the_execution_alone(plain: LocalExe
     execution = await plain.start(spec("bash", "-c", f": {mark}; echo up; sleep 1000"))
     async for _ in execution.output():
         break
-    done = await plain.once(RUN, ("sh", "-c", "sleep 1000 & echo done"), timeout_seconds=10)
+    done = await plain.once(RUN, ("sh", "-c", "sleep 1000 & echo done"), timeout_seconds=3)
     assert done.stdout == b"done\n"
     assert execution.alive
     await execution.kill()

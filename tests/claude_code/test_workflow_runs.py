@@ -10,15 +10,16 @@ from git_house import git
 from workflow_house import KEY, WorkflowHouse, committing, workflow_house
 
 from automagik.testing.needs import need
+from automagik.testing.warm import WarmPython
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
 
 
 @pytest.fixture(params=["local"])
-async def house(request: pytest.FixtureRequest) -> AsyncGenerator[WorkflowHouse]:
+async def house(request: pytest.FixtureRequest, warm: WarmPython) -> AsyncGenerator[WorkflowHouse]:
     need("bubblewrap")
     need("claude")
-    async with workflow_house(committing(), executor=request.param) as opened:
+    async with workflow_house(committing(), executor=request.param, warm=warm) as opened:
         yield opened
 
 

@@ -15,6 +15,7 @@ from git_house import git, make_repository
 
 from automagik.testing.scripted_messages import ScriptedMessages
 from automagik.testing.servers import RunningServer
+from automagik.testing.warm import WarmPython
 
 __all__ = ["KEY", "WorkflowHouse", "committing", "workflow_house"]
 
@@ -141,7 +142,11 @@ def write_workflow(folder: Path, *, toml: str = "", prompt: str = "Do what you a
 
 @asynccontextmanager
 async def workflow_house(
-    script: dict[str, Any], *, executor: str = "local", settings: dict[str, str] | None = None
+    script: dict[str, Any],
+    *,
+    executor: str = "local",
+    settings: dict[str, str] | None = None,
+    warm: WarmPython | None = None,
 ) -> AsyncGenerator[WorkflowHouse]:
     """The house, whose paths are short enough for sockets."""
     folder = Path(tempfile.mkdtemp(prefix="wf"))
@@ -156,7 +161,7 @@ async def workflow_house(
                 "AUTOMAGIK_MODEL_PRICES": "claude-*=1000/1000",
                 **(settings or {}),
             }
-            server = RunningServer(folder / "data", settings=given)
+            server = RunningServer(folder / "data", settings=given, warm=warm)
             await asyncio.to_thread(server.__enter__)
             house = WorkflowHouse(folder, server, api, repository, executor)
             try:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from cli_harness import Command, StubApi
 
-from automagik.testing.fixtures import postgres_server, warm
+from automagik.testing.fixtures import postgres_server
 from automagik.testing.warm import WarmPython
 
-__all__ = ["api", "command", "postgres_server", "warm"]
+__all__ = ["api", "command", "postgres_server"]
 
 
 @pytest.fixture

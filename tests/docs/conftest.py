@@ -1,5 +1,5 @@
 """The guide to PostgreSQL is run against a real one."""
 
-from automagik.testing.fixtures import postgres_server, warm
+from automagik.testing.fixtures import postgres_server
 
-__all__ = ["postgres_server", "warm"]
+__all__ = ["postgres_server"]

@@ -8,11 +8,11 @@ import pytest
 from run_house import OpenPlatform, write_agents
 
 from automagik.app import Platform
-from automagik.testing.fixtures import dialect, postgres_server, warm
+from automagik.testing.fixtures import dialect, postgres_server
 from automagik.testing.postgres import PostgresServer
 from automagik.testing.stores import fresh_settings
 
-__all__ = ["dialect", "postgres_server", "warm"]
+__all__ = ["dialect", "postgres_server"]
 
 
 @pytest.fixture

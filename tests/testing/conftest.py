@@ -1,5 +1,5 @@
-"""The PostgreSQL and the warm Python of the test run."""
+"""The PostgreSQL of the test run."""
 
-from automagik.testing.fixtures import postgres_server, warm
+from automagik.testing.fixtures import postgres_server
 
-__all__ = ["postgres_server", "warm"]
+__all__ = ["postgres_server"]

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 from automagik.testing.servers import RunningServer
+from automagik.testing.warm import WarmPython
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -35,21 +35,19 @@ def address() -> Iterator[str]:
     server.server_close()
 
 
+@pytest.fixture
+def server(tmp_path: Path, warm: WarmPython) -> RunningServer:
+    return RunningServer(tmp_path, settings={"AUTOMAGIK_OUTBOUND_ALLOW": "127.0.0.1"}, warm=warm)
+
+
 def command(server: RunningServer, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "automagik", *arguments],
-        env=server.environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = server.try_command(*arguments)
     assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
     return done
 
 
-def test_a_webhook_is_made_tested_looked_at_and_deleted(tmp_path: Path, address: str) -> None:
-    with RunningServer(tmp_path, settings={"AUTOMAGIK_OUTBOUND_ALLOW": "127.0.0.1"}) as server:
+def test_a_webhook_is_made_tested_looked_at_and_deleted(server: RunningServer, tmp_path: Path, address: str) -> None:
+    with server:
         made = json.loads(server.command("webhooks", "create", address, "--event", "run.completed", "--json"))
         webhook, secret = made["webhook_id"], made["secret"]
         assert made["events"] == ["run.completed"]
@@ -88,8 +86,7 @@ def test_a_webhook_is_made_tested_looked_at_and_deleted(tmp_path: Path, address:
             assert text not in (tmp_path / "server-output.log").read_text()
 
 
-def test_a_lost_key_ends_the_start_with_the_way_out(tmp_path: Path, address: str) -> None:
-    server = RunningServer(tmp_path, settings={"AUTOMAGIK_OUTBOUND_ALLOW": "127.0.0.1"})
+def test_a_lost_key_ends_the_start_with_the_way_out(server: RunningServer, tmp_path: Path, address: str) -> None:
     with server:
         webhook = json.loads(server.command("webhooks", "create", address, "--json"))["webhook_id"]
     (tmp_path / "secret.key").unlink()
