@@ -221,7 +221,7 @@ class OpenPlatform:
     at once, as hosts do."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings.model_copy(update={"model": "demo"})
+        self._settings = settings.model_copy(update={"model": "demo", "shutdown_grace_seconds": 1.0})
         self._open: list[tuple[Platform, AsyncExitStack]] = []
 
     async def __call__(self, *, clock: Clock | None = None, role: Role = "all", **changes: object) -> Platform:

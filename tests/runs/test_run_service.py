@@ -139,8 +139,10 @@ async def test_cancel_really_stops_a_running_run(platform: Platform, background:
         run_id = (await platform.runs.submit(request, RUNNER)).run_id
     else:
         waiting = asyncio.create_task(platform.runs.run(request, RUNNER))
-        await asyncio.sleep(0.05)
-        [row] = (await platform.runs.list(RUNNER, status="running")).data
+        async with asyncio.timeout(10):
+            while not (rows := (await platform.runs.list(RUNNER, status="running")).data):
+                await asyncio.sleep(0.01)
+        [row] = rows
         run_id = row.run_id
     await until_running(platform, run_id)
     began = time.monotonic()

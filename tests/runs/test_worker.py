@@ -110,14 +110,14 @@ async def test_a_long_line_in_one_session_ends_in_its_order_and_other_sessions_a
 
 async def test_no_connection_is_held_while_a_model_answers(open_host: OpenPlatform) -> None:
     platform = await open_host(database_pool_size=2, max_concurrent_background_runs=64)
-    waiting = [asyncio.create_task(platform.runs.run(RunRequest("echo", "sleep 3"), RUNNER)) for _ in range(60)]
-    queued = [await sent(platform, "echo", "sleep 3") for _ in range(60)]
+    waiting = [asyncio.create_task(platform.runs.run(RunRequest("echo", "sleep 6"), RUNNER)) for _ in range(60)]
+    queued = [await sent(platform, "echo", "sleep 6") for _ in range(60)]
     line = new_uuid()
     in_line = [
         asyncio.create_task(platform.runs.run(RunRequest("echo", "sleep 0.1", session_id=line), RUNNER))
         for _ in range(20)
     ]
-    async with asyncio.timeout(2.5):
+    async with asyncio.timeout(5.5):
         while len((await platform.runs.list(SYSTEM, status="running", limit=100)).data) < 100:
             await asyncio.sleep(0.05)
     began = time.monotonic()
