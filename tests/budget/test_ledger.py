@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -7,6 +8,7 @@ from ledger_house import CENT, USD, LedgerHouse, TurnedClock, counters, party, r
 from automagik.budget import ModelCall, Party
 from automagik.errors import BudgetBusy, BudgetExceeded
 from automagik.store import Store, Transaction
+from automagik.store.reservations import Settle
 from automagik.types import SYSTEM, new_id, new_uuid
 
 pytestmark = pytest.mark.anyio
@@ -243,6 +245,26 @@ async def test_settled_while_being_cancelled_is_settled_soon(house: LedgerHouse)
             return
         await asyncio.sleep(0.02)
     raise AssertionError(await house.standing(budget))
+
+
+async def test_a_settlement_that_is_under_way_when_the_ledger_closes_counts_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with LedgerHouse(store, TurnedClock()) as house:
+        budget = await house.limit("organisation", None, USD)
+        reservation = await house.ledger.reserve(party(), 40 * CENT)
+        stored, settle = asyncio.Event(), store.settle
+
+        async def stores_and_never_answers(settled: Sequence[Settle]) -> object:
+            monkeypatch.undo()
+            await settle(settled)
+            stored.set()
+            return await asyncio.Event().wait()
+
+        monkeypatch.setattr(store, "settle", stores_and_never_answers)
+        house.ledger.settle_later(reservation, 30 * CENT)
+        await asyncio.wait_for(stored.wait(), 5)
+    assert await house.standing(budget) == (30 * CENT, 0)
 
 
 async def test_a_reservation_whose_caller_is_cancelled_meanwhile_is_given_back(house: LedgerHouse) -> None:

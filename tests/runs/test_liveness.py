@@ -218,11 +218,22 @@ async def test_an_open_heart_beats_until_it_is_closed_and_loses_nothing_by_that(
 async def test_a_heart_whose_row_is_missing_or_whose_database_is_away_does_not_open() -> None:
     for line, error in ((Line(alive=False), ConfigurationError), (Line(away=True), ServiceUnavailable)):
         told = Told()
-        heart = Heart(line, "exec_me", clock=SystemClock(), on_lost=told.on_lost, on_dead=told.on_dead)
+        heart = Heart(line, "exec_me", clock=SystemClock(), on_lost=told.on_lost, on_dead=told.on_dead, times=FAST)
         with pytest.raises(error):
             await heart.open()
         assert line.closed
         assert told.lost == 0
+
+
+async def test_a_heart_opens_over_a_line_that_answers_only_at_the_second_time() -> None:
+    line, told = Line(away=True), Told()
+    heart = Heart(line, "exec_me", clock=SystemClock(), on_lost=told.on_lost, on_dead=told.on_dead)
+    opening = asyncio.create_task(heart.open())
+    await until(lambda: bool(line.failed_at))
+    line.away = False
+    await opening
+    assert line.beaten >= 1
+    await heart.close()
 
 
 async def test_a_process_that_was_declared_lost_is_told_once_in_its_own_event_loop() -> None:

@@ -221,7 +221,8 @@ class Ledger:
             batch = list(self._later.values())[:_BATCH]
             try:
                 await self._store.settle(batch)
-            except ServiceUnavailable:
+            except BaseException:
+                # It may be stored all the same, also where who waited for it was cancelled.
                 self._later |= {one.reservation_id: replace(one, counters=None) for one in batch}
                 raise
             for settle in batch:

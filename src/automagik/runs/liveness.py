@@ -167,7 +167,7 @@ class Heart:
         """Begin to beat; returns after the first beat.
 
         Raises:
-            ServiceUnavailable: the database does not answer.
+            ServiceUnavailable: the database has not answered for as long as a living process may be silent.
             ConfigurationError: the executor has no living row.
         """
         self._main = asyncio.get_running_loop()
@@ -212,12 +212,20 @@ class Heart:
             await self._line.close()
 
     async def _begin(self) -> bool:
-        """Whether the first beat found a living row; who opens the heart is told."""
-        try:
-            alive = (await self._line.beat()).alive
-        except ServiceUnavailable as error:
-            self._in_main(self._begun, error)
-            return False
+        """Whether the first beat found a living row; who opens the heart is told.
+
+        A connection that takes its time is tried again for as long as others can't have taken this process for dead.
+        """
+        wait, until = _FIRST_WAIT_SECONDS, self._clock.monotonic() + self._times.dead_after_seconds
+        while True:
+            try:
+                alive = (await self._line.beat()).alive
+                break
+            except ServiceUnavailable as error:
+                if self._clock.monotonic() + wait > until or await self._stopped_within(wait):
+                    self._in_main(self._begun, error)
+                    return False
+            wait = min(2 * wait, self._times.beat_seconds)
         missing = ConfigurationError(
             f"The executor '{self._executor_id}' has no living row.", hint="Register it before its heart is opened."
         )
