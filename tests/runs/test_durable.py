@@ -1,15 +1,14 @@
-"""DurableEngine: what is started is carried out once, goes on elsewhere or is forgotten; on both databases, with real kills."""
+"""DurableEngine: what is started is carried out once, or forgotten; on both databases, with real kills."""
 
 import asyncio
 import logging
 import os
-import signal
 import sqlite3
 import stat
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -19,12 +18,12 @@ from typing import Any, Literal, cast
 import pytest
 from sqlalchemy import text
 
-from automagik.errors import ConfigurationError, Conflict, Internal, ServiceUnavailable
+from automagik.errors import ConfigurationError, Internal, ServiceUnavailable
 from automagik.runs.durable import APPLICATION_VERSION, DurableEngine
 from automagik.store import Store
 from automagik.testing.postgres import PostgresServer
 from automagik.testing.stores import fresh_settings
-from automagik.types import Json, SystemClock, new_id
+from automagik.types import SystemClock, new_id
 
 pytestmark = pytest.mark.anyio
 
@@ -82,7 +81,7 @@ class House:
                 await asyncio.sleep(0.05)
 
     async def worker(self, *plan: str) -> "Worker":
-        """A process that registers as an executor, opens an engine and starts the runs of the plan."""
+        """A process that registers as an executor, opens an engine and starts these runs, which never end."""
         executor_id = new_id("exec")
         process = subprocess.Popen(
             [sys.executable, "-c", WORKER, str(self.data_dir), self.url or "", executor_id, *plan],
@@ -95,12 +94,12 @@ class House:
         assert await worker.said() == "ready"
         return worker
 
-    async def declare_lost(self, executor_id: str) -> tuple[int, int]:
-        """What a rescue does in its transaction: how many workflows were forgotten, and how many handed over."""
+    async def declare_lost(self, executor_id: str) -> int:
+        """What a rescue does in its transaction: how many workflows were forgotten."""
 
-        def rescue(tx: Any) -> tuple[int, int]:
+        def rescue(tx: Any) -> int:
             tx.executors.retire(executor_id)
-            return tx.executors.forget_workflows(), tx.executors.hand_over_workflows(version=APPLICATION_VERSION)
+            return tx.executors.forget_workflows()
 
         return await self.store.write(rescue)
 
@@ -145,25 +144,9 @@ async def main():
         await store.open()
         await store.write(lambda tx: tx.executors.register(executor_id, host="here", role="worker", version="1"))
 
-    async def step(name, run_id):
-        say(f"{name} {run_id}")
-        if "slow" in run_id and name == "two":
-            await asyncio.sleep(4)
-        if "stuck" in run_id and name == "two" and "go-on" not in plan:
-            await asyncio.sleep(60)
-        return {"name": name}
-
     async def carry(run_id):
-        if "plain" in run_id:
-            say(f"begun {run_id}")
-            await asyncio.sleep(60)
-        try:
-            for name in ("one", "two", "three"):
-                assert await engine.step(name, lambda: step(name, run_id)) == {"name": name}
-        except Exception as error:
-            say(f"{getattr(error, 'code', type(error).__name__)} {run_id}")
-            raise
-        say(f"ended {run_id}")
+        say(f"begun {run_id}")
+        await asyncio.sleep(60)
 
     engine = DurableEngine(
         carry, executor_id=executor_id, data_dir=Path(data_dir), database_url=url or None, clock=SystemClock()
@@ -171,8 +154,7 @@ async def main():
     await engine.open()
     say("ready")
     for run_id in plan:
-        if run_id.startswith("run"):
-            await engine.start(f"{run_id}:1", run_id, resumable="plain" not in run_id)
+        await engine.start(f"{run_id}:1", run_id)
     await asyncio.sleep(120)
 
 asyncio.run(main())
@@ -313,12 +295,10 @@ async def test_closing_waits_for_what_is_under_way_and_cancels_the_rest_before_i
     engine = house.engine(carry)
     for run_id in ("run_short", "run_long"):
         await engine.start(f"{run_id}:1", run_id)
-    await engine.start("run_resumable:1", "run_resumable", resumable=True)
     await engine.close(1)
-    assert sorted(said) == ["run_long cancelled", "run_resumable cancelled", "run_short ended"]
+    assert sorted(said) == ["run_long cancelled", "run_short ended"]
     assert await house.status("run_short:1") == "SUCCESS"
     assert await house.status("run_long:1") == "SUCCESS", "for DBOS it is over: what becomes of the run is in our rows"
-    assert await house.status("run_resumable:1") == "PENDING", "it waits to be handed over"
 
 
 async def test_the_event_loop_keeps_its_own_threads(house: House) -> None:
@@ -359,100 +339,27 @@ async def test_dbos_says_only_what_is_wrong_and_says_it_where_all_logs_go(
     assert logging.getLogger("dbos").propagate
 
 
-# -- steps
-
-
-async def test_a_step_gives_what_its_function_gave(house: House) -> None:
-    results: list[Json] = []
-    threads: list[int] = []
-
-    async def give(value: Json) -> Json:
-        threads.append(threading.get_ident())
-        return value
-
-    async def carry(run_id: str) -> None:
-        for value in cast("list[Json]", [None, 1, "x", [1, 2], {"a": [True, None]}]):
-            results.append(await engine.step("give", lambda value=value: give(value)))
-
-    engine = house.engine(carry)
-    await engine.start("run_a:1", "run_a", resumable=True)
-    await house.until_status("run_a:1", "SUCCESS")
-    await engine.close()
-    assert results == [None, 1, "x", [1, 2], {"a": [True, None]}]
-    assert set(threads) == {threading.get_ident()}
-    kept = await house.rows("SELECT function_name, serialization FROM operation_outputs")
-    assert kept == [("give", "portable_json")] * 5
-
-
-async def test_what_a_step_raises_and_a_cancellation_reach_who_takes_it(house: House) -> None:
-    said: list[str] = []
-
-    async def refuse() -> Json:
-        raise Conflict("No.")
-
-    async def wait() -> Json:
-        try:
-            await asyncio.sleep(60)
-        except asyncio.CancelledError:
-            said.append("step cancelled")
-            raise
-        return None
-
-    async def carry(run_id: str) -> None:
-        with pytest.raises(Conflict, match="No"):
-            await engine.step("refuse", refuse)
-        said.append("refused")
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.2):
-                await engine.step("wait", wait)
-        said.append("timed out")
-
-    engine = house.engine(carry)
-    await engine.start("run_a:1", "run_a", resumable=True)
-    await house.until_status("run_a:1", "SUCCESS", "ERROR")
-    with pytest.raises(Internal, match="outside"):
-        await engine.step("wait", wait)
-    await engine.close()
-    assert said == ["refused", "step cancelled", "timed out"]
-
-
 # -- when a process dies
 
 
-async def test_what_a_killed_process_carried_out_step_by_step_goes_on_in_another_from_its_last_step(
-    house: House,
-) -> None:
-    first = await house.worker("run_stuck")
-    await first.hears("one run_stuck", "two run_stuck")
+async def test_what_a_killed_process_carried_out_is_forgotten_and_never_run_again(house: House) -> None:
+    first = await house.worker("run_a")
+    await first.hears("begun run_a")
     first.kill()
+    assert await house.status("run_a:1") == "PENDING"
     if house.url is not None:
-        assert await house.declare_lost(first.executor_id) == (0, 1)
-        assert await house.declare_lost(first.executor_id) == (0, 0)
-    second = await house.worker("go-on")
-    await second.hears("two run_stuck", "three run_stuck", "ended run_stuck")
-    await house.until_status("run_stuck:1", "SUCCESS")
-    steps = await house.rows("SELECT function_name FROM operation_outputs ORDER BY function_id")
-    assert steps == [("one",), ("two",), ("three",)]
-
-
-async def test_what_else_a_killed_process_carried_out_is_forgotten_and_never_run_again(house: House) -> None:
-    first = await house.worker("run_plain")
-    await first.hears("begun run_plain")
-    first.kill()
-    assert await house.status("run_plain:1") == "PENDING"
-    if house.url is not None:
-        assert await house.declare_lost(first.executor_id) == (1, 0)
+        assert await house.declare_lost(first.executor_id) == 1
     again: list[str] = []
 
     async def carry(run_id: str) -> None:
         again.append(run_id)
 
     async with house.opened(carry, first.executor_id if house.url is not None else None) as engine:
-        assert await house.status("run_plain:1") == "CANCELLED"
-        await engine.start("run_plain:2", "run_plain")
-        await house.until_status("run_plain:2", "SUCCESS")
+        assert await house.status("run_a:1") == "CANCELLED"
+        await engine.start("run_a:2", "run_a")
+        await house.until_status("run_a:2", "SUCCESS")
         await asyncio.sleep(1.5)
-    assert again == ["run_plain"]
+    assert again == ["run_a"]
 
 
 @pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
@@ -469,7 +376,7 @@ async def test_a_process_that_was_taken_for_dead_ends_its_forgotten_work_quietly
 
     async with house.opened(carry, executor_id) as engine:
         await engine.start("run_a:1", "run_a")
-        assert await house.declare_lost(executor_id) == (1, 0)
+        assert await house.declare_lost(executor_id) == 1
         go_on.set()
         await ended.wait()
     assert await house.status("run_a:1") == "CANCELLED"
@@ -478,28 +385,12 @@ async def test_a_process_that_was_taken_for_dead_ends_its_forgotten_work_quietly
 
 
 @pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
-async def test_workflows_of_living_executors_are_neither_forgotten_nor_handed_over(house: House) -> None:
-    worker = await house.worker("run_plain", "run_stuck")
-    await worker.hears("begun run_plain", "one run_stuck", "two run_stuck")
+async def test_workflows_of_living_executors_are_not_forgotten(house: House) -> None:
+    worker = await house.worker("run_a")
+    await worker.hears("begun run_a")
     dead = await house.worker()
-    assert await house.declare_lost(dead.executor_id) == (0, 0)
-    assert await house.status("run_plain:1") == "PENDING"
-    assert await house.status("run_stuck:1") == "PENDING"
-
-
-@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
-async def test_a_frozen_process_that_wakes_begins_no_further_step_and_keeps_nothing(house: House) -> None:
-    first = await house.worker("run_slow")
-    await first.hears("one run_slow", "two run_slow")
-    first.process.send_signal(signal.SIGSTOP)
-    assert await house.declare_lost(first.executor_id) == (0, 1)
-    second = await house.worker()
-    await second.hears("two run_slow", "three run_slow", "ended run_slow")
-    first.process.send_signal(signal.SIGCONT)
-    await first.hears("taken_over run_slow")
-    await house.until_status("run_slow:1", "SUCCESS")
-    steps = await house.rows("SELECT function_name FROM operation_outputs ORDER BY function_id")
-    assert steps == [("one",), ("two",), ("three",)]
+    assert await house.declare_lost(dead.executor_id) == 0
+    assert await house.status("run_a:1") == "PENDING"
 
 
 async def test_a_database_that_is_away_for_a_while_ends_nothing_that_is_under_way(tmp_path: Path) -> None:
@@ -620,7 +511,6 @@ async def test_dbos_holds_at_most_four_connections(house: House) -> None:
 COLUMNS = {
     "workflow_status": "workflow_uuid status name executor_id application_version owner_xid queue_name deduplication_id"
     " started_at_epoch_ms updated_at completed_at",
-    "operation_outputs": "workflow_uuid function_id function_name output",
     "workflow_input": "workflow_uuid inputs",
     "workflow_output": "workflow_uuid output error",
 }
@@ -628,12 +518,7 @@ COLUMNS = {
 
 async def test_dbos_has_the_columns_words_and_functions_that_the_store_and_the_engine_use(house: House) -> None:
     from dbos import DBOS, WorkflowStatusString
-    from dbos._context import current_owner_xid
-    from dbos._error import DBOSAwaitedWorkflowCancelledError, DBOSWorkflowConflictIDError
-    from dbos._sys_db import SystemDatabase
-    from dbos._utils import INTERNAL_QUEUE_NAME
-
-    from automagik.store.executors import RESCUE_QUEUE
+    from dbos._error import DBOSAwaitedWorkflowCancelledError
 
     async with house.opened(nothing) as engine:
         await engine.start("run_a:1", "run_a")
@@ -653,12 +538,4 @@ async def test_dbos_has_the_columns_words_and_functions_that_the_store_and_the_e
         "DELAYED",
         "MAX_RECOVERY_ATTEMPTS_EXCEEDED",
     }
-    assert RESCUE_QUEUE == INTERNAL_QUEUE_NAME
-    used: Sequence[object] = (
-        vars(DBOS)["_recover_pending_workflows"],
-        SystemDatabase.get_workflow_owner,
-        current_owner_xid,
-    )
-    assert all(used)
-    assert issubclass(DBOSWorkflowConflictIDError, BaseException)
     assert DBOSAwaitedWorkflowCancelledError.__name__ == "DBOSAwaitedWorkflowCancelledError"

@@ -110,9 +110,8 @@ async def test_a_host_is_seen_while_any_of_its_executors_beats(store: Store) -> 
     assert await store.read(lambda tx: tx.executors.host_seen_at("nowhere")) is None
 
 
-async def test_where_dbos_has_no_tables_there_is_nothing_to_forget_or_hand_over(store: Store) -> None:
+async def test_where_dbos_has_no_tables_there_is_nothing_to_forget(store: Store) -> None:
     assert await store.write(lambda tx: tx.executors.forget_workflows()) == 0
-    assert await store.write(lambda tx: tx.executors.hand_over_workflows(version="1")) == 0
 
 
 # -- the line of the heart: PostgreSQL only

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
-from automagik.errors import ConfigurationError, Conflict, Internal, ServiceUnavailable
+from automagik.errors import ConfigurationError, ServiceUnavailable
 from automagik.store.durable import DurablePlace, durable_meaning
-from automagik.store.executors import RESTARTED, RESUMED
-from automagik.types import Clock, Json, utc_text
+from automagik.store.executors import CARRY_OUT
+from automagik.types import Clock, utc_text
 
 if TYPE_CHECKING:
     from dbos import DBOSConfig
@@ -29,8 +29,7 @@ APPLICATION_VERSION = "automagik-1"
 """The version that every workflow carries, whatever version of Automagik began it: a constant, so that during a rolling
 upgrade each process takes over each other's work.
 
-It stays when workflows change: a step that is added stands behind `if DBOS.patch("name"):`, by which workflows begun before
-go on without it. It changes only where old workflows can't go on at all; HAND_OVER then moves them to the new one.
+A workflow only carries a run out, and is never replayed: what a dead process left is forgotten (FORGET) and begun anew.
 """
 
 _POOL_SIZE = 4
@@ -42,8 +41,6 @@ _LISTENER_SECONDS = 0.5
 """Between two looks of DBOS for messages to workflows, of which there are none: closing waits for the one under way."""
 _SCHEDULER_SECONDS = 3600.0
 """Between two looks for schedules of DBOS's own, of which there are none."""
-_MOST_ATTEMPTS = 20
-"""How often a workflow that is handed over begins, before DBOS sets it aside."""
 _PRUNE_BATCH = 1000
 _PRUNE_SECONDS = 300.0
 _KEPT = timedelta(hours=1)
@@ -86,11 +83,10 @@ class DurableEngine:
         self._opening = asyncio.Lock()
         self._dbos: Any = None
         self._place: DurablePlace | None = None
-        self._instance: Any = None
         self._set_id: Any = None
         self._main: asyncio.AbstractEventLoop | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._workflows: dict[str, Callable[[str], Coroutine[Any, Any, None]]] = {}
+        self._workflow: Callable[[str], Coroutine[Any, Any, None]] | None = None
         self._under_way: set[asyncio.Task[Any]] = set()
         self._pruning: asyncio.Task[int] | None = None
         self._pruned_at = clock.monotonic()
@@ -131,11 +127,7 @@ class DurableEngine:
                 raise meaning from error
 
     async def close(self, grace_seconds: float = 0.0) -> None:
-        """Let what is under way end within the time, cancel the rest, and stop DBOS. The engine can't be opened again.
-
-        Of what was cancelled, that which goes on step by step stays in DBOS's tables, for HAND_OVER when this executor's row
-        has ended; the rest is over for DBOS.
-        """
+        """Let what is under way end within the time, cancel the rest, and stop DBOS. The engine can't be opened again."""
         async with self._opening:
             self._closed = True
             if self._dbos is None:
@@ -152,37 +144,18 @@ class DurableEngine:
             self._dbos = None
             await self._destroy()
 
-    async def start(self, workflow_id: str, run_id: str, *, resumable: bool = False) -> None:
+    async def start(self, workflow_id: str, run_id: str) -> None:
         """Begin a workflow that carries out `run_id`; returns when DBOS has stored it. A known `workflow_id` begins nothing.
 
-        Opens the engine where it is not open. When the process dies, a `resumable` workflow goes on in another one from its
-        last finished step (HAND_OVER); any other is forgotten (FORGET), and whoever rescues the run starts a new one.
+        Opens the engine where it is not open. When the process dies, the workflow is forgotten (FORGET), and whoever rescues
+        the run starts a new one.
 
         Raises as `open`.
         """
         await self.open()
         if self._clock.monotonic() - self._pruned_at >= _PRUNE_SECONDS:
             self._prune_beside()
-        name = RESUMED if resumable else RESTARTED
-        await self._in_engine(lambda: self._begin(name, workflow_id, run_id))
-
-    async def step(self, name: str, fn: Callable[[], Awaitable[Json]]) -> Json:
-        """What `fn` gives, or gave when this workflow came here before: then it is not called again.
-
-        Call it within `carry`, in the same order each time. `fn` runs in the main event loop, and gives a JSON value. It does
-        not begin where another process has taken the workflow over, and what it gives is kept only while none has. A process
-        that dies after `fn` ended and before its result is kept calls it again: key what it does outside by run and step.
-
-        Raises: Conflict (`taken_over`) where another process has taken the workflow over.
-        """
-        if self._dbos is None or self._loop is None:
-            raise _closed()
-        # In the caller's context, in which DBOS finds the workflow.
-        result = await _across(self._loop, lambda: self._take_step(name, fn))
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise asyncio.CancelledError
-        return result
+        await self._in_engine(lambda: self._begin(workflow_id, run_id))
 
     async def prune(self, older_than: timedelta) -> int:
         """How many workflows that ended so long ago were deleted; 0 where the engine is not open.
@@ -209,11 +182,9 @@ class DurableEngine:
         logger.addFilter(self._quieter)
         dbos: Any = DBOS
         self._place = DurablePlace(self._data_dir, self._database_url)
-        self._instance = dbos(config=self._config(self._place))
-        dbos.listen_queues([])  # of queues only the internal one, where workflows wait that were handed over
-        for name in (RESTARTED, RESUMED):
-            register = dbos.workflow(name=name, max_recovery_attempts=_MOST_ATTEMPTS)
-            self._workflows[name] = register(self._workflow(name))
+        dbos(config=self._config(self._place))
+        dbos.listen_queues([])
+        self._workflow = dbos.workflow(name=CARRY_OUT)(self._carry_across)
         self._set_id = SetWorkflowID
         dbos.launch()
         self._place.wait_for_connections()
@@ -243,58 +214,28 @@ class DurableEngine:
         }
 
     async def _settle_file(self, dbos: Any) -> None:
-        """End or take over what dead processes left in the data folder: it has one owner, so all others are dead."""
+        """Forget what dead processes left in the data folder: it has one owner, so all others are dead."""
         pending = await dbos.list_workflows_async(status="PENDING", load_input=False, load_output=False)
-        left = [workflow for workflow in pending if workflow.executor_id != self._executor_id]
-        restarted = [workflow.workflow_id for workflow in left if workflow.name == RESTARTED]
-        if restarted:
-            await dbos.cancel_workflows_async(restarted)
-        dead = sorted({workflow.executor_id for workflow in left if workflow.name == RESUMED})
-        if dead:
-            await asyncio.to_thread(dbos._recover_pending_workflows, dead)
+        left = [workflow.workflow_id for workflow in pending if workflow.executor_id != self._executor_id]
+        if left:
+            await dbos.cancel_workflows_async(left)
 
-    def _workflow(self, name: str) -> Callable[[str], Coroutine[Any, Any, None]]:
-        async def workflow(run_id: str) -> None:
-            try:
-                await _across(self._main_loop(), functools.partial(self._carry_here, run_id))
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if name == RESUMED or task is None or task.cancelling():
-                    raise  # DBOS leaves it as it is then: under way, of this executor
-
-        return workflow
-
-    async def _begin(self, name: str, workflow_id: str, run_id: str) -> None:
-        with self._set_id(workflow_id):
-            await self._dbos.start_workflow_async(self._workflows[name], run_id)
-
-    async def _take_step(self, name: str, fn: Callable[[], Awaitable[Json]]) -> Json:
-        workflow_id: str | None = self._dbos.workflow_id
-        if workflow_id is None:
-            raise Internal(f"The step '{name}' is taken outside of carried out work.")
-
-        from dbos._context import current_owner_xid  # noqa: PLC0415 - DBOS's own parts, which a test pins
-        from dbos._error import DBOSWorkflowConflictIDError  # noqa: PLC0415
-
-        async def fenced() -> Json:
-            owner = await asyncio.to_thread(self._instance._sys_db.get_workflow_owner, workflow_id)
-            if owner != current_owner_xid(workflow_id):
-                raise DBOSWorkflowConflictIDError(workflow_id)
-            return await _across(self._main_loop(), fn)
-
+    async def _carry_across(self, run_id: str) -> None:
         try:
-            return await self._dbos.run_step_async({"name": name}, fenced)
-        except DBOSWorkflowConflictIDError as taken:
-            raise Conflict(
-                f"Another process has taken over the work of '{workflow_id}'.",
-                hint="Stop: what this process does for it is neither wanted nor kept.",
-                code="taken_over",
-            ) from taken
+            await _across(self._main_loop(), functools.partial(self._carry_here, run_id))
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise  # DBOS leaves it as it is then: under way, of this executor
+
+    async def _begin(self, workflow_id: str, run_id: str) -> None:
+        with self._set_id(workflow_id):
+            await self._dbos.start_workflow_async(self._workflow, run_id)
 
     async def _prune_some(self, before: str) -> int:
         found = await self._dbos.list_workflows_async(
             status=_FINISHED,
-            name=[RESTARTED, RESUMED],
+            name=CARRY_OUT,
             completed_before=before,
             limit=_PRUNE_BATCH,
             load_input=False,

@@ -4,18 +4,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, TextClause, exists, func, insert, not_, select, text, update
+from sqlalchemy import ColumnElement, Row, Select, exists, func, insert, not_, select, text, update
 from sqlalchemy.types import DateTime
 
 from automagik.store import schema
 from automagik.store.repository import Repository, conflicts
 
 __all__ = [
+    "CARRY_OUT",
     "FORGET",
-    "HAND_OVER",
-    "RESCUE_QUEUE",
-    "RESTARTED",
-    "RESUMED",
     "ExecutorRow",
     "Executors",
 ]
@@ -25,12 +22,8 @@ _executors = schema.executors
 _RESCUE_IDLE_MS = 3000
 """How long the transaction that declares an executor lost may stand still: a rescuer that is frozen in it lets go then."""
 
-RESTARTED = "carry_out"
-"""The DBOS workflow that is started anew, under another id, when its process dies."""
-RESUMED = "carry_on"
-"""The DBOS workflow that goes on from its last finished step in another process when its own dies."""
-RESCUE_QUEUE = "_dbos_internal_queue"
-"""Where workflows that were handed over wait: the queue that DBOS's own recovery uses, and that every DBOS process polls."""
+CARRY_OUT = "carry_out"
+"""The DBOS workflow that carries a run out; it is started anew, under another id, when its process dies."""
 
 FORGET = text("""
 UPDATE dbos.workflow_status SET status = 'CANCELLED', owner_xid = NULL, queue_name = NULL, deduplication_id = NULL,
@@ -44,19 +37,6 @@ WHERE workflow_uuid IN (
 """Ends in DBOS, as it ends a cancelled workflow, what executors that don't live were carrying out: nobody runs it again.
 
 A row that a frozen transaction of a dead one holds is left out; the next call ends it.
-"""
-HAND_OVER = text("""
-UPDATE dbos.workflow_status SET status = 'ENQUEUED', owner_xid = NULL, started_at_epoch_ms = NULL,
-  updated_at = (extract(epoch FROM clock_timestamp()) * 1000)::bigint,
-  queue_name = coalesce(queue_name, :queue), application_version = :version
-WHERE workflow_uuid IN (
-  SELECT workflow_uuid FROM dbos.workflow_status WHERE status = 'PENDING' AND name = :name
-  AND NOT EXISTS (SELECT FROM executors e WHERE e.executor_id = workflow_status.executor_id AND e.lost_at IS NULL)
-  FOR UPDATE OF workflow_status SKIP LOCKED)
-""")
-"""Puts what executors that don't live were carrying out step by step into a queue (measured: shared/facts/durable.md, 3).
-
-Without its `owner_xid` the earlier execution, if it still runs, begins no further step and records nothing.
 """
 
 
@@ -160,17 +140,7 @@ class Executors(Repository):
 
     def forget_workflows(self) -> int:
         """How many workflows of executors that don't live will now be run by nobody (PostgreSQL; see FORGET)."""
-        return self._change(FORGET, {"name": RESTARTED})
-
-    def hand_over_workflows(self, *, version: str) -> int:
-        """How many workflows of executors that don't live go on in a process of DBOS version `version` now.
-
-        PostgreSQL only; see HAND_OVER.
-        """
-        return self._change(HAND_OVER, {"name": RESUMED, "queue": RESCUE_QUEUE, "version": version})
-
-    def _change(self, statement: TextClause, parameters: dict[str, object]) -> int:
-        return self._connection.execute(statement, parameters).rowcount if self.has_workflows() else 0
+        return self._connection.execute(FORGET, {"name": CARRY_OUT}).rowcount if self.has_workflows() else 0
 
     def has_workflows(self) -> bool:
         """Whether DBOS has its tables in this database."""
