@@ -517,7 +517,7 @@ COLUMNS = {
 
 
 async def test_dbos_has_the_columns_words_and_functions_that_the_store_and_the_engine_use(house: House) -> None:
-    from dbos import DBOS, WorkflowStatusString
+    from dbos import WorkflowStatusString
     from dbos._error import DBOSAwaitedWorkflowCancelledError
 
     async with house.opened(nothing) as engine:

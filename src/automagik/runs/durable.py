@@ -184,7 +184,11 @@ class DurableEngine:
         self._place = DurablePlace(self._data_dir, self._database_url)
         dbos(config=self._config(self._place))
         dbos.listen_queues([])
-        self._workflow = dbos.workflow(name=CARRY_OUT)(self._carry_across)
+
+        async def carry_out(run_id: str) -> None:  # a function: DBOS writes on what it registers
+            await self._carry_across(run_id)
+
+        self._workflow = dbos.workflow(name=CARRY_OUT)(carry_out)
         self._set_id = SetWorkflowID
         dbos.launch()
         self._place.wait_for_connections()
