@@ -215,7 +215,7 @@ class Platform:
                 await worker.open(at_once=role == "worker")
                 stack.push_async_callback(worker.stop)
                 stack.push_async_callback(
-                    _end, asyncio.create_task(reap_forever(store, house.executors, house.repositories))
+                    _end, asyncio.create_task(reap_forever(store, house.executors, house.repositories, host=host))
                 )
                 scheduler = Scheduler(store=store, runs=runs, keys=keys, clock=clock)
                 stack.push_async_callback(_end_scheduling, scheduler, asyncio.create_task(scheduler.run()))

@@ -37,7 +37,7 @@ async def test_places_of_open_runs_stay_and_those_of_others_go(folder: Path) -> 
         for run_id in (opened, unknown):
             await local.prepare(run_id)
 
-        assert await reap(store, executors) == [unknown]
+        assert await reap(store, executors, host="here") == [unknown]
         assert await local.places() == [opened]
     finally:
         await executors.close()

@@ -95,7 +95,7 @@ class Carrying:
 
     async def _carry(self) -> AgentResponse:
         house = self._house
-        known = await house.store.read(lambda tx: tx.executions.find(self._run_id))
+        known = former = await house.store.read(lambda tx: tx.executions.find(self._run_id))
         if known is not None and known.host != house.host:
             known = self._moved(known)
         if known is not None:
@@ -105,7 +105,7 @@ class Carrying:
         furnished: Furnished | None = None
         token = ""
         if known is None or known.stage == "preparing":
-            known, token, furnished = await self._furnish(executor, known)
+            known, token, furnished = await self._furnish(executor, former)
         workspace = cast("JsonObject", (self._row.details or {}).get("workspace") or {})
         repository = furnished.source.repository if furnished is not None else str(workspace.get("repository"))
         base_branch = furnished.source.branch if furnished is not None else workspace.get("base_branch")
@@ -132,10 +132,8 @@ class Carrying:
         if former is not None:  # whoever prepared it died meanwhile: it begins anew
             await executor.remove(run_id)
         await house.probing.check(executor, tell=self._options.emit)
-        earlier: ExecutionRow | None = None
-        if self._work.resume_of is not None:
-            resumed = self._work.resume_of
-            earlier = await house.store.read(lambda tx: tx.executions.find(resumed))
+        earlier = await self._earlier()
+        told = await house.store.read(lambda tx: tx.events.list(run_id))
         token = f"amr_{secrets.token_urlsafe(32)}"
         session = earlier.cli_session_id if earlier is not None and earlier.conversation is not None else new_uuid()
         known = await house.store.write(
@@ -146,18 +144,37 @@ class Carrying:
                 host=house.host,
                 cli_session_id=session,
                 token_hash=hashlib.sha256(token.encode()).digest(),
+                former=former,
+                told=max((event.seq for event in told), default=0),
             )
         )
         if self._limit_usd is not None and not self._work.demo:
             await house.ledger.limit_run(run_id, int(self._limit_usd * _NANO))
         furnishing = Furnishing(house, executor, self._row, self._work, self._workflow, known)
-        furnished = await furnishing.prepare(self._options, earlier)
+        furnished = await furnishing.prepare(self._options, earlier, former=former)
         await self._update(base_commit=furnished.source.base_commit, branch=furnished.branch)
         known = replace(known, base_commit=furnished.source.base_commit, branch=furnished.branch)
         await self._describe(
             known, self._collecting(executor, known, furnished.source.repository, furnished.source.branch).workspace
         )
         return known, token, furnished
+
+    async def _earlier(self) -> ExecutionRow | None:
+        """The execution of the run that this one goes on with, on whichever host it was. Raises: RunFailed where nothing of it is kept."""
+        resumed = self._work.resume_of
+        if resumed is None:
+            return None
+        earlier = await self._house.store.read(lambda tx: tx.executions.find(resumed))
+        if earlier is None:
+            raise RunFailed(
+                f"Nothing is kept of the run '{resumed}', which this one was to go on with.",
+                outcome=RunOutcome.SANDBOX_ERROR.value,
+                hint="It never began, or was deleted meanwhile. Start a new run without `resume_of`.",
+            )
+        if earlier.conversation is None:
+            detail = f"The conversation of '{resumed}' could not be saved: this run goes on with its commits alone."
+            self._options.emit("warning", {"code": "conversation_lost", "detail": detail})
+        return earlier
 
     async def _start(self, executor: Executor, known: ExecutionRow, token: str, furnished: Furnished) -> Execution:
         workflow = self._workflow
@@ -195,7 +212,7 @@ class Carrying:
                 sockets=sockets,
             )
         )
-        await self._update(stage="running", place=execution.place)
+        await self._update(stage="running", place={**known.place, **execution.place})
         await execution.send(user_message(self._task))
         return execution
 
@@ -241,6 +258,7 @@ class Carrying:
     ) -> ExitStatus | None:
         house = self._house
         clock = house.clock
+        seen = await self._seen(known, collecting)
         age = (clock.now() - known.created_at).total_seconds()
         following = Following(
             run_id=self._run_id,
@@ -259,18 +277,20 @@ class Carrying:
             limits=self._limits,
             emit=self._options.emit,
             checkpoint=collecting.checkpoint,
-            seen=await self._seen(),
+            seen=seen,
             told=self._told,
         )
         return await following.follow()
 
-    async def _seen(self) -> tuple[int, int]:
-        """The last event of the CLI's that is stored, by line and part: what comes again up to it was told already."""
+    async def _seen(self, known: ExecutionRow, collecting: Collecting) -> tuple[int, int]:
+        """The last event of this execution's CLI that is stored, by line and part: what comes again up to it was told already."""
         events = await self._house.store.read(lambda tx: tx.events.list(self._run_id))
+        collecting.told |= {str(event.data["commit"]) for event in events if event.type == "commit"}
+        before = cast("int", known.place.get("told", 0))
         places = [
             (cast("int", event.data["line"]), cast("int", event.data["part"]))
             for event in events
-            if "line" in event.data
+            if "line" in event.data and event.seq > before
         ]
         return max(places, default=(0, -1))
 
@@ -386,6 +406,7 @@ class Carrying:
             keeps=self._workflow.writes,
             owner=self._options.owner,
             emit=self._options.emit,
+            describe=lambda workspace: self._describe(known, workspace),
         )
 
     async def _publish(self, collecting: Collecting, transcript: Transcript) -> JsonObject | None:

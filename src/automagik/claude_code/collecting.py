@@ -3,9 +3,10 @@
 import asyncio
 import tarfile
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import structlog
 
@@ -46,8 +47,11 @@ class Collecting:
     """Whether what is in the workspace is kept: not where the workflow says that it changes nothing."""
     owner: str
     emit: Callable[[str, JsonObject], None]
+    describe: Callable[[JsonObject], Awaitable[None]]
+    """Keeps the `workspace` with the run, so that it is known whatever becomes of this host."""
     taken: Taken | None = None
-    _told: set[str] = field(default_factory=set[str])
+    told: set[str] = field(default_factory=set[str])
+    """Commits that an event tells of already."""
     _last: str | None = None
     _taking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -68,7 +72,7 @@ class Collecting:
 
     @property
     def workspace(self) -> JsonObject:
-        """The run's `workspace`, as it is known by now."""
+        """The run's `workspace`, as it is known by now: where nothing was taken out yet, as a process before this one left it."""
         nothing: JsonObject = {
             "base_commit": self.known.base_commit,
             "head_commit": None,
@@ -80,12 +84,15 @@ class Collecting:
             "wip_commit": None,
             "branches": {},
         }
+        before = cast("JsonObject", (self.row.details or {}).get("workspace") or {})
+        if before.get("base_commit") == self.known.base_commit:
+            nothing |= before
         made = self.taken.to_json() if self.taken is not None else nothing
         return {
+            **made,
             "repository": self.repository,
             "branch": self.known.branch,
             "base_branch": self.base_branch,
-            **made,
         }
 
     async def _take(self) -> None:
@@ -110,12 +117,13 @@ class Collecting:
                 )
                 if artifact.digest != self._last:
                     await self._update(bundle=artifact.digest, head_commit=taken.head_commit)
+                    await self.describe(self.workspace)
                     self._last = artifact.digest
             for commit in taken.commits:
                 document = commit.to_json()
                 name = str(document["commit"])
-                if name not in self._told:
-                    self._told.add(name)
+                if name not in self.told:
+                    self.told.add(name)
                     self.emit("commit", document)
 
     async def _extract(self, file: Path) -> None:

@@ -37,6 +37,11 @@ _CHUNK_BYTES = 256 * 1024
 _AUTHOR = "Automagik"
 _EMAIL = "automagik@localhost"
 _PROMPT, _SERVERS = "system-prompt.md", "mcp.json"
+_AGAIN = """# Where this run stands
+
+It began on another host, which is gone, and begins again here. The branch holds what had been committed and saved by then
+(`git log {base}..`), and the workspace what had not been committed. Look at both first, and go on from there.
+"""
 _LOCK_FILES = re.compile(
     r"(^|/)(requirements[^/]*\.txt|pyproject\.toml|setup\.(py|cfg)|uv\.lock|poetry\.lock|package(-lock)?\.json|yarn\.lock|pnpm-lock\.yaml"
     r"|go\.(mod|sum)|Cargo\.(toml|lock)|Gemfile(\.lock)?|pom\.xml|[^/]*\.gradle(\.kts)?|composer\.(json|lock))$"
@@ -74,13 +79,17 @@ class Furnishing:
         self._known = known
         self._run_id = row.run_id
 
-    async def prepare(self, options: RunOptions, earlier: ExecutionRow | None) -> Furnished:
-        """The place, ready for the CLI. `earlier`: the execution of the run that this one goes on with.
+    async def prepare(
+        self, options: RunOptions, earlier: ExecutionRow | None, *, former: ExecutionRow | None = None
+    ) -> Furnished:
+        """The place, ready for the CLI. `earlier`: the execution of the run that this one goes on with; `former`: an execution of
+        this run that is lost.
 
         Raises: InvalidInput for a repository that is not to be had; RunFailed (`sandbox_error`) where a step in the sandbox fails.
         """
         house, executor = self._house, self._executor
-        source, wip = await self._source(earlier)
+        begun = await house.workspaces.beginning(self._work.repository, former=former, earlier=earlier)
+        source = begun.source
         branch = branch_name(self._workflow.name, self._run_id)
         await executor.prepare(self._run_id, image=self._workflow.image, dockerfile=self._workflow.dockerfile)
         inside = executor.inside(self._run_id)
@@ -88,11 +97,13 @@ class Furnishing:
             branch=branch,
             author=_AUTHOR,
             email=_EMAIL,
-            base_commit=source.base_commit,
-            wip_commit=wip,
+            base_commit=begun.commit,
+            wip_commit=begun.wip_commit,
+            branches=begun.branches,
             workspace=inside.workspace,
         )
-        bundle = await house.repositories.base_bundle(source, wip_commit=wip)
+        besides = {begun.commit, *begun.branches.values()} - {source.base_commit}
+        bundle = await house.repositories.base_bundle(source, wip_commit=begun.wip_commit, besides=sorted(besides))
         made = await executor.once(
             self._run_id,
             script.command,
@@ -102,7 +113,10 @@ class Furnishing:
             timeout_seconds=_MAKE_SECONDS,
         )
         _check(made, "The workspace could not be made")
-        files: dict[str, bytes | Path] = {_PROMPT: (await self._instructions(options, source, branch)).encode()}
+        instructions = await self._instructions(options, source, branch)
+        if begun.again:
+            instructions = f"{instructions.rstrip()}\n\n{_AGAIN.format(base=source.base_commit)}"
+        files: dict[str, bytes | Path] = {_PROMPT: instructions.encode()}
         if self._workflow.servers.get("mcpServers"):
             files[_SERVERS] = json.dumps(self._workflow.servers).encode()
         resumes = earlier is not None and earlier.conversation is not None
@@ -120,13 +134,6 @@ class Furnishing:
             toolchain=await self._toolchain(source, environment),
             environment=environment,
         )
-
-    async def _source(self, earlier: ExecutionRow | None) -> tuple[Source, str | None]:
-        source = await self._house.workspaces.source(self._work.repository)
-        if earlier is None or earlier.base_commit is None:
-            return source, None
-        taken = await self._house.workspaces.restored(earlier, source)
-        return Source(source.repository, taken.head_commit, source.branch, source.default_branch), taken.wip_commit
 
     async def _instructions(self, options: RunOptions, source: Source, branch: str) -> str:
         """The workflow's prompt, filled: with memories, the request's variables, what is known of the run."""

@@ -25,12 +25,13 @@ _UNUSED = timedelta(days=7)
 """How long a repository stays that nothing uses: it is made again from its bundle or place where a run asks for it."""
 
 
-async def reap(store: Store, executors: ExecutorFactory) -> list[str]:
-    """The runs whose sandboxes were removed: they are over, however that came about (its process died, somebody else ended it)."""
+async def reap(store: Store, executors: ExecutorFactory, *, host: str) -> list[str]:
+    """The runs whose sandboxes were removed from this host: they are over, however that came about (its process died, somebody
+    else ended it), or have begun again on another host, which took this one for gone."""
     reaped: list[str] = []
     for executor in await executors.working():
         places = await executor.places()
-        for run_id in await store.read(lambda tx, places=places: tx.executions.over(places)):
+        for run_id in await store.read(lambda tx, places=places: tx.executions.over(places, host=host)):
             _log.warning("sandbox_reaped", run_id=run_id, executor=executor.name)
             await executor.remove(run_id)
             reaped.append(run_id)
@@ -46,12 +47,12 @@ async def forget_gone(store: Store, repositories: Repositories) -> int:
     return forgotten
 
 
-async def reap_forever(store: Store, executors: ExecutorFactory, repositories: Repositories) -> None:
+async def reap_forever(store: Store, executors: ExecutorFactory, repositories: Repositories, *, host: str) -> None:
     """Reap now and then, until cancelled."""
     for round_number in itertools.count():
         await asyncio.sleep(_EVERY_SECONDS if round_number else _FIRST_SECONDS)
         try:
-            await reap(store, executors)
+            await reap(store, executors, host=host)
             if round_number % _FORGET_ROUNDS == 1:
                 await forget_gone(store, repositories)
                 for executor in await executors.working():

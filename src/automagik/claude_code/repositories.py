@@ -68,12 +68,14 @@ class Repositories:
 
     # -- what goes into a sandbox
 
-    async def base_bundle(self, source: Source, *, wip_commit: str | None = None) -> Path:
+    async def base_bundle(
+        self, source: Source, *, wip_commit: str | None = None, besides: Collection[str] = ()
+    ) -> Path:
         """A file with the whole history of the source's commit and of its default branch, and the tags in it; `make_workspace`
         reads it.
 
         It is made once for each commit, which may be one that an earlier run made. With `wip_commit` the workspace can begin with
-        what that had not committed.
+        what that had not committed. `besides` are further commits that are to be in it.
 
         Raises: NotFound for a commit that is not on this host.
         """
@@ -83,9 +85,9 @@ class Repositories:
             await asyncio.to_thread(path.touch)
             await self._keep_base(path, commit)
             wanted = {f"refs/base/{commit}": commit}
-            if wip_commit is not None:
-                await self._keep_base(path, checked_commit(wip_commit))
-                wanted[f"refs/base/{wip_commit}"] = wip_commit
+            for further in (*([wip_commit] if wip_commit is not None else []), *besides):
+                await self._keep_base(path, checked_commit(further))
+                wanted[f"refs/base/{further}"] = further
             heads = await self._shelf.refs(path, "refs/source/heads/")
             default = source.default_branch or ""
             if is_ref_name(default) and default in heads:
@@ -179,6 +181,19 @@ class Repositories:
                     raise BundleRefused("The bundle does not hold the commit that the run begins from.", field=_FIELD)
         finally:
             await asyncio.to_thread(file.unlink, missing_ok=True)
+
+    async def keep(self, repository: str, commit: str) -> None:
+        """Have the commit, of the source or of a run here, among those that runs may begin from. Raises NotFound."""
+        path = self.path(repository)
+        async with self._shelf.locked(repository):
+            await self._keep_base(path, checked_commit(commit))
+
+    async def has_base(self, repository: str, commit: str) -> bool:
+        """Whether the repository is on this host, and the commit in it."""
+        try:
+            return await self._shelf.has_commit(self.path(repository), checked_commit(commit))
+        except NotFound:
+            return False
 
     async def has(self, run_id: str, repository: str) -> bool:
         """Whether what the run made is on this host."""

@@ -64,21 +64,25 @@ def make_workspace(
     email: str,
     base_commit: str,
     wip_commit: str | None = None,
+    branches: Mapping[str, str] | None = None,
     workspace: str = INSIDE,
 ) -> SandboxScript:
     """Make the workspace from the bytes of `Repositories.base_bundle` on standard input; whatever was in it goes.
 
     `branch` begins at `base_commit`; the source's default branch is `origin/…`, so that `git diff origin/main` works. With
-    `wip_commit` its files lie there uncommitted. It prints the commit. Commits are made in the name of `author`.
+    `wip_commit` its files lie there uncommitted; `branches` are further branches, each with its commit. It prints the commit.
+    Commits are made in the name of `author`.
     """
-    assert is_ref_name(branch)
-    arguments = (workspace, branch, base_commit, wip_commit or "", author, email)
+    further = {name: commit for name, commit in (branches or {}).items() if name != branch}
+    assert all(is_ref_name(name) for name in (branch, *further))
+    created = "".join(f"create refs/heads/{name} {commit}\n" for name, commit in further.items())
+    arguments = (workspace, branch, base_commit, wip_commit or "", author, email, created)
     return SandboxScript(("/bin/sh", "-c", _MAKE, "make_workspace", *arguments), script_environment(), writable=True)
 
 
 _MAKE = r"""
 set -eu
-workspace=$1 branch=$2 base=$3 wip=$4 author=$5 email=$6
+workspace=$1 branch=$2 base=$3 wip=$4 author=$5 email=$6 branches=$7
 cd "$workspace"
 # Whoever made it before may have been killed in the midst.
 find . -mindepth 1 -maxdepth 1 -exec rm -rf -- {} +
@@ -95,6 +99,7 @@ while IFS= read -r line && [ -n "$line" ]; do
 done
 git index-pack --stdin > .git/automagik-pack
 printf 'create refs/heads/%s %s\n' "$branch" "$base" >> "$refs"
+printf '%s' "$branches" >> "$refs"
 git update-ref --stdin < "$refs"
 rm -f "$refs" .git/automagik-pack
 git config user.name "$author"

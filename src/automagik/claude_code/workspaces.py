@@ -2,8 +2,8 @@
 
 import asyncio
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -15,12 +15,12 @@ from automagik.claude_code.sources import Source
 from automagik.claude_code.work import RepositorySource
 from automagik.errors import Conflict, InvalidInput, NotFound
 from automagik.settings import Settings
-from automagik.store import Store
+from automagik.store import Store, Transaction
 from automagik.store.rows import RunRow
 from automagik.store.workflows import ExecutionRow
 from automagik.types import TERMINAL, Caller, JsonObject, RunStatus
 
-__all__ = ["BUNDLE_TYPE", "StoredBundle", "Workspaces"]
+__all__ = ["BUNDLE_TYPE", "Beginning", "StoredBundle", "Workspaces"]
 
 BUNDLE_TYPE = "application/x-git-bundle"
 
@@ -33,6 +33,22 @@ class StoredBundle:
     commit: str
     """The commit of its HEAD."""
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What a run's workspace begins with."""
+
+    source: Source
+    """Its `base_commit` is what the run's own commits are counted from."""
+    commit: str
+    """What is checked out."""
+    wip_commit: str | None = None
+    """Whose files lie there uncommitted."""
+    branches: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Further branches of the run's."""
+    again: bool = False
+    """Whether the run had begun before, on a host that is gone, and something of it was taken out."""
 
 
 class Workspaces:
@@ -62,6 +78,25 @@ class Workspaces:
         if asked.bundle is not None:
             return await self._imported(asked.bundle, asked.ref)
         return await self._repositories.import_place(cast("str", asked.place), ref=asked.ref)
+
+    async def beginning(
+        self, asked: RepositorySource, *, former: ExecutionRow | None, earlier: ExecutionRow | None
+    ) -> Beginning:
+        """What a run begins with: what was taken out of its own `former` execution, which is lost; else what the run made that it
+        goes on with, whose execution is `earlier`; else the source.
+
+        Raises: as `source` and `restored`.
+        """
+        source = await self.source(asked)
+        if former is not None and former.bundle is not None and former.base_commit is not None:
+            taken = await self.restored(former, source)
+            source = replace(source, base_commit=former.base_commit)
+            return Beginning(source, taken.head_commit, taken.wip_commit, taken.branches, again=True)
+        if earlier is not None and earlier.base_commit is not None:
+            taken = await self.restored(earlier, source)
+            source = replace(source, base_commit=taken.head_commit)
+            return Beginning(source, taken.head_commit, taken.wip_commit)
+        return Beginning(source, source.base_commit)
 
     async def check(self, asked: RepositorySource) -> None:
         """Return where a run may be accepted for it. Raises as `source`, for what can be known without fetching anything.
@@ -116,11 +151,36 @@ class Workspaces:
         return execution, repository
 
     async def restored(self, execution: ExecutionRow, source: Source) -> Taken:
-        """What was taken out of a run, in this host's repository of `source`, whichever host it ran on."""
+        """What was taken out of a run, in this host's repository of `source`, whichever host it ran on.
+
+        Raises: NotFound where the commit that it began from can't be had any more.
+        """
+        base = execution.base_commit or ""
+        if not await self._repositories.has_base(source.repository, base):
+            await self._restore_base(execution.run_id, base, source)
         nothing: AsyncGenerator[bytes] = _nothing()
         bundle = nothing if execution.bundle is None else self._artifacts.stream(execution.bundle)
         return await self._repositories.take(
-            execution.run_id, source.repository, execution.base_commit or "", bundle, branch=execution.branch or ""
+            execution.run_id, source.repository, base, bundle, branch=execution.branch or ""
+        )
+
+    async def _restore_base(self, run_id: str, base: str, source: Source) -> None:
+        """Have the commit here that a run began from, where an earlier run, which it went on with, has made it."""
+
+        def find(tx: Transaction) -> tuple[RunRow | None, ExecutionRow | None]:
+            row = tx.runs.find(run_id)
+            resumed = None if row is None else _work(row).get("resume_of")
+            return row, None if resumed is None else tx.executions.find(str(resumed))
+
+        _, earlier = await self._store.read(find)
+        if earlier is not None and earlier.base_commit is not None:
+            await self.restored(earlier, source)
+            await self._repositories.keep(source.repository, base)
+            return
+        raise NotFound(
+            "commit",
+            base,
+            hint="The run began from it, but its source has it no more, and no earlier run that is kept has made it.",
         )
 
     async def _imported(self, digest: str, ref: str | None) -> Source:
@@ -138,8 +198,11 @@ async def _nothing() -> AsyncGenerator[bytes]:
 
 
 def _asked(row: RunRow) -> RepositorySource:
-    work = cast("JsonObject", (row.input or {}).get("work") or {})
-    return RepositorySource(**cast("dict[str, str | None]", work["repository"]))
+    return RepositorySource(**cast("dict[str, str | None]", _work(row)["repository"]))
+
+
+def _work(row: RunRow) -> JsonObject:
+    return cast("JsonObject", (row.input or {}).get("work") or {})
 
 
 def _repository(row: RunRow) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, cast
 
-from sqlalchemy import Row, delete, exists, insert, select, text, update
+from sqlalchemy import Row, delete, exists, insert, or_, select, text, update
 
 from automagik.errors import Conflict, NotFound, PreconditionFailed
 from automagik.store import schema
@@ -156,9 +156,20 @@ class Executions(Repository):
         return None if values is None else ExecutionRow(**values)
 
     def begin(
-        self, run_id: str, owner: str, *, executor: str, host: str, cli_session_id: uuid.UUID, token_hash: bytes
+        self,
+        run_id: str,
+        owner: str,
+        *,
+        executor: str,
+        host: str,
+        cli_session_id: uuid.UUID,
+        token_hash: bytes,
+        former: ExecutionRow | None = None,
+        told: int = 0,
     ) -> ExecutionRow:
         """A new execution, in the place of an earlier one; the run belongs to `host` from now on.
+
+        What was taken out of the `former` one stays. The run's events up to number `told` are of earlier ones.
 
         Raises: Conflict (`taken_over`) where the run is not `owner`'s.
         """
@@ -171,12 +182,12 @@ class Executions(Repository):
             stage="preparing",
             cli_session_id=cli_session_id,
             token_hash=token_hash,
-            base_commit=None,
-            branch=None,
-            head_commit=None,
-            bundle=None,
+            base_commit=None if former is None else former.base_commit,
+            branch=None if former is None else former.branch,
+            head_commit=None if former is None else former.head_commit,
+            bundle=None if former is None else former.bundle,
             conversation=None,
-            place={},
+            place={"told": told},
             created_at=self._now,
             updated_at=self._now,
         )
@@ -196,9 +207,10 @@ class Executions(Repository):
         self._hold(run_id, owner)
         self._connection.execute(update(_runs).where(_runs.c.run_id == run_id).values(details=details))
 
-    def over(self, run_ids: list[str]) -> list[str]:
-        """Which of these runs have ended, or are not known: nothing of theirs is needed any more."""
-        opened = select(_runs.c.run_id).where(_runs.c.run_id.in_(run_ids), text(schema.OPEN_RUNS))
+    def over(self, run_ids: list[str], *, host: str) -> list[str]:
+        """Which of these runs have ended, are not known, or are another host's now: nothing of theirs is needed on `host`."""
+        ours = or_(_runs.c.host.is_(None), _runs.c.host == host)
+        opened = select(_runs.c.run_id).where(_runs.c.run_id.in_(run_ids), text(schema.OPEN_RUNS), ours)
         living = set(self._connection.scalars(opened))
         return [run_id for run_id in run_ids if run_id not in living]
 

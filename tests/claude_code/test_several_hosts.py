@@ -1,0 +1,256 @@
+"""What several hosts need of one: what a run made is had from any of them, and what is another host's is let go."""
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from executor_house import short_folder
+from git_house import RunHouse, chunks, make_repository, open_repositories, run_script, write_bundle
+
+from automagik.artifacts import ArtifactStore
+from automagik.claude_code.factory import ExecutorFactory
+from automagik.claude_code.history import Taken
+from automagik.claude_code.reaper import reap
+from automagik.claude_code.repositories import Repositories
+from automagik.claude_code.work import RepositorySource, Work
+from automagik.claude_code.workspaces import BUNDLE_TYPE, Workspaces
+from automagik.errors import NotFound
+from automagik.settings import Settings
+from automagik.store import BeginRun, Store
+from automagik.store.queue import ClaimLimits
+from automagik.store.workflows import ExecutionRow
+from automagik.testing.needs import need
+from automagik.types import Caller, SystemClock, new_id, new_uuid
+
+pytestmark = pytest.mark.anyio
+
+OWNER = "exe_one"
+EVERYBODY = Caller(key_id="key_test", scopes=frozenset({"admin"}))
+
+
+class Host:
+    """One host's repositories, over a store and artefacts that all share."""
+
+    def __init__(self, settings: Settings, store: Store, artifacts: ArtifactStore, repositories: Repositories) -> None:
+        self.store = store
+        self.artifacts = artifacts
+        self.repositories = repositories
+        self.workspaces = Workspaces(settings, store, artifacts, repositories)
+
+    async def began(self, run: RunHouse, work: Work) -> None:
+        """The run is stored, and belongs to a host."""
+        begin = BeginRun(
+            run_id=run.run_id,
+            kind="workflow",
+            name="plain",
+            created_at=SystemClock().now(),
+            background=True,
+            input_json=json.dumps({"work": work.to_json()}),
+        )
+        await self.store.accept_run(begin)
+        await self.store.write(lambda tx: tx.queue.claim(OWNER, "one", 1, limits=ClaimLimits(), host_lease_seconds=300))
+        await self.store.write(
+            lambda tx: tx.executions.begin(
+                run.run_id, OWNER, executor="local", host="one", cli_session_id=new_uuid(), token_hash=b"x" * 32
+            )
+        )
+        await self.changed(run, base_commit=run.source.base_commit, branch=run.branch)
+
+    async def took(self, run: RunHouse) -> Taken:
+        """What was taken out of the run here, and kept."""
+        taken = await run.take()
+        assert taken.bundle is not None
+        kept = await self.artifacts.put(taken.bundle.read_bytes(), media_type=BUNDLE_TYPE)
+        await self.changed(run, bundle=kept.digest, head_commit=taken.head_commit)
+        return taken
+
+    async def changed(self, run: RunHouse, **changes: object) -> None:
+        await self.store.write(lambda tx: tx.executions.update(run.run_id, OWNER, **changes))
+
+    async def execution(self, run_id: str) -> ExecutionRow:
+        found = await self.store.read(lambda tx: tx.executions.find(run_id))
+        assert found is not None
+        return found
+
+
+@pytest.fixture
+async def hosts(tmp_path: Path) -> AsyncIterator[tuple[Host, Host]]:
+    clock = SystemClock()
+    settings = [
+        Settings(data_dir=tmp_path / name, artifacts_url=f"file://{tmp_path / 'shared'}") for name in ("one", "two")
+    ]
+    (tmp_path / "shared").mkdir()
+    store = Store.from_settings(settings[0], clock)
+    await store.open()
+    artifacts = ArtifactStore(settings[0], store, clock)
+    await artifacts.open()
+    try:
+        repositories = [await open_repositories(each.data_dir) for each in settings]
+        one, two = (Host(each, store, artifacts, bare) for each, bare in zip(settings, repositories, strict=True))
+        yield one, two
+    finally:
+        await artifacts.close()
+        await store.close()
+
+
+@pytest.fixture
+async def asked(hosts: tuple[Host, Host], tmp_path: Path) -> RepositorySource:
+    """A repository that somebody has uploaded."""
+    bundle = write_bundle(make_repository(tmp_path / "work"), tmp_path / "x.bundle")
+    kept = await hosts[0].workspaces.receive(chunks(bundle.read_bytes()))
+    return RepositorySource(bundle=kept.digest)
+
+
+async def test_a_run_begins_again_elsewhere_with_all_that_was_taken_out_of_it(
+    hosts: tuple[Host, Host], asked: RepositorySource, tmp_path: Path
+) -> None:
+    one, two = hosts
+    run = await RunHouse.begin(one.repositories, await one.workspaces.source(asked), tmp_path / "ws")
+    await one.began(run, Work("plain", asked))
+    run.git("checkout", "-q", "-b", "aside")
+    run.commit("aside.txt", "x", "Aside")
+    run.git("checkout", "-q", run.branch)
+    run.commit("new.txt", "x", "Of the first host")
+    (run.workspace / "loose.txt").write_text("not committed")
+    taken = await one.took(run)
+
+    begun = await two.workspaces.beginning(asked, former=await one.execution(run.run_id), earlier=None)
+    assert begun.again
+    assert (begun.source.base_commit, begun.commit) == (run.source.base_commit, taken.head_commit)
+    there = replace(run, repositories=two.repositories, source=begun.source, workspace=tmp_path / "ws2")
+    there.workspace.mkdir()
+    base = await two.repositories.base_bundle(
+        begun.source, wip_commit=begun.wip_commit, besides=[begun.commit, *begun.branches.values()]
+    )
+    making = replace(there, source=replace(begun.source, base_commit=begun.commit)).making(
+        wip_commit=begun.wip_commit, branches=begun.branches
+    )
+    made = run_script(making, stdin=base.read_bytes())
+    assert made.code == 0, made.stderr
+    assert there.git("status", "--porcelain") == "?? loose.txt"
+    there.commit("more.txt", "x", "Of the second host")
+
+    again = await there.take()
+    assert [commit.subject for commit in again.commits] == ["Of the first host", "Of the second host"]
+    assert again.base_commit == run.source.base_commit
+    assert set(again.branches) == {run.branch, "aside"}
+    assert again.wip_commit is None
+
+
+async def test_a_run_whose_history_was_rewritten_begins_again_elsewhere_too(
+    hosts: tuple[Host, Host], asked: RepositorySource, tmp_path: Path
+) -> None:
+    one, two = hosts
+    run = await RunHouse.begin(one.repositories, await one.workspaces.source(asked), tmp_path / "ws")
+    await one.began(run, Work("plain", asked))
+    run.git("checkout", "-q", "--orphan", "fresh")
+    run.git("commit", "-q", "-m", "Another history")
+    run.git("branch", "-q", "-M", run.branch)
+    await one.took(run)
+
+    begun = await two.workspaces.beginning(asked, former=await one.execution(run.run_id), earlier=None)
+    there = replace(run, repositories=two.repositories, source=begun.source, workspace=tmp_path / "ws2")
+    there.workspace.mkdir()
+    base = await two.repositories.base_bundle(begun.source, besides=[begun.commit])
+    making = replace(there, source=replace(begun.source, base_commit=begun.commit)).making()
+    assert run_script(making, stdin=base.read_bytes()).code == 0
+    there.commit("more.txt", "x", "Go on")
+    again = await there.take()
+    assert [commit.subject for commit in again.commits] == ["Another history", "Go on"]
+    assert not again.descends
+
+
+async def test_what_a_chain_of_resumed_runs_made_is_had_on_a_host_that_saw_none_of_them(
+    hosts: tuple[Host, Host], asked: RepositorySource, tmp_path: Path
+) -> None:
+    one, two = hosts
+    source = await one.workspaces.source(asked)
+    earlier: RunHouse | None = None
+    for number in range(3):
+        former = None if earlier is None else await one.execution(earlier.run_id)
+        begun = await one.workspaces.beginning(asked, former=None, earlier=former)
+        run = await RunHouse.begin(one.repositories, begun.source, tmp_path / f"ws{number}")
+        await one.began(run, Work("plain", asked, resume_of=None if earlier is None else earlier.run_id))
+        run.commit(f"{number}.txt", f"number {number}\n", f"Number {number}")
+        await one.took(run)
+        earlier = run
+    assert earlier is not None
+    assert earlier.source.base_commit != source.base_commit
+
+    diff = await two.workspaces.diff(earlier.run_id, EVERYBODY)
+    assert b"+number 2" in diff
+    assert b"number 1" not in diff
+
+
+async def test_a_commit_that_nobody_has_any_more_is_named(
+    hosts: tuple[Host, Host], asked: RepositorySource, tmp_path: Path
+) -> None:
+    one, two = hosts
+    run = await RunHouse.begin(one.repositories, await one.workspaces.source(asked), tmp_path / "ws")
+    await one.began(run, Work("plain", asked))
+    run.commit("new.txt", "x", "Add")
+    await one.took(run)
+    lost = "0123456789" * 4
+    await one.changed(run, base_commit=lost)
+
+    with pytest.raises(NotFound, match=lost) as gone:
+        await two.workspaces.diff(run.run_id, EVERYBODY)
+    assert gone.value.hint
+
+
+async def test_an_execution_in_the_place_of_a_lost_one_keeps_what_was_taken_out(
+    hosts: tuple[Host, Host], asked: RepositorySource, tmp_path: Path
+) -> None:
+    one, _ = hosts
+    run = await RunHouse.begin(one.repositories, await one.workspaces.source(asked), tmp_path / "ws")
+    await one.began(run, Work("plain", asked))
+    run.commit("new.txt", "x", "Add")
+    taken = await one.took(run)
+    former = await one.execution(run.run_id)
+    await one.store.write(
+        lambda tx: tx.executions.begin(
+            run.run_id,
+            OWNER,
+            executor="local",
+            host="two",
+            cli_session_id=new_uuid(),
+            token_hash=b"y" * 32,
+            former=former,
+            told=7,
+        )
+    )
+
+    now = await one.execution(run.run_id)
+    assert (now.host, now.stage, now.place) == ("two", "preparing", {"told": 7})
+    assert (now.base_commit, now.head_commit, now.bundle) == (former.base_commit, taken.head_commit, former.bundle)
+
+
+async def test_a_host_lets_go_of_a_run_that_has_begun_again_elsewhere() -> None:
+    need("bubblewrap")
+    with short_folder() as folder:
+        settings = Settings(data_dir=folder, executor="local")
+        clock = SystemClock()
+        store = Store.from_settings(settings, clock)
+        await store.open()
+        executors = ExecutorFactory(settings)
+        try:
+            local = executors.named("local")
+            run_id = new_id("run")
+            begin = BeginRun(run_id=run_id, kind="workflow", name="plain", created_at=clock.now(), background=True)
+            await store.accept_run(begin)
+            await store.write(lambda tx: tx.queue.claim(OWNER, "two", 1, limits=ClaimLimits(), host_lease_seconds=300))
+            await store.write(
+                lambda tx: tx.executions.begin(
+                    run_id, OWNER, executor="local", host="two", cli_session_id=new_uuid(), token_hash=b"x" * 32
+                )
+            )
+            await local.prepare(run_id)
+
+            assert await reap(store, executors, host="two") == []
+            assert await reap(store, executors, host="one") == [run_id]
+            assert await local.places() == []
+        finally:
+            await executors.close()
+            await store.close()
