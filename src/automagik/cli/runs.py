@@ -152,17 +152,21 @@ def apply(
     """Fetch a run's commits into your repository, as a branch: nothing else in it changes."""
     path = f"/api/v1/runs/{quote(run, safe='')}"
     with connect(url) as client, tempfile.TemporaryDirectory() as folder:
-        workspace = client.get(path).get("workspace")
+        document = client.get(path)
+        workspace = document.get("workspace")
         if not isinstance(workspace, dict):
             raise CliError(
                 "The run has no workspace.", exit_code=ExitCode.FAILED, hint="Only runs of workflows have one."
             )
-        name = branch or str(workspace["branch"])
+        own = str(workspace["branch"])
+        name = branch or own
+        ended = document.get("status") not in {"queued", "running"}
+        head = str(workspace["head_commit"]) if ended and workspace.get("head_commit") else None
         bundle = Path(folder) / "run.bundle"
         with client.download(f"{path}/bundle") as (_, chunks), bundle.open("wb") as file:
             for chunk in chunks:
                 file.write(chunk)
-        commit = fetch_bundle(repo, bundle, name, force=force)
+        commit = fetch_bundle(repo, bundle, name, made_on=own, head=head, force=force)
     note(f"The branch '{name}' is at {commit[:12]}. Look at it: git log {name}")
 
 

@@ -1,15 +1,39 @@
 """The user's own repository, as the command line reads it and puts a run's commits into it."""
 
 import os
+import secrets
 import subprocess
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from automagik.cli.failure import CliError, ExitCode
 
 __all__ = ["bundled", "fetch_bundle", "is_address", "repository_name"]
+
+_HEAD = "refs/automagik/HEAD"
+"""What the run had checked out, where no branch of its has that."""
+
+_ELSEWHERE = (
+    "DIR",
+    "WORK_TREE",
+    "INDEX_FILE",
+    "COMMON_DIR",
+    "OBJECT_DIRECTORY",
+    "ALTERNATE_OBJECT_DIRECTORIES",
+    "PREFIX",
+)
+"""Variables by which git, called within a hook of one repository, would look there and not in the folder that was named."""
+
+_NO_MORE = (
+    *("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "protocol.ext.allow=never"),
+    *("-c", "gc.auto=0", "-c", "maintenance.auto=false"),
+)
+"""What a repository's own settings would have git do besides: run hooks and other programs, tidy up."""
+
+_NO_PROGRAM = 127
+_CLEAN = ("env", *(part for name in _ELSEWHERE for part in ("-u", f"GIT_{name}"))) if os.name == "posix" else ()
 
 
 def is_address(repository: str) -> bool:
@@ -28,6 +52,8 @@ def bundled(folder: str, ref: str | None) -> Generator[Path]:
 
     Raises: CliError for what is no repository, has no commit, or no such ref.
     """
+    if ref is not None and ref.startswith("-"):
+        raise CliError(f"There is no commit '{ref}'.", exit_code=ExitCode.USAGE, hint="Name another --ref.")
     commit = _git(folder, "rev-parse", "--verify", "--quiet", f"{ref or 'HEAD'}^{{commit}}", missing=ref).strip()
     with tempfile.TemporaryDirectory() as place:
         bundle = Path(place) / "repository.bundle"
@@ -36,7 +62,7 @@ def bundled(folder: str, ref: str | None) -> Generator[Path]:
             yield bundle
             return
         # A bundle holds refs, not commits: this one stands beside the user's branches for a moment.
-        name = f"refs/automagik/upload-{os.getpid()}"
+        name = f"refs/automagik/upload-{secrets.token_hex(8)}"
         _git(folder, "update-ref", name, commit)
         try:
             _git(folder, "bundle", "create", "--quiet", str(bundle), name)
@@ -45,19 +71,33 @@ def bundled(folder: str, ref: str | None) -> Generator[Path]:
         yield bundle
 
 
-def fetch_bundle(folder: str, bundle: Path, branch: str, *, force: bool = False) -> str:
-    """The commit that `branch` of the repository is now: that of the bundle. Nothing else in the repository changes.
+def fetch_bundle(
+    folder: str, bundle: Path, branch: str, *, made_on: str, head: str | None = None, force: bool = False
+) -> str:
+    """The commit that `branch` of the repository is now: the head of what the run made. Nothing else in the repository changes.
 
-    Raises: CliError where the branch is there already, or the bundle's base commit is not.
+    A run's bundle holds all that it made: branches that it made besides, and what it had not committed. `made_on` names its own
+    branch, which alone counts, or else what it had checked out. `head`: the commit that the server shows as the run's.
+
+    Raises: CliError where the run made no commit, the bundle has not what the server shows, the branch is there already, or the
+    bundle's base commit is not.
     """
-    heads = _git(folder, "bundle", "list-heads", str(bundle)).splitlines()
-    if not heads:
+    listed = [line.split(" ", 1) for line in _git(folder, "bundle", "list-heads", str(bundle)).splitlines()]
+    found = {name: commit for commit, name in listed}
+    ref = next((name for name in (f"refs/heads/{made_on}", _HEAD) if name in found), None)
+    if ref is None:
         raise CliError(
             "The run made no commit.",
             exit_code=ExitCode.FAILED,
             hint="`automagik runs diff RUN --wip` shows what it left.",
         )
-    commit, ref = heads[0].split(" ", 1)
+    commit = found[ref]
+    if head is not None and commit != head:
+        raise CliError(
+            f"The bundle's commit {commit[:12]} is not the run's, {head[:12]}; nothing was fetched.",
+            exit_code=ExitCode.FAILED,
+            hint="Is the run still at work? Try again.",
+        )
     target = f"refs/heads/{branch}"
     if not force and _exists(folder, target):
         raise CliError(
@@ -67,10 +107,7 @@ def fetch_bundle(folder: str, bundle: Path, branch: str, *, force: bool = False)
         )
     _git(
         folder,
-        "fetch",
-        "--quiet",
-        "--no-tags",
-        "--no-write-fetch-head",
+        *("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--recurse-submodules=no"),
         str(bundle),
         f"{'+' if force else ''}{ref}:{target}",
     )
@@ -99,7 +136,15 @@ def _git(folder: str, *args: str, missing: str | None = None) -> str:
 
 
 def _run(folder: str, *args: str) -> "subprocess.CompletedProcess[str]":
-    try:
-        return subprocess.run(["git", "-C", folder, *args], capture_output=True, text=True, check=False)
-    except FileNotFoundError as missing:
-        raise CliError("git is not installed.", exit_code=ExitCode.FAILED, hint="apt-get install git") from missing
+    done: subprocess.CompletedProcess[str] | None = None
+    with suppress(FileNotFoundError):
+        done = subprocess.run(
+            [*_CLEAN, "git", *_NO_MORE, "-C", folder, *args],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+        )
+    if done is None or done.returncode == _NO_PROGRAM:
+        raise CliError("git is not installed.", exit_code=ExitCode.FAILED, hint="apt-get install git")
+    return done

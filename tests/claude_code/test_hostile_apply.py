@@ -1,0 +1,86 @@
+"""What a run made is taken into a user's repository: only what was shown, whatever the agent or the repository had in mind."""
+
+from pathlib import Path
+
+import pytest
+from git_house import RunHouse, git, make_repository, open_repositories, write_bundle
+
+from automagik.cli.failure import CliError
+from automagik.cli.working_copy import bundled, fetch_bundle
+
+pytestmark = pytest.mark.anyio
+
+
+async def begun(folder: Path, repository: Path) -> RunHouse:
+    repositories = await open_repositories(folder / "data")
+    source = await repositories.import_bundle(write_bundle(repository, folder / "upload.bundle"))
+    return await RunHouse.begin(repositories, source, folder / "workspace")
+
+
+def extracted(run: RunHouse, file: Path) -> Path:
+    file.write_bytes(run.extract().stdout)
+    return file
+
+
+async def test_only_the_branch_of_the_run_is_applied_and_never_another_one_that_the_agent_made(tmp_path: Path) -> None:
+    mine = make_repository(tmp_path / "mine")
+    run = await begun(tmp_path, mine)
+    run.git("checkout", "-q", "-b", "aaa")
+    hidden = run.commit("hidden.txt", "what nobody is shown\n", "Hidden")
+    run.git("checkout", "-q", run.branch)
+    shown = run.commit("shown.txt", "shown\n", "Shown")
+    (run.workspace / "wip.txt").write_text("not committed\n")
+    bundle = extracted(run, tmp_path / "run.bundle")
+    taken = await run.take(bundle.read_bytes())
+
+    assert taken.head_commit == shown
+    assert fetch_bundle(str(mine), bundle, "got", made_on=run.branch, head=taken.head_commit) == shown
+    assert git(mine, "rev-parse", "got") == shown
+    assert git(mine, "log", "--all", "--format=%s") == "Shown\nFirst"
+    with pytest.raises(CliError, match="is not the run's"):
+        fetch_bundle(str(mine), bundle, "other", made_on=run.branch, head=hidden)
+    assert "other" not in git(mine, "branch")
+
+
+async def test_what_was_checked_out_is_applied_where_the_agent_left_its_branch(tmp_path: Path) -> None:
+    mine = make_repository(tmp_path / "mine")
+    run = await begun(tmp_path, mine)
+    run.git("checkout", "-q", "--detach")
+    shown = run.commit("shown.txt", "shown\n", "Shown")
+    bundle = extracted(run, tmp_path / "run.bundle")
+    assert fetch_bundle(str(mine), bundle, "got", made_on=run.branch, head=shown) == shown
+
+
+async def test_what_was_not_committed_is_no_commit_to_apply(tmp_path: Path) -> None:
+    mine = make_repository(tmp_path / "mine")
+    run = await begun(tmp_path, mine)
+    (run.workspace / "wip.txt").write_text("not committed\n")
+    bundle = extracted(run, tmp_path / "run.bundle")
+    assert bundle.stat().st_size > 0
+    with pytest.raises(CliError, match="made no commit"):
+        fetch_bundle(str(mine), bundle, "got", made_on=run.branch)
+
+
+async def test_a_repositorys_hooks_and_the_variables_of_a_hook_have_no_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, other = make_repository(tmp_path / "mine"), make_repository(tmp_path / "other", {"other.txt": "other\n"})
+    hook = mine / ".git" / "hooks" / "reference-transaction"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(f"#!/bin/sh\ntouch {tmp_path}/hooked\n")
+    hook.chmod(0o755)
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(other))
+
+    run = await begun(tmp_path, mine)
+    made = run.commit("made.txt", "made\n", "Made")
+    bundle = extracted(run, tmp_path / "run.bundle")
+    (tmp_path / "hooked").unlink(missing_ok=True)
+    with bundled(str(mine), "main") as sent:
+        assert git(mine, "rev-parse", "main") in git(mine, "bundle", "list-heads", str(sent))
+    fetch_bundle(str(mine), bundle, "got", made_on=run.branch)
+
+    assert git(mine, "rev-parse", "got") == made
+    assert not (tmp_path / "hooked").exists()
+    with pytest.raises(CliError, match="no commit '--all'"), bundled(str(mine), "--all"):
+        pass
