@@ -5,10 +5,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from ledger_house import CENT, USD, LedgerHouse, TurnedClock, counters, party, reservations, run
 
-from automagik.budget import ModelCall, Party
+from automagik.budget import ModelCall, Party, UsageReport
 from automagik.errors import BudgetBusy, BudgetExceeded
-from automagik.store import Store, Transaction
+from automagik.store import BeginRun, FinishRun, Store, Transaction
 from automagik.store.reservations import Settle
+from automagik.store.usage import UsageFilter
 from automagik.types import SYSTEM, new_id, new_uuid
 
 pytestmark = pytest.mark.anyio
@@ -336,3 +337,47 @@ async def test_what_a_crash_of_the_database_took_counts_all_the_same(house: Ledg
     await house.ledger.settle(lost[1], None)
     await house.ledger.release(lost[2])
     assert await house.standing(budget) == (25 * CENT, 0)
+
+
+async def test_a_call_whose_process_died_has_a_row_at_its_full_reservation(house: LedgerHouse) -> None:
+    budget = await house.limit("organisation", None, 10 * USD)
+    store, user = house.store, new_uuid()
+    run_id = await run(store, ends=False, key="key_a", user=user)
+    await store.write(lambda tx: tx.executors.register("exec_dead", host="h", role="all", version="1"))
+    async with LedgerHouse(store, house.clock, "exec_dead") as dead:
+        held = await dead.ledger.reserve(party("key_a", user=user, run_id=run_id), USD)
+        await store.write(lambda tx: tx.executors.retire("exec_dead"))
+        await settled_left_behind(house)
+        # One that was only thought dead: neither money nor row counts again.
+        await dead.ledger.settle(held, CENT, call=call(run_id, call_id=held.call_id, cost_nano=CENT))
+    (row,) = await store.read(lambda tx: tx.calls.of_run(run_id))
+    assert (row.call_id, row.outcome, row.cost_nano, row.reserved_nano) == (held.call_id, "lost", USD, USD)
+    assert (row.key_id, row.user_id, row.status) == ("key_a", user, None)
+    assert await house.standing(budget) == (USD, 0)
+    used = await UsageReport(store).used(UsageFilter(row.created_at.date(), row.created_at.date()), ("key",))
+    assert (used.total.requests, used.total.cost_nano) == (1, USD)
+
+
+async def test_a_budget_of_a_run_that_is_not_stored_holds_until_it_has_ended(house: LedgerHouse) -> None:
+    run_id = new_id("run")
+    await house.ledger.limit_run(run_id, USD)
+    await house.ledger.refresh()
+    assert house.ledger.applies(party(run_id=run_id))
+    begun = BeginRun(run_id=run_id, kind="agent", name="x", created_at=house.clock.now(), owner="exec_here")
+    await house.store.begin_run(begun)
+    await house.ledger.hold(run_id)
+    end = FinishRun(
+        run_id=run_id, owner="exec_here", status="completed", outcome="completed", finished_at=house.clock.now()
+    )
+    await house.store.finish_run(end)
+    await house.ledger.refresh()
+    assert house.ledger.applies(party(run_id=run_id))  # it can still make calls
+    house.ledger.let_go(run_id)
+    await house.ledger.refresh()
+    assert not house.ledger.applies(party(run_id=run_id))
+
+
+async def test_an_amount_that_no_database_can_count_is_refused_like_any_other(house: LedgerHouse) -> None:
+    await house.limit("organisation", None, USD)
+    with pytest.raises(BudgetExceeded):
+        await house.ledger.reserve(party(), 10**30)

@@ -28,7 +28,7 @@ from pydantic_core import to_json
 
 from automagik.budget import Ledger, ModelCall, Party, Price, Prices, Reservation, Tokens, nano_of
 from automagik.errors import BudgetBusy, BudgetExceeded, RunFailed
-from automagik.types import Clock, JsonObject, new_id
+from automagik.types import Clock, JsonObject
 
 __all__ = ["BudgetedModel"]
 
@@ -215,7 +215,7 @@ class BudgetedModel(WrapperModel):
         named = response.model_name if response is not None else None
         reserved = call.reservation.granted_nano
         return ModelCall(
-            call_id=new_id("call"),
+            call_id=call.reservation.call_id,
             run_id=self._party.run_id,
             key_id=self._party.key_id,
             user_id=self._party.user_id,

@@ -1,6 +1,7 @@
 """Ledger: money is reserved before a model is called, in every budget that the call counts in or in none, and settled after."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -13,7 +14,7 @@ from automagik.errors import AutomagikError, BudgetBusy, BudgetExceeded, Service
 from automagik.store import Store
 from automagik.store.budgets import BUDGETS_CHANGED
 from automagik.store.calls import ModelCall
-from automagik.store.reservations import Limit, Reserve, Settle
+from automagik.store.reservations import Limit, Reserve, Settle, call_of
 from automagik.types import Clock, JsonObject, new_id
 
 __all__ = ["Ledger", "Reservation", "Settled"]
@@ -26,6 +27,8 @@ _AGAIN_SECONDS = 1.0
 """How soon what could not be settled, because the store was away, is settled again."""
 _BATCH = 200
 _RETRY_AFTER_SECONDS = 1
+_MOST_NANO = 2 * 10**18
+"""More than any budget can have, and what both databases can still count with."""
 _SURE = timedelta(seconds=60)
 """How long before it expires a reservation is certainly still there, whatever the clocks of other hosts say."""
 
@@ -37,6 +40,11 @@ class Reservation:
     reservation_id: str
     granted_nano: int
     is_counted: bool = True
+
+    @property
+    def call_id(self) -> str:
+        """The id of the row that tells of the call. It has one row, also where others settled it meanwhile as lost."""
+        return call_of(self.reservation_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +76,10 @@ class Ledger:
         self._clock = clock
         self._executor_id = executor_id
         self._limited: frozenset[tuple[str, str]] = frozenset()
-        self._added: set[tuple[str, str]] = set()
-        """The runs that were given a budget since who is limited was last read."""
+        self._given: set[str] = set()
+        """The runs that were given a budget by this process, and are not known to have ended."""
+        self._held: Counter[str] = Counter()
+        """The runs that can make calls through this process, whether or not their rows say that they have ended."""
         self._open: dict[str, _Open] = {}
         self._later: dict[str, Settle] = {}
         self._wake = asyncio.Event()
@@ -97,12 +107,16 @@ class Ledger:
     async def refresh(self) -> None:
         """Learn who is limited, as it is now; settle what the dead have left behind. Raises ServiceUnavailable."""
         self._stale = False
-        added = self._added = set[tuple[str, str]]()
-        limited, left = await self._store.read(lambda tx: (tx.budgets.limited(), tx.budgets.left_behind(_BATCH)))
-        self._limited = frozenset(limited) | added  # which may have been added since it was read
+        given, held = frozenset(self._given), frozenset(self._held)
+        limited, ended, left = await self._store.read(
+            lambda tx: (tx.budgets.limited(given | held), tx.budgets.ended(given), tx.budgets.left_behind(_BATCH))
+        )
+        new = self._given - given  # which may have been given one since it was read
+        self._given.difference_update(ended)
+        over = {("run", run_id) for run_id in ended if run_id not in self._held}
+        self._limited = (frozenset(limited) - over) | {("run", run_id) for run_id in new}
         while left:
-            # At their full amount: what was called may have been paid for.
-            await self._store.settle([Settle(reservation_id, None) for reservation_id in left])
+            await self._store.settle(left)
             _log.warning("reservations_left_behind", count=len(left))
             left = await self._store.read(lambda tx: tx.budgets.left_behind(_BATCH)) if len(left) == _BATCH else []
 
@@ -125,6 +139,7 @@ class Ledger:
             ServiceUnavailable: the store is away.
         """
         reservation_id = new_id("resv")
+        amount_nano = min(amount_nano, _MOST_NANO)
         if not self.applies(party):
             return Reservation(reservation_id, amount_nano, is_counted=False)
         now = self._clock.now()
@@ -185,8 +200,26 @@ class Ledger:
     async def limit_run(self, run_id: str, limit_nano: int) -> None:
         """Give a run a budget of its own, in all; one that it has already stays as it is. Raises ServiceUnavailable."""
         await self._store.write(lambda tx: tx.budgets.add_for_run(run_id, limit_nano))
-        self._added.add(("run", run_id))
-        self._limited |= self._added
+        self._given.add(run_id)
+        self._limited |= {("run", run_id)}
+
+    async def hold(self, run_id: str) -> None:
+        """Keep the run's budget in force until `let_go`, also when its row says that it has ended: as long as it can make calls.
+
+        What the dead left behind is settled then. Raises ServiceUnavailable.
+        """
+        self._held[run_id] += 1
+        try:
+            await self.refresh()
+        except BaseException:
+            self.let_go(run_id)
+            raise
+
+    def let_go(self, run_id: str) -> None:
+        """The run can make no call any more."""
+        self._held[run_id] -= 1
+        if not self._held[run_id]:
+            del self._held[run_id]
 
     # -- keeping
 

@@ -296,8 +296,9 @@ class Call:
             self._tally.refused = None
         if held.bound is not None and self._meter is not None and self._meter.reported is not None:
             self._conversations.remember(held.bound, self._meter.reported)
-        row = self._row(ask, held.reservation.granted_nano, tokens, cost)
-        settled = await self._services.ledger.settle(held.reservation, cost or 0, call=row)
+        row = self._row(ask, held.reservation, tokens, cost)
+        # A cost that isn't known is all that was reserved.
+        settled = await self._services.ledger.settle(held.reservation, cost, call=row)
         self._tally.budgets_passed(settled.warnings)
 
     def _spent(self, ask: Ask, held: _Held) -> tuple[Tokens, int | None]:
@@ -314,10 +315,10 @@ class Call:
             return Tokens(), None
         return Tokens(), price.ceiling(self._conversations.bound(self._wire, ask).tokens, held.most)
 
-    def _row(self, ask: Ask, reserved: int, tokens: Tokens, cost: int | None) -> ModelCall:
+    def _row(self, ask: Ask, reservation: Reservation, tokens: Tokens, cost: int | None) -> ModelCall:
         clock, party = self._services.clock, self._access.party
         return ModelCall(
-            call_id=new_id("call"),
+            call_id=reservation.call_id,
             run_id=self._access.run_id,
             key_id=party.key_id,
             user_id=party.user_id,
@@ -332,6 +333,6 @@ class Call:
             cache_read_tokens=tokens.cache_read,
             cache_write_tokens=tokens.cache_write,
             cost_nano=cost,
-            reserved_nano=reserved,
+            reserved_nano=reservation.granted_nano,
             first_byte_ms=round((self._first_byte - self._began) * 1000) if self._first_byte is not None else None,
         )

@@ -62,6 +62,11 @@ class Door:
         self._listener: Listener | None = None
 
     @property
+    def run_id(self) -> str:
+        """The run whose door it is."""
+        return self._access.run_id
+
+    @property
     def usage(self) -> Usage:
         """What the run used so far, with its calls before this door was open and those under way."""
         return self._tally.usage
@@ -188,8 +193,9 @@ class Door:
         if model and self._refusals_kept < _MAX_REFUSALS_KEPT:
             self._refusals_kept += 1
             party = self._access.party
+            nothing = Reservation(new_id("resv"), 0, is_counted=False)
             row = ModelCall(
-                call_id=new_id("call"),
+                call_id=nothing.call_id,
                 run_id=self._access.run_id,
                 key_id=party.key_id,
                 user_id=party.user_id,
@@ -200,7 +206,7 @@ class Door:
                 created_at=self._services.clock.now(),
                 duration_ms=0,
             )
-            await self._services.ledger.settle(Reservation(new_id("resv"), 0, is_counted=False), 0, call=row)
+            await self._services.ledger.settle(nothing, 0, call=row)
 
 
 def _wire_of(head: Head) -> Wire:

@@ -27,6 +27,7 @@ class Gateway:
     ) -> None:
         self._settings = settings
         self._store = store
+        self._ledger = ledger
         self._upstream = Upstream(settings, secrets, clock)
         self._prices = prices
         self._services = Services(ledger, prices, self._upstream, clock, settings.model_call_timeout_seconds)
@@ -61,11 +62,20 @@ class Gateway:
             ServiceUnavailable: the store is away.
         """
         await self.open()
-        before = await self._store.read(lambda tx: tx.calls.usage_of(access.run_id))
-        tally = RunTally(tell, before)
-        door = Door(
-            self._services, access, tally, max_body_bytes=self._settings.max_body_bytes, left=self._doors.discard
-        )
-        await door.serve(Listener(socket))
+        # Settles, too, what an earlier process of the run left behind, so that it is in what was used before.
+        await self._ledger.hold(access.run_id)
+        try:
+            before = await self._store.read(lambda tx: tx.calls.usage_of(access.run_id))
+            tally = RunTally(tell, before)
+            door = Door(self._services, access, tally, max_body_bytes=self._settings.max_body_bytes, left=self._left)
+            await door.serve(Listener(socket))
+        except BaseException:
+            self._ledger.let_go(access.run_id)
+            raise
         self._doors.add(door)
         return door
+
+    def _left(self, door: Door) -> None:
+        if door in self._doors:
+            self._doors.remove(door)
+            self._ledger.let_go(door.run_id)

@@ -27,9 +27,10 @@ from sqlalchemy import (
 
 from automagik.errors import NotFound, PreconditionFailed
 from automagik.store import schema
+from automagik.store.calls import ModelCall
 from automagik.store.pages import fetch_page
 from automagik.store.repository import Repository, conflicts, insert_new
-from automagik.store.reservations import Limit, Period, Scope, period_start
+from automagik.store.reservations import Limit, Period, Scope, Settle, call_of, period_start
 from automagik.store.rows import Page
 from automagik.store.turns import notify
 from automagik.store.usage import spent_since
@@ -177,14 +178,20 @@ class Budgets(Repository):
 
     # -- what the ledger needs
 
-    def limited(self) -> Collection[tuple[str, str]]:
-        """Who is limited, as pairs of scope and whom it names; of runs those that have not ended."""
+    def limited(self, runs: Collection[str] = ()) -> Collection[tuple[str, str]]:
+        """Who is limited, as pairs of scope and whom it names; of runs those that have not ended, and those of `runs`."""
         named = select(_budgets.c.scope, _budgets.c.scope_id).where(_budgets.c.scope != "run")
-        opened = select(_budgets.c.scope, _budgets.c.scope_id).where(
-            _budgets.c.scope == "run",
-            _budgets.c.scope_id.in_(select(_runs.c.run_id).where(text(schema.OPEN_RUNS))),
-        )
-        return {(record.scope, record.scope_id) for record in self._connection.execute(named.union_all(opened))}
+        opened = select(_runs.c.run_id).where(text(schema.OPEN_RUNS))
+        meant = or_(_budgets.c.scope_id.in_(opened), _budgets.c.scope_id.in_(runs))
+        of_runs = select(_budgets.c.scope, _budgets.c.scope_id).where(_budgets.c.scope == "run", meant)
+        return {(record.scope, record.scope_id) for record in self._connection.execute(named.union_all(of_runs))}
+
+    def ended(self, runs: Collection[str]) -> Collection[str]:
+        """Those of `runs` that have ended; one that was never stored has not."""
+        if not runs:
+            return ()
+        over = select(_runs.c.run_id).where(_runs.c.run_id.in_(runs), text(f"NOT ({schema.OPEN_RUNS})"))
+        return [*self._connection.scalars(over)]
 
     def open_counters(self, scopes: Sequence[tuple[str, str]]) -> None:
         """Make the counters that the budgets of these scopes have now, where they are not there yet."""
@@ -193,13 +200,43 @@ class Budgets(Repository):
         for record in self._connection.execute(found).all():
             self._add_counter(record.budget_id, period_start(record.period, self._now), 0)
 
-    def left_behind(self, limit: int) -> builtins.list[str]:
-        """Reservations that nobody will settle any more: they have expired, or their owner is lost."""
+    def left_behind(self, limit: int) -> builtins.list[Settle]:
+        """The ends of reservations that nobody will settle any more: they have expired, or their owner is lost.
+
+        Each counts in full, for what was called may have been paid for, and has the row of a call that was lost, so that the
+        run's usage says the same as the budgets.
+        """
         expired = select(_reservations.c.reservation_id).where(_reservations.c.expires_at < self._now)
         lost = select(_reservations.c.reservation_id).join(
             _executors, and_(_executors.c.executor_id == _reservations.c.owner, _executors.c.lost_at.is_not(None))
         )
-        return [*self._connection.scalars(expired.union(lost).limit(limit))]
+        left = expired.union(lost).limit(limit).subquery()
+        found = (
+            select(_reservations, _runs.c.key_id, _runs.c.user_id)
+            .join(left, left.c.reservation_id == _reservations.c.reservation_id)
+            .outerjoin(_runs, _runs.c.run_id == _reservations.c.run_id)
+        )
+        return [
+            Settle(record.reservation_id, None, self._lost_call(record).to_row())
+            for record in self._connection.execute(found)
+        ]
+
+    def _lost_call(self, record: Row[Any]) -> ModelCall:
+        """What is known of a call whose process died: when it began, and what it can have cost."""
+        return ModelCall(
+            call_id=call_of(record.reservation_id),
+            run_id=record.run_id,
+            key_id=record.key_id,
+            user_id=record.user_id,
+            wire="unknown",
+            model="unknown",
+            status=None,
+            outcome="lost",
+            created_at=record.created_at,
+            duration_ms=max(0, round((self._now - record.created_at).total_seconds() * 1000)),
+            cost_nano=record.amount_nano,
+            reserved_nano=record.amount_nano,
+        )
 
     def forget_runs(self, run_ids: Sequence[str]) -> int:
         """How many budgets of these runs were deleted."""

@@ -28,12 +28,13 @@ class ModelCall:
     key_id: str | None
     user_id: uuid.UUID | None
     wire: str
-    """By what it was asked: `anthropic` or `openai` through the gateway, `agent` by an agent of this process."""
+    """By what it was asked: `anthropic` or `openai` through the gateway, `agent` by an agent of this process; `unknown` where it
+    was lost."""
     model: str
     status: int | None
     """HTTP, as the caller got it; None: there was none, or it was cut before."""
     outcome: str
-    """`completed`, `failed`, `refused` or `cut`."""
+    """`completed`, `failed`, `refused`, `cut`, or `lost`: its process died, and what was reserved for it counts in full."""
     created_at: datetime
     duration_ms: int
     input_tokens: int = 0

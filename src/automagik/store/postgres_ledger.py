@@ -5,7 +5,8 @@ each other. `held` gives them as they are now, not as this statement's snapshot 
 
 Neither waits for the disk (`synchronous_commit` off): a call of a model must not. Commits keep their order all the same, so what
 the last moment before a crash of the database can lose is the end of a reservation, which then counts in full when it expires;
-or one that was just begun, whose settlement brings along what it would have counted in (`lost`).
+or one that was just begun, whose settlement brings along what it would have counted in (`lost`). Where the call has its row
+already, it was not lost: somebody who took this process for dead has settled it.
 """
 
 import json
@@ -78,6 +79,7 @@ WITH asked AS (
 ), lost AS (
   SELECT a.place, coalesce(a.cost, a.amount) AS cost, 0::bigint AS amount_nano, a.counters
   FROM asked a WHERE a.counters IS NOT NULL AND NOT EXISTS (SELECT FROM gone g WHERE g.place = a.place)
+    AND NOT EXISTS (SELECT FROM model_calls m WHERE m.call_id = 'call_' || split_part(a.id, '_', 2))
 ), touched AS (
   SELECT g.place, g.cost, g.amount_nano, p->>0 AS budget_id, p->>1 AS period_start
   FROM (SELECT place, cost, amount_nano, counters FROM gone UNION ALL SELECT * FROM lost) g

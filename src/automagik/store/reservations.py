@@ -15,6 +15,7 @@ __all__ = [
     "Scope",
     "Settle",
     "Settled",
+    "call_of",
     "granted_of",
     "period_start",
 ]
@@ -89,6 +90,11 @@ class Settled:
     was_open: bool
     passed: Sequence[Limit] = ()
     """The budgets whose soft limit was passed by it, for the first time in the period."""
+
+
+def call_of(reservation_id: str) -> str:
+    """The id of the row that tells of the call which is reserved for: whoever settles it, there is one."""
+    return f"call_{reservation_id.partition('_')[2]}"
 
 
 def granted_of(amount_nano: int, at_least_nano: int, limits: Sequence[Limit]) -> int | None:
