@@ -15,9 +15,11 @@ from automagik.claude_code.workflow_parts import (
     parse_servers,
     parse_settings,
     parse_tools,
+    told,
 )
 from automagik.errors import AutomagikError, InvalidInput, nearest
 from automagik.memory import BUILTIN_VARIABLES, PromptTemplate, check_text, is_name
+from automagik.sandbox.egress import EgressPolicy
 from automagik.types import JsonObject
 
 __all__ = ["WORKFLOW_NAME", "WORKFLOW_VARIABLES", "HostGone", "Workflow", "WorkflowLimits"]
@@ -38,6 +40,8 @@ _HOST = re.compile(r"(?:\*\.)?[A-Za-z0-9](?:[A-Za-z0-9.-]{0,250}[A-Za-z0-9])?(?:
 _WRITING = frozenset({"Write", "Edit", "MultiEdit", "NotebookEdit"})
 _WEB = frozenset({"WebFetch", "WebSearch"})
 _MAX_COMMANDS = 50
+_MAX_SETUP_BYTES = 65_536
+"""What a sandbox takes in one word of its command, with something to spare."""
 _DAY = 86_400
 
 _GUIDE = """\
@@ -245,9 +249,13 @@ def _egress(keys: Keys) -> tuple[str, ...]:
         if not isinstance(host, str) or _HOST.fullmatch(host) is None or host == "none":
             raise keys.wrong(
                 "egress",
-                f"{str(host)[:80]!r} is no host.",
+                f"{told(host)} is no host.",
                 'Give "none", or a list as ["registries", "api.example.com"].',
             )
+        try:
+            EgressPolicy.of([host])
+        except InvalidInput as wrong:
+            raise keys.wrong("egress", wrong.detail, wrong.hint or "") from None
         hosts.append(host.lower())
     return tuple(dict.fromkeys(hosts))
 
@@ -284,6 +292,10 @@ def _setup(keys: Keys) -> tuple[str, ...]:
     commands = keys.texts("setup", None, "shell commands")
     if len(commands) > _MAX_COMMANDS:
         raise keys.wrong("setup", f"It has over {_MAX_COMMANDS} commands.", "Put them into a script of the repository.")
+    if sum(len(command.encode()) for command in commands) > _MAX_SETUP_BYTES:
+        raise keys.wrong(
+            "setup", f"It has over {_MAX_SETUP_BYTES} bytes of commands.", "Put them into a script of the repository."
+        )
     return commands
 
 

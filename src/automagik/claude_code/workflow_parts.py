@@ -21,6 +21,7 @@ __all__ = [
     "parse_servers",
     "parse_settings",
     "parse_tools",
+    "told",
 ]
 
 FILE_NAMES: Final = ("prompt.md", "workflow.toml", "allowed_tools.json", ".mcp.json", "report.schema.json")
@@ -55,14 +56,24 @@ CLI_TOOLS: Final = frozenset(
 )
 """Tools of the CLI that a workflow may name. Those that schedule, leave the workspace or speak to other sessions are not here."""
 
-_RULE = re.compile(r"(?P<name>[A-Za-z][A-Za-z0-9_-]*(?:__[A-Za-z0-9_.*-]+)*)(?:\((?P<what>[^\x00-\x1f]{1,500})\))?")
+_RULE = re.compile(
+    r"(?P<name>[A-Za-z][A-Za-z0-9_-]{0,255}(?:__[A-Za-z0-9_.*-]{1,255})?)(?:\((?P<what>[^\x00-\x1f]{1,500})\))?"
+)
+_MAX_RULE_CHARS = 800
+_UNSPEAKABLE = re.compile(r"[\x00\ud800-\udfff]")
 _SERVER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _COMMAND = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}|(?:/[A-Za-z0-9._+-]+)+")
 _AGENTS_OWN = ("/workspace", "/credentials", "/run", "/tmp", "/home", "/var/tmp", "/proc", "/dev")  # noqa: S108 - refused
 _MAX_RULES = 200
 _MAX_SERVERS = 20
+_MAX_SETTINGS_BYTES = 131_072
 _MAX_SCHEMA_BYTES = 65_536
+_MAX_JSON_DEPTH = 100
+_LONG_KEY = re.compile(
+    r"""(?<![A-Za-z0-9_-])(?:(?:[A-Za-z0-9_-]{1,100}|"[^"\n]{0,100}"|'[^'\n]{0,100}')[ \t]{0,9}\.[ \t]{0,9}){20}"""
+)
+"""The time that `tomllib` takes over one key grows with the square of its parts."""
 _MAX_SCHEMA_DEPTH = 20
 _TYPES = frozenset({"string", "number", "integer", "boolean", "array", "object", "null"})
 
@@ -111,7 +122,7 @@ class Keys:
         value = self._table.get(name)
         if value is None:
             return None
-        if not isinstance(value, str) or len(value) > most:
+        if not isinstance(value, str) or len(value) > most or "\x00" in value:
             raise self.wrong(name, f"It must be a text of up to {most} characters.", f'Write {name} = "…".')
         return value
 
@@ -129,7 +140,12 @@ class Keys:
             return ()
         items = cast("list[object]", value) if isinstance(value, list) else [value]
         for item in items:
-            if not isinstance(item, str) or not item.strip() or (pattern and pattern.fullmatch(item) is None):
+            if (
+                not isinstance(item, str)
+                or not item.strip()
+                or "\x00" in item
+                or (pattern and pattern.fullmatch(item) is None)
+            ):
                 raise self.wrong(name, f"It must be a list of {what}.", f'Write {name} = ["…", "…"].')
         return tuple(cast("list[str]", items))
 
@@ -155,9 +171,9 @@ class Keys:
         """One of several words."""
         value = self._table.get(name)
         if value is not None and value not in known:
-            close = nearest(str(value), known)
+            close = nearest(value[:80], known) if isinstance(value, str) else None
             hint = f"Did you mean '{close}'?" if close else f"Known are: {', '.join(known)}."
-            raise self.wrong(name, f"{str(value)[:80]!r} is none of its words.", hint)
+            raise self.wrong(name, f"{told(value)} is none of its words.", hint)
         return cast("str | None", value)
 
     def table(self, name: str) -> "Keys":
@@ -178,10 +194,20 @@ class ToolRules:
 
 def parse_settings(text: str) -> Keys:
     """The keys of `workflow.toml`. Raises Broken."""
+    if len(text.encode()) > _MAX_SETTINGS_BYTES:
+        raise Broken(
+            "workflow.toml", "", f"It is over {_MAX_SETTINGS_BYTES} bytes.", "Long texts belong into the prompt."
+        )
+    if _LONG_KEY.search(text) is not None:
+        raise Broken("workflow.toml", "", "It has a key of over 20 parts.", "Tables are one deep here.")
     try:
         return Keys(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as wrong:
-        raise Broken("workflow.toml", "", f"It is no TOML: {wrong}.", "See https://toml.io for its form.") from None
+    except RecursionError:
+        raise Broken("workflow.toml", "", "It is nested too deep.", "Tables are one deep here.") from None
+    except ValueError as wrong:  # also for a number with thousands of digits
+        raise Broken(
+            "workflow.toml", "", f"It is no TOML: {str(wrong)[:200]}.", "See https://toml.io for its form."
+        ) from None
 
 
 def parse_tools(text: str) -> ToolRules:
@@ -235,13 +261,40 @@ def check_report_schema(text: str) -> JsonObject:
     return schema
 
 
+def told(value: object) -> str:
+    """A value as an error says it: the beginning of a text, and of anything else that it is none."""
+    return repr(value[:80]) if isinstance(value, str) else "What is no text"
+
+
 def _json(file: str, text: str) -> Json:
     try:
-        return cast("Json", json.loads(text, parse_constant=_no_constant))
+        document = cast("Json", json.loads(text, parse_constant=_no_constant))
     except (ValueError, RecursionError) as wrong:
         raise Broken(
             file, "", f"It is no JSON: {str(wrong)[:200]}.", "Check its commas, brackets and quotes."
         ) from None
+    _check_json(file, document)
+    return document
+
+
+def _check_json(file: str, document: Json) -> None:
+    """Refuse what could be read, and neither be written again nor be given to a program."""
+    level, depth = [document], 0
+    while level:
+        if depth > _MAX_JSON_DEPTH:
+            raise Broken(file, "", f"It is nested deeper than {_MAX_JSON_DEPTH} levels.", "Make it flatter.")
+        depth += 1
+        inner: list[Json] = []
+        for value in level:
+            if isinstance(value, dict):
+                inner += [*value, *value.values()]
+            elif isinstance(value, list):
+                inner += value
+            elif isinstance(value, str) and _UNSPEAKABLE.search(value) is not None:
+                raise Broken(
+                    file, "", "A text in it has a NUL or half a surrogate pair.", "Remove what `\\u` stands before."
+                )
+        level = inner
 
 
 def _no_constant(name: str) -> Json:
@@ -252,7 +305,8 @@ def _rules(rules: Json, key: str) -> tuple[str, ...]:
     if not isinstance(rules, list) or len(rules) > _MAX_RULES:
         raise Broken("allowed_tools.json", key, f"It must be a list of up to {_MAX_RULES} tools.", 'Write ["Read"].')
     for rule in rules:
-        match = _RULE.fullmatch(rule) if isinstance(rule, str) else None
+        fits = isinstance(rule, str) and len(rule) <= _MAX_RULE_CHARS
+        match = _RULE.fullmatch(rule) if fits and isinstance(rule, str) else None
         if match is None:
             raise Broken(
                 "allowed_tools.json",
@@ -344,8 +398,8 @@ def _check_schema(schema: Json, place: str, depth: int) -> None:
         raise wrong("It refers to another document.", "Define it here, under `$defs`, and refer to `#/$defs/NAME`.")
     kinds = schema.get("type", [])
     for kind in kinds if isinstance(kinds, list) else [kinds]:
-        if kind not in _TYPES:
-            close = nearest(str(kind), _TYPES)
+        if not isinstance(kind, str) or kind not in _TYPES:
+            close = nearest(str(kind)[:80], _TYPES)
             hint = f"Did you mean '{close}'?" if close else f"Known are: {', '.join(sorted(_TYPES))}."
             raise wrong(f"There is no type {str(kind)[:40]!r}.", hint)
     properties = schema.get("properties", {})
@@ -353,7 +407,7 @@ def _check_schema(schema: Json, place: str, depth: int) -> None:
     if not isinstance(properties, dict) or not isinstance(required, list):
         raise wrong("`properties` is an object and `required` a list.", "See https://json-schema.org.")
     for name in required:
-        if name not in properties:
+        if not isinstance(name, str) or name not in properties:
             raise wrong(
                 f"It requires {str(name)[:80]!r}, which is none of its properties.", "Add it, or don't require it."
             )
