@@ -20,6 +20,7 @@ from automagik.claude_code.executor import Execution, ExecutionSpec, Executor, E
 from automagik.claude_code.following import Following, Limit
 from automagik.claude_code.furnishing import Furnished, Furnishing
 from automagik.claude_code.house import House
+from automagik.claude_code.moving import LOST, earlier_execution, ended_with_its_host
 from automagik.claude_code.outcome import Verdict, classify
 from automagik.claude_code.publish import PUBLISHING_WORKFLOW, Publishing, PullRequest
 from automagik.claude_code.transcript import Transcript
@@ -39,12 +40,6 @@ __all__ = ["Carrying"]
 _log = structlog.stdlib.get_logger(__name__)
 
 _NANO = Decimal(10) ** 9
-_LOST = Verdict(
-    RunOutcome.SANDBOX_LOST,
-    "The sandbox of the run is gone.",
-    "What was taken out of it last is kept: `automagik runs diff`. Start a new run with `resume_of`.",
-    retryable=True,
-)
 
 
 class Carrying:
@@ -97,7 +92,10 @@ class Carrying:
         house = self._house
         known = former = await house.store.read(lambda tx: tx.executions.find(self._run_id))
         if known is not None and known.host != house.host:
-            known = self._moved(known)
+            if self._workflow.host_gone != "restart":
+                return await ended_with_its_host(house, self._run_id, self._task)
+            self._tell_moved(known)
+            known = None
         if known is not None:
             executor = house.executors.named(known.executor)
         else:
@@ -132,7 +130,7 @@ class Carrying:
         if former is not None:  # whoever prepared it died meanwhile: it begins anew
             await executor.remove(run_id)
         await house.probing.check(executor, tell=self._options.emit)
-        earlier = await self._earlier()
+        earlier = await earlier_execution(house, self._work, self._options)
         told = await house.store.read(lambda tx: tx.events.list(run_id))
         token = f"amr_{secrets.token_urlsafe(32)}"
         session = earlier.cli_session_id if earlier is not None and earlier.conversation is not None else new_uuid()
@@ -158,23 +156,6 @@ class Carrying:
             known, self._collecting(executor, known, furnished.source.repository, furnished.source.branch).workspace
         )
         return known, token, furnished
-
-    async def _earlier(self) -> ExecutionRow | None:
-        """The execution of the run that this one goes on with, on whichever host it was. Raises: RunFailed where nothing of it is kept."""
-        resumed = self._work.resume_of
-        if resumed is None:
-            return None
-        earlier = await self._house.store.read(lambda tx: tx.executions.find(resumed))
-        if earlier is None:
-            raise RunFailed(
-                f"Nothing is kept of the run '{resumed}', which this one was to go on with.",
-                outcome=RunOutcome.SANDBOX_ERROR.value,
-                hint="It never began, or was deleted meanwhile. Start a new run without `resume_of`.",
-            )
-        if earlier.conversation is None:
-            detail = f"The conversation of '{resumed}' could not be saved: this run goes on with its commits alone."
-            self._options.emit("warning", {"code": "conversation_lost", "detail": detail})
-        return earlier
 
     async def _start(self, executor: Executor, known: ExecutionRow, token: str, furnished: Furnished) -> Execution:
         workflow = self._workflow
@@ -280,7 +261,15 @@ class Carrying:
             seen=seen,
             told=self._told,
         )
-        return await following.follow()
+        if seen == (0, -1):
+            return await following.follow()
+        # Whoever followed it before may have died before it took out what it had seen.
+        owed = asyncio.get_running_loop().create_task(collecting.checkpoint(), name=f"take out {self._run_id}")
+        try:
+            return await following.follow()
+        finally:
+            owed.cancel()
+            await asyncio.wait([owed])
 
     async def _seen(self, known: ExecutionRow, collecting: Collecting) -> tuple[int, int]:
         """The last event of this execution's CLI that is stored, by line and part: what comes again up to it was told already."""
@@ -307,7 +296,7 @@ class Carrying:
         refused: str | None,
     ) -> AgentResponse:
         await self._update(stage="collecting")
-        verdict = _LOST
+        verdict = LOST
         if exit_status is not None:
             verdict = classify(
                 transcript,
@@ -356,13 +345,8 @@ class Carrying:
             failure=_failure(verdict),
         )
 
-    def _moved(self, known: ExecutionRow) -> None:
-        """The run's host is gone for good, and this one has it now: it begins anew here.
-
-        Raises: RunFailed, where its workflow doesn't say that it starts again elsewhere.
-        """
-        if self._workflow.host_gone != "restart":
-            raise RunFailed(_LOST.detail, outcome=_LOST.outcome.value, hint=_LOST.hint, retryable=_LOST.retryable)
+    def _tell_moved(self, known: ExecutionRow) -> None:
+        """The run's host is gone for good, and this one has it now: it begins anew here."""
         _log.warning("run_starts_elsewhere", run_id=self._run_id, was=known.host, host=self._house.host)
         detail = f"The host '{known.host}' is gone; the run starts again from what was taken out of it last."
         self._options.emit("warning", {"code": "sandbox_lost", "detail": detail})
