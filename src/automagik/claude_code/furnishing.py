@@ -170,7 +170,10 @@ class Furnishing:
         if not workflow.setup:
             return None
         read = await self._read_by_setup(source)
-        digest = hashlib.sha256(json.dumps([workflow.image, list(workflow.setup), read]).encode()).hexdigest()
+        # Setup commands run code of the repository, so what they leave is for runs of the same owner only.
+        owner = str(self._row.user_id or self._row.key_id)
+        kept = [workflow.image, list(workflow.setup), read, owner]
+        digest = hashlib.sha256(json.dumps(kept).encode()).hexdigest()
         if await self._executor.has_toolchain(self._run_id, digest):
             return digest
         _log.info("toolchain_begins", run_id=self._run_id, digest=digest)
