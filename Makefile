@@ -46,7 +46,7 @@ test: $(TEST_STAMP) ## the whole suite but the tests of over 30 seconds
 	@$(BIN)/pytest -n auto -m "not long"
 
 test-long: $(TEST_STAMP) ## the tests of over 30 seconds
-	@$(BIN)/pytest -m long
+	@$(BIN)/pytest -n 2 --dist loadgroup -m long
 
 check: $(DEV_STAMP) ## lint, types, room boundaries, generated references
 	@$(BIN)/ruff check .

@@ -13,7 +13,7 @@ from chaos_house import Fleet, open_fleet
 
 from automagik.testing.postgres import PostgresServer
 
-pytestmark = [pytest.mark.anyio, pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.anyio, pytest.mark.long, pytest.mark.timeout(600), pytest.mark.xdist_group("fleets")]
 
 
 @pytest.fixture
