@@ -16,7 +16,7 @@ from automagik.claude_code.reaper import reap
 from automagik.claude_code.repositories import Repositories
 from automagik.claude_code.work import RepositorySource, Work
 from automagik.claude_code.workspaces import BUNDLE_TYPE, Workspaces
-from automagik.errors import NotFound
+from automagik.errors import InvalidInput, NotFound
 from automagik.settings import Settings
 from automagik.store import BeginRun, Store
 from automagik.store.queue import ClaimLimits
@@ -79,7 +79,8 @@ class Host:
 async def hosts(tmp_path: Path) -> AsyncIterator[tuple[Host, Host]]:
     clock = SystemClock()
     settings = [
-        Settings(data_dir=tmp_path / name, artifacts_url=f"file://{tmp_path / 'shared'}") for name in ("one", "two")
+        Settings(data_dir=tmp_path / name, artifacts_url=f"file://{tmp_path / 'shared'}", repository_roots=roots)
+        for name, roots in (("one", [str(tmp_path / "root")]), ("two", list[str]()))
     ]
     (tmp_path / "shared").mkdir()
     store = Store.from_settings(settings[0], clock)
@@ -87,7 +88,9 @@ async def hosts(tmp_path: Path) -> AsyncIterator[tuple[Host, Host]]:
     artifacts = ArtifactStore(settings[0], store, clock)
     await artifacts.open()
     try:
-        repositories = [await open_repositories(each.data_dir) for each in settings]
+        repositories = [
+            await open_repositories(each.data_dir, repository_roots=each.repository_roots) for each in settings
+        ]
         one, two = (Host(each, store, artifacts, bare) for each, bare in zip(settings, repositories, strict=True))
         yield one, two
     finally:
@@ -184,6 +187,29 @@ async def test_what_a_chain_of_resumed_runs_made_is_had_on_a_host_that_saw_none_
     assert b"number 1" not in diff
 
 
+async def test_what_a_run_made_of_a_folder_that_only_its_host_has_is_had_elsewhere(
+    hosts: tuple[Host, Host], tmp_path: Path
+) -> None:
+    one, two = hosts
+    asked = RepositorySource(place=str(make_repository(tmp_path / "root" / "mine")))
+    run = await RunHouse.begin(one.repositories, await one.workspaces.source(asked), tmp_path / "ws")
+    await one.began(run, Work("plain", asked))
+    run.commit("new.txt", "made of a folder\n", "Add")
+    taken = await one.took(run)
+    with pytest.raises(InvalidInput):  # the second host has no such folder
+        await two.workspaces.diff(run.run_id, EVERYBODY)
+
+    base = (await one.repositories.base_bundle(run.source)).read_bytes()
+    kept = await one.workspaces.keep_base(run.run_id, run.source, chunks(base))
+    await one.changed(run, place={"told": 0, **kept})
+    assert b"+made of a folder" in await two.workspaces.diff(run.run_id, EVERYBODY)
+    begun = await two.workspaces.beginning(asked, former=await one.execution(run.run_id), earlier=None)
+    assert (begun.source, begun.commit) == (run.source, taken.head_commit)
+    further = await two.workspaces.beginning(asked, former=None, earlier=await one.execution(run.run_id))
+    assert further.source.base_commit == taken.head_commit
+    assert (await two.repositories.base_bundle(further.source)).is_file()
+
+
 async def test_a_commit_that_nobody_has_any_more_is_named(
     hosts: tuple[Host, Host], asked: RepositorySource, tmp_path: Path
 ) -> None:
@@ -208,6 +234,7 @@ async def test_an_execution_in_the_place_of_a_lost_one_keeps_what_was_taken_out(
     await one.began(run, Work("plain", asked))
     run.commit("new.txt", "x", "Add")
     taken = await one.took(run)
+    await one.changed(run, place={"told": 3, "base": {"bundle": "x"}, "pid": 7})
     former = await one.execution(run.run_id)
     await one.store.write(
         lambda tx: tx.executions.begin(
@@ -223,7 +250,11 @@ async def test_an_execution_in_the_place_of_a_lost_one_keeps_what_was_taken_out(
     )
 
     now = await one.execution(run.run_id)
-    assert (now.host, now.stage, now.place) == ("two", "preparing", {"told": 7})
+    assert (now.host, now.stage, now.place) == (
+        "two",
+        "preparing",
+        {"told": 7, "base": {"bundle": "x"}},
+    )
     assert (now.base_commit, now.head_commit, now.bundle) == (former.base_commit, taken.head_commit, former.bundle)
 
 

@@ -150,8 +150,13 @@ class Carrying:
             await house.ledger.limit_run(run_id, int(self._limit_usd * _NANO))
         furnishing = Furnishing(house, executor, self._row, self._work, self._workflow, known)
         furnished = await furnishing.prepare(self._options, earlier, former=former)
-        await self._update(base_commit=furnished.source.base_commit, branch=furnished.branch)
-        known = replace(known, base_commit=furnished.source.base_commit, branch=furnished.branch)
+        begun = {
+            "base_commit": furnished.source.base_commit,
+            "branch": furnished.branch,
+            "place": {**known.place, **furnished.kept},
+        }
+        await self._update(**begun)
+        known = replace(known, **begun)
         await self._describe(
             known, self._collecting(executor, known, furnished.source.repository, furnished.source.branch).workspace
         )

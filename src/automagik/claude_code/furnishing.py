@@ -25,7 +25,7 @@ from automagik.sandbox.egress import EgressDoor, EgressPolicy, EgressProxy
 from automagik.sandbox.relay import relay_environment, relayed
 from automagik.store.rows import RunRow
 from automagik.store.workflows import ExecutionRow
-from automagik.types import utc_text
+from automagik.types import Json, JsonObject, utc_text
 
 __all__ = ["Furnished", "Furnishing"]
 
@@ -63,6 +63,8 @@ class Furnished:
     toolchain: str | None
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     """What the CLI's environment has besides: the way to the relay, the registries."""
+    kept: JsonObject = field(default_factory=dict[str, Json])
+    """What its execution remembers of the source."""
 
 
 class Furnishing:
@@ -113,6 +115,9 @@ class Furnishing:
             timeout_seconds=_MAKE_SECONDS,
         )
         _check(made, "The workspace could not be made")
+        kept: JsonObject = {}
+        if self._work.repository.place is not None:
+            kept = await house.workspaces.keep_base(self._run_id, source, _chunks(bundle))
         instructions = await self._instructions(options, source, branch)
         if begun.again:
             instructions = f"{instructions.rstrip()}\n\n{_AGAIN.format(base=source.base_commit)}"
@@ -133,6 +138,7 @@ class Furnishing:
             resumes=resumes,
             toolchain=await self._toolchain(source, environment),
             environment=environment,
+            kept=kept,
         )
 
     async def _instructions(self, options: RunOptions, source: Source, branch: str) -> str:

@@ -3,24 +3,30 @@
 import asyncio
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
+
+import structlog
 
 from automagik.artifacts import ArtifactStore
+from automagik.claude_code.git import GitFailed
 from automagik.claude_code.history import Taken
 from automagik.claude_code.places import Places
 from automagik.claude_code.repositories import Repositories
 from automagik.claude_code.sources import Source
 from automagik.claude_code.work import RepositorySource
-from automagik.errors import Conflict, InvalidInput, NotFound
+from automagik.errors import Conflict, InvalidInput, NotFound, TooLarge
 from automagik.settings import Settings
 from automagik.store import Store, Transaction
+from automagik.store.artifacts import run_holder
 from automagik.store.rows import RunRow
 from automagik.store.workflows import ExecutionRow
 from automagik.types import TERMINAL, Caller, JsonObject, RunStatus
 
 __all__ = ["BUNDLE_TYPE", "Beginning", "StoredBundle", "Workspaces"]
+
+_log = structlog.stdlib.get_logger(__name__)
 
 BUNDLE_TYPE = "application/x-git-bundle"
 
@@ -87,7 +93,7 @@ class Workspaces:
 
         Raises: as `source` and `restored`.
         """
-        source = await self.source(asked)
+        source = await self._source_of(asked, former or earlier)
         if former is not None and former.bundle is not None and former.base_commit is not None:
             taken = await self.restored(former, source)
             source = replace(source, base_commit=former.base_commit)
@@ -145,10 +151,36 @@ class Workspaces:
             )
         repository = _repository(row)
         if restore and not await self._repositories.has(run_id, repository):
-            source = await self.source(_asked(row))
+            source = await self._source_of(_asked(row), execution)
             repository = source.repository
             await self.restored(execution, source)
         return execution, repository
+
+    async def keep_base(self, run_id: str, source: Source, bundle: AsyncIterator[bytes]) -> JsonObject:
+        """What a run's execution is to remember (in its `place`) of the source, whose `base_bundle` these bytes are: they are kept
+        among the artefacts, so that hosts which can't fetch the place have what the run begins from.
+
+        It is empty where that can't be: without a store of artefacts that other hosts read, and of a repository that is too large.
+        """
+        if self._settings.artifacts_url is None:
+            return {}
+        try:
+            kept = await self._artifacts.put(bundle, media_type=BUNDLE_TYPE, used_by=run_holder(run_id))
+        except TooLarge as too_large:
+            _log.warning("base_not_kept", run_id=run_id, reason=too_large.detail)
+            return {}
+        return {"base": {"bundle": kept.digest, "source": asdict(source)}}
+
+    async def _source_of(self, asked: RepositorySource, execution: ExecutionRow | None) -> Source:
+        """As `source`; where the place can't be fetched on this host, what the execution began from is the source."""
+        try:
+            return await self.source(asked)
+        except (InvalidInput, GitFailed) as refused:
+            base = None if execution is None else _kept_base(execution)
+            if base is None:
+                raise
+            _log.info("place_not_fetched", place=asked.place, reason=refused.detail)
+            return Source(**cast("dict[str, Any]", base["source"]))
 
     async def restored(self, execution: ExecutionRow, source: Source) -> Taken:
         """What was taken out of a run, in this host's repository of `source`, whichever host it ran on.
@@ -157,15 +189,20 @@ class Workspaces:
         """
         base = execution.base_commit or ""
         if not await self._repositories.has_base(source.repository, base):
-            await self._restore_base(execution.run_id, base, source)
+            await self._restore_base(execution, base, source)
         nothing: AsyncGenerator[bytes] = _nothing()
         bundle = nothing if execution.bundle is None else self._artifacts.stream(execution.bundle)
         return await self._repositories.take(
             execution.run_id, source.repository, base, bundle, branch=execution.branch or ""
         )
 
-    async def _restore_base(self, run_id: str, base: str, source: Source) -> None:
-        """Have the commit here that a run began from, where an earlier run, which it went on with, has made it."""
+    async def _restore_base(self, execution: ExecutionRow, base: str, source: Source) -> None:
+        """Have the commit here that a run began from: as it was kept, or as an earlier run made it, which the run went on with."""
+        run_id, kept = execution.run_id, _kept_base(execution)
+        if kept is not None:
+            bundle = self._artifacts.stream(str(kept["bundle"]))
+            await self._repositories.import_base(replace(source, base_commit=base), bundle)
+            return
 
         def find(tx: Transaction) -> tuple[RunRow | None, ExecutionRow | None]:
             row = tx.runs.find(run_id)
@@ -203,6 +240,11 @@ def _asked(row: RunRow) -> RepositorySource:
 
 def _work(row: RunRow) -> JsonObject:
     return cast("JsonObject", (row.input or {}).get("work") or {})
+
+
+def _kept_base(execution: ExecutionRow) -> JsonObject | None:
+    """What `Workspaces.keep_base` gave."""
+    return cast("JsonObject | None", execution.place.get("base"))
 
 
 def _repository(row: RunRow) -> str:

@@ -187,7 +187,8 @@ class Executions(Repository):
             head_commit=None if former is None else former.head_commit,
             bundle=None if former is None else former.bundle,
             conversation=None,
-            place={"told": told},
+            place={"told": told}
+            | ({} if former is None or "base" not in former.place else {"base": former.place["base"]}),
             created_at=self._now,
             updated_at=self._now,
         )
