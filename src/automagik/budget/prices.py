@@ -137,7 +137,9 @@ class Prices:
         may name the model alone or as `provider:model`. The demo costs nothing, nor does what is on loopback, unless the setting
         prices it: a machine of one's own has its cost, too.
         """
-        if model in _FREE_MODELS or provider in _FREE_MODELS:
+        if provider in _FREE_MODELS or (
+            provider is None and model in _FREE_MODELS
+        ):  # a vendor's may be called like ours
             return FREE
         if base_url is not None and is_loopback(base_url):
             return self._own_price(model, provider) or FREE

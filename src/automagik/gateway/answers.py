@@ -5,9 +5,9 @@ import re
 from automagik.gateway.connection import Head, Header
 from automagik.gateway.pool import Reply
 
-__all__ = ["answer_headers", "forwarded_headers", "scrubbed", "whole_body"]
+__all__ = ["KeyLeaked", "KeyWatch", "answer_headers", "forwarded_headers", "scrubbed", "whole_body"]
 
-_FORWARDED = frozenset({b"accept", b"anthropic-beta", b"anthropic-version", b"content-type", b"openai-beta"})
+_FORWARDED = frozenset({b"accept", b"anthropic-beta", b"anthropic-version", b"openai-beta"})
 _BACK = frozenset(
     {
         b"content-encoding",
@@ -22,6 +22,8 @@ _BACK = frozenset(
 _BACK_PREFIXES = (b"anthropic-ratelimit-", b"x-ratelimit-")
 _PLAIN = re.compile(rb"[\x20-\x7e]{1,2048}")
 _OWN: tuple[Header, ...] = (
+    # What was read as JSON in UTF-8 must not be read as something else.
+    (b"content-type", b"application/json"),
     # Compressed, an answer could not be metered as it passes.
     (b"accept-encoding", b"identity"),
     (b"user-agent", b"automagik-agents"),
@@ -31,13 +33,17 @@ _OWN: tuple[Header, ...] = (
 def forwarded_headers(head: Head) -> tuple[Header, ...]:
     """The headers that a request goes out with, but for the key."""
     given = {name: value for name, value in head.headers if name in _FORWARDED and _PLAIN.fullmatch(value)}
-    given.setdefault(b"content-type", b"application/json")
     return (*given.items(), *_OWN)
 
 
-def answer_headers(reply: Reply) -> tuple[tuple[Header, ...], int | None]:
-    """The headers that an answer comes back with, and its length where that is known."""
-    headers = tuple((name, value) for name, value in reply.headers if name in _BACK or name.startswith(_BACK_PREFIXES))
+def answer_headers(reply: Reply, secret: str) -> tuple[tuple[Header, ...], int | None]:
+    """The headers that an answer comes back with, none that repeats the platform's key, and its length where that is known."""
+    key = secret.encode()
+    headers = tuple(
+        (name, value)
+        for name, value in reply.headers
+        if (name in _BACK or name.startswith(_BACK_PREFIXES)) and not (key and key in value)
+    )
     length = reply.value(b"content-length")
     return headers, int(length) if length.isdigit() and len(length) < 16 else None
 
@@ -55,3 +61,38 @@ async def whole_body(reply: Reply, max_bytes: int) -> bytes:
 def scrubbed(content: bytes, secret: str) -> bytes:
     """The content without the platform's key, should a provider repeat it."""
     return content.replace(secret.encode(), b"***") if secret else content
+
+
+class KeyLeaked(Exception):
+    """The provider repeats the platform's key in its answer."""
+
+
+class KeyWatch:
+    """Lets an answer pass as long as the platform's key isn't in it, also not in two pieces."""
+
+    def __init__(self, secret: str) -> None:
+        self._key = secret.encode()
+        self._held = b""
+
+    def passed(self, piece: bytes) -> bytes:
+        """What may go on of this piece and the one before it. Raises KeyLeaked."""
+        key = self._key
+        if not key:
+            return piece
+        if self._held:
+            piece = self._held + piece
+            self._held = b""
+        if key in piece:
+            raise KeyLeaked
+        begin = piece.find(key[:1], max(0, len(piece) - len(key) + 1))
+        while begin >= 0:
+            if key.startswith(piece[begin:]):
+                self._held = piece[begin:]
+                return piece[:begin]
+            begin = piece.find(key[:1], begin + 1)
+        return piece
+
+    def rest(self) -> bytes:
+        """What was held back of an answer that has ended."""
+        held, self._held = self._held, b""
+        return held

@@ -6,7 +6,20 @@ import orjson
 
 from automagik.gateway.connection import Answer
 from automagik.gateway.metering import MessagesMeter, Meter
-from automagik.gateway.wire import Ask, Medium, Refusal, Vendor, as_list, as_object, count, flag, hints, model_of, shown
+from automagik.gateway.wire import (
+    ELSEWHERE,
+    Ask,
+    Medium,
+    Refusal,
+    Vendor,
+    as_list,
+    as_object,
+    count,
+    flag,
+    hints,
+    model_of,
+    shown,
+)
 from automagik.types import Json, JsonObject
 
 __all__ = ["MessagesWire"]
@@ -23,10 +36,12 @@ _KINDS = {
 }
 # Tools that the client carries out, or that only look through the request itself. Every other kind (web search, web fetch,
 # code execution, remote MCP, and whatever comes next) is carried out by the provider, out of the sandbox's reach.
-_CLIENT_TOOLS = ("custom", "bash_", "text_editor_", "computer_", "memory_", "tool_search_tool_")
+_SEARCHES_TOOLS = "tool_search_tool_"
+_CLIENT_TOOLS = ("custom", "bash_", "text_editor_", "computer_", "memory_", _SEARCHES_TOOLS)
 _IMAGE_TOKENS = 5_000
-# What a PDF costs depends on its pages, which a few bytes can hold a hundred of.
-_DOCUMENT_TOKENS = 500_000
+# What a PDF costs depends on its pages, of which a few bytes can hold hundreds: it may fill the largest window.
+_DOCUMENT_TOKENS = 1_000_000
+_TIERS = (None, "auto", "standard_only")  # a tuple: what is looked up in it may be of any type
 _LEAST_OUTPUT = 1_024
 _LEAST_THINKING = 1_024
 """The API takes no smaller budget for thinking."""
@@ -47,7 +62,7 @@ class MessagesWire:
         return Ask(document, model_of(document), flag(document, "stream"), most)
 
     def reaches_out(self, document: JsonObject) -> str | None:
-        for name in ("mcp_servers", "container"):
+        for name in ("mcp_servers", "container", *ELSEWHERE):
             if document.get(name):
                 return f"`{name}`"
         for tool in as_list(document.get("tools")):
@@ -60,9 +75,22 @@ class MessagesWire:
         return "an image or document by its address" if elsewhere else None
 
     def costs_extra(self, document: JsonObject) -> str | None:
-        if document.get("speed") not in {None, "standard"}:
+        if document.get("speed") not in (None, "standard"):
             return "`speed`"
-        return "`inference_geo`" if document.get("inference_geo") not in {None, "global"} else None
+        if document.get("service_tier") not in _TIERS:
+            return "`service_tier`"
+        return "`inference_geo`" if document.get("inference_geo") not in (None, "global") else None
+
+    def repeats(self, document: JsonObject) -> str | None:
+        for edit in as_list(as_object(document.get("context_management")).get("edits")):
+            kind = as_object(edit).get("type")
+            if not isinstance(kind, str) or not kind.startswith("clear_"):
+                return f"`context_management` with `{shown(kind)}`"
+        for tool in as_list(document.get("tools")):
+            kind = as_object(tool).get("type")
+            if isinstance(kind, str) and kind.startswith(_SEARCHES_TOOLS):
+                return f"the tool `{shown(kind)}`"
+        return None
 
     def media(self, turn: Json, model: str) -> Iterator[Medium]:
         del model
@@ -102,13 +130,13 @@ class MessagesWire:
 
 def _medium(block: JsonObject) -> Iterator[Medium]:
     kind = block.get("type")
-    if kind not in {"image", "document"}:
+    if kind not in ("image", "document"):
         return
     source = as_object(block.get("source"))
     data = source.get("data")
     size = len(data) if isinstance(data, str) else 0
     form = source.get("type")
-    elsewhere = form not in {"base64", "text", "content"}
+    elsewhere = form not in ("base64", "text", "content")
     if kind == "image":
         yield Medium(size, _IMAGE_TOKENS, elsewhere)
     elif form == "content":  # blocks in it, images too

@@ -10,7 +10,7 @@ import structlog
 from automagik.budget import FREE, Ledger, ModelCall, Price, Prices, Reservation, Tokens
 from automagik.errors import BudgetBusy, BudgetExceeded
 from automagik.gateway.access import RunAccess
-from automagik.gateway.answers import answer_headers, forwarded_headers, scrubbed, whole_body
+from automagik.gateway.answers import KeyLeaked, KeyWatch, answer_headers, forwarded_headers, scrubbed, whole_body
 from automagik.gateway.connection import Answer, ClientGone, Exchange
 from automagik.gateway.conversations import Bound, Conversations
 from automagik.gateway.demo import play
@@ -97,7 +97,8 @@ class Call:
         account = await self._services.upstream.account(self._wire.vendor)
         price = self._services.prices.of(ask.model, provider=self._wire.vendor, base_url=account.base_url)
         extra = self._wire.costs_extra(ask.document) or self._wire.reaches_out(ask.document)
-        held = await self._reserve(ask, price, extra, account)
+        repeats = self._wire.repeats(ask.document)
+        held = await self._reserve(ask, price, extra or repeats, account)
         self._under_way.price = price if extra is None else None
         self._tally.begin(self._under_way)
         try:
@@ -220,6 +221,13 @@ class Call:
             self._may_cost = False
             _log.warning("model_unreachable", run_id=self._access.run_id, reason=str(error))
             self._fail(502, "The model's API can't be reached.")
+        except KeyLeaked:
+            self._outcome = "cut"
+            _log.error("key_in_answer", run_id=self._access.run_id)
+            self._tally.warn(
+                "The model's API repeated the platform's key in an answer, which was cut: is its address right?"
+            )
+            self._fail(502, "The model's API gave an answer that can't be passed on.", may_retry=False)
         except BrokeOff as error:
             self._outcome = "cut"
             _log.warning("model_broke_off", run_id=self._access.run_id, reason=str(error))
@@ -232,7 +240,7 @@ class Call:
         )
         try:
             if reply.status // 100 == 2:
-                await self._pass_on(reply)
+                await self._pass_on(reply, account.secret)
             else:
                 self._may_cost = False
                 await self._pass_error(reply, account)
@@ -243,10 +251,11 @@ class Call:
         # Of the query only what the CLI is known to send: nothing else is meant for the provider.
         return self._wire.path + ("?beta=true" if self._exchange.head.query == "beta=true" else "")
 
-    async def _pass_on(self, reply: Reply) -> None:
+    async def _pass_on(self, reply: Reply, secret: str) -> None:
         """The answer's bytes as they come, read beside it."""
         exchange, clock = self._exchange, self._services.clock
-        headers, length = answer_headers(reply)
+        headers, length = answer_headers(reply, secret)
+        watch = KeyWatch(secret)
         meter = self._meter = self._wire.meter(reply.value(b"content-type"))
         readable = reply.value(b"content-encoding") in {b"", b"identity"}
         exchange.start(reply.status, headers, length=length)
@@ -257,7 +266,8 @@ class Call:
                 meter.feed(piece)
                 if meter.reported is not None:
                     self._under_way.tokens = meter.reported
-            await exchange.write(piece)
+            await exchange.write(watch.passed(piece))
+        await exchange.write(watch.rest())
         meter.finish()
         self._outcome = "completed"
         self._under_way.tokens = meter.reported or Tokens()
@@ -275,7 +285,7 @@ class Call:
                 502, f"The model's API answers with status {status}; is its address right?", may_retry=False
             )
         content = scrubbed(await whole_body(reply, _MAX_ERROR_BYTES), account.secret)
-        headers, _ = answer_headers(reply)
+        headers, _ = answer_headers(reply, account.secret)
         self._exchange.answer(Answer(status, content, headers))
         return None
 
@@ -298,6 +308,8 @@ class Call:
             self._conversations.remember(held.bound, self._meter.reported)
         row = self._row(ask, held.reservation, tokens, cost)
         # A cost that isn't known is all that was reserved.
+        if cost is not None and held.bound is not None and cost > held.reservation.granted_nano:
+            _log.warning("call_above_reservation", run_id=self._access.run_id, model=ask.model, call_id=row.call_id)
         settled = await self._services.ledger.settle(held.reservation, cost, call=row)
         self._tally.budgets_passed(settled.warnings)
 

@@ -24,6 +24,26 @@ _KEPT = 64
 _OWN_WORDS = 1_500  # what a provider adds of its own where tools are offered
 _TYPED_TOOL_WORDS = 1_000  # what it writes of a tool that it knows by its type
 _LARGEST_CONTEXT = 2_000_000
+_BESIDE = frozenset(
+    {
+        *("instructions", "system", "tool_choice", "tools"),
+        *("max_completion_tokens", "max_output_tokens", "max_tokens", "stop", "stop_sequences"),
+        *("temperature", "top_k", "top_p"),
+        *(
+            "metadata",
+            "prompt_cache_key",
+            "safety_identifier",
+            "service_tier",
+            "store",
+            "stream",
+            "stream_options",
+            "user",
+        ),
+    }
+)
+"""Fields that say nothing of how the turns are counted. Any other may (`context_management` leaves turns out, `thinking` decides
+whether earlier thoughts are read again), so what was reported with another value of it says nothing."""
+_REFERENCE = b'"tool_reference"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +66,8 @@ class Conversations:
         document = ask.document
         head = _written({name: value for name, value in document.items() if name != wire.turns})
         head_mark = hashlib.blake2b(_unmarked(head), digest_size=16).digest()
-        mark = hashlib.blake2b(ask.model.encode(), digest_size=16).digest()
+        ways = {name: value for name, value in document.items() if name != wire.turns and name not in _BESIDE}
+        mark = hashlib.blake2b(_written(ways), digest_size=16).digest()
         given = document.get(wire.turns)
         turns: Sequence[Json] = given if isinstance(given, list) else [given]
         unknown = len(head) + _added_words(document)
@@ -59,6 +80,8 @@ class Conversations:
                 unknown = tokens + (0 if its_head == head_mark else len(head) + _added_words(document))
             else:
                 unknown += len(written) + sum(medium.tokens - medium.size for medium in wire.media(turn, ask.model))
+                if _REFERENCE in written:  # in its place a tool stands whole, which was not read so far
+                    unknown += written.count(_REFERENCE) * _largest_tool(document)
         return Bound(min(unknown, _LARGEST_CONTEXT), mark, head_mark)
 
     def remember(self, bound: Bound, reported: Tokens) -> None:
@@ -71,8 +94,12 @@ class Conversations:
 
 def _added_words(document: JsonObject) -> int:
     tools = as_list(document.get("tools"))
-    typed = sum(as_object(tool).get("type", "custom") not in {"custom", "function"} for tool in tools)
+    typed = sum(as_object(tool).get("type", "custom") not in ("custom", "function") for tool in tools)
     return _OWN_WORDS + typed * _TYPED_TOOL_WORDS
+
+
+def _largest_tool(document: JsonObject) -> int:
+    return max((len(_written(tool)) for tool in as_list(document.get("tools"))), default=0) + _TYPED_TOOL_WORDS
 
 
 def _written(value: Json) -> bytes:
@@ -86,7 +113,14 @@ def _unmarked(written: bytes) -> bytes:
     """What a turn is known by: where the cache is asked to end moves from one request to the next, its words stay."""
     if b'"cache_control"' not in written:
         return written
-    return _written(_without(json.loads(written)))
+    return _written(_without(_read(written)))
+
+
+def _read(written: bytes) -> Json:
+    try:
+        return orjson.loads(written)
+    except orjson.JSONDecodeError:  # half a surrogate pair
+        return json.loads(written)
 
 
 def _without(value: Json) -> Json:

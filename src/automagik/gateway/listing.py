@@ -67,7 +67,7 @@ async def _pass(
     if only is not None and reply.status == 200:
         exchange.answer(_json(200, _allowed(content, only)))
     else:
-        exchange.answer(Answer(reply.status, content, answer_headers(reply)[0]))
+        exchange.answer(Answer(reply.status, content, answer_headers(reply, account.secret)[0]))
 
 
 def _allowed(content: bytes, access: RunAccess) -> Json:

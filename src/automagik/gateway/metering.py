@@ -11,8 +11,8 @@ from automagik.types import Json, JsonObject
 __all__ = ["ChatMeter", "MessagesMeter", "Meter", "ResponsesMeter"]
 
 _MAX_LINE_BYTES = 16 * 1024 * 1024
-_MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
-_MOST_TOKENS = 10**9
+_MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
+_MOST_TOKENS = 10**8
 _UNDER_WAY_TOKENS = 64  # may have been made, but not arrived, when a stream is cut
 
 
@@ -25,25 +25,38 @@ class Meter(ABC):
         self.complete = False
         """Whether it reported all: nothing of the answer can cost more."""
         self._streams = streams
-        self._rest = b""
+        self._rest: list[bytes] = []
+        self._rest_bytes = 0
         self._document = bytearray()
         self._lost = False
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the answer."""
         if not self._streams:
-            if len(self._document) + len(data) <= _MAX_DOCUMENT_BYTES:
+            if not self._lost and len(self._document) + len(data) <= _MAX_DOCUMENT_BYTES:
                 self._document += data
             else:
+                self._document.clear()
                 self._lost = True
             return
-        lines = (self._rest + data).split(b"\n") if self._rest else data.split(b"\n")
-        self._rest = lines.pop()
-        if len(self._rest) > _MAX_LINE_BYTES:
-            self._rest, self._lost = b"", True
+        if b"\n" not in data:  # joined only when the line is whole: a line of many pieces must not be copied with each
+            self._keep(data)
+            return
+        lines = b"".join((*self._rest, data)).split(b"\n")
+        self._rest, self._rest_bytes = [], 0
+        self._keep(lines.pop())
         for line in lines:
             if line.startswith(b"data:"):
                 self._line(line[5:])
+
+    def _keep(self, data: bytes) -> None:
+        """Keep the begin of a line for when its end comes."""
+        if not data:
+            return
+        self._rest.append(data)
+        self._rest_bytes += len(data)
+        if self._rest_bytes > _MAX_LINE_BYTES:
+            self._rest, self._rest_bytes, self._lost = [], 0, True
 
     def finish(self) -> None:
         """The answer came to its end."""
@@ -79,7 +92,8 @@ class MessagesMeter(Meter):
         super().__init__(streams=streams)
         self._usage: JsonObject = {}
         self._bytes_out = 0
-        self._hidden = False
+        self._begun = False
+        self._thinks = False
 
     def _event(self, event: JsonObject) -> None:
         match event.get("type"):
@@ -87,13 +101,15 @@ class MessagesMeter(Meter):
                 self._delta(_object(event.get("delta")))
             case "content_block_start":
                 block = _object(event.get("content_block"))
-                self._hidden = self._hidden or block.get("type") in {"redacted_thinking", "thinking"}
+                self._begun = True
+                self._thinks = self._thinks or block.get("type") in ("redacted_thinking", "thinking")
                 self._bytes_out += len(orjson.dumps(block))
             case "message_start":
                 self._take(_object(_object(event.get("message")).get("usage")))
             case "message_delta":
                 self._take(_object(event.get("usage")))
-                self.complete = self.complete or _object(event.get("delta")).get("stop_reason") is not None
+                ends = _object(event.get("delta")).get("stop_reason") is not None
+                self.complete = self.complete or (ends and _is_told(self.reported))
             case _:
                 return
 
@@ -101,26 +117,33 @@ class MessagesMeter(Meter):
         for name in ("text", "partial_json", "thinking"):
             piece = delta.get(name)
             if isinstance(piece, str):
+                self._begun, self._thinks = True, self._thinks or name == "thinking"
                 self._bytes_out += len(piece.encode("utf-8", "replace"))
-                if name == "thinking" and piece:
-                    self._hidden = False
 
     def _whole(self, document: JsonObject) -> None:
         if document.get("type") == "message" and isinstance(document.get("usage"), dict):
             self._take(_object(document["usage"]))
-            self.complete = True
+            self.complete = _is_told(self.reported)
 
     def _take(self, usage: JsonObject) -> None:
-        """Later figures are sums so far, in the place of earlier ones; what is not said again stands."""
-        self._usage.update({name: value for name, value in usage.items() if value is not None})
+        """Later figures are sums so far, in the place of earlier ones; what is not said again, or said to be less, stands."""
+        for name, value in usage.items():
+            known = self._usage.get(name)
+            if value is None or (isinstance(value, int) and isinstance(known, int) and value < known):
+                continue
+            self._usage[name] = value
         self.reported = _messages_usage(self._usage)
 
     def at_most(self, max_output: int) -> Tokens | None:
-        if self.complete or self.reported is None:
-            return self.reported if self.complete else None
-        # Every token has a byte at least. Of thinking that isn't shown nothing can be said.
-        seen = max_output if self._hidden else self._bytes_out + _UNDER_WAY_TOKENS
         so_far = self.reported
+        if so_far is None or not _is_told(so_far):
+            return None
+        if self.complete:
+            return so_far
+        # Every token has a byte at least. Of thinking nothing can be said: what is shown of it is a summary, and what is paid
+        # for is all of it; and before the first block has begun, it may be what is under way.
+        is_open = self._thinks or not self._begun
+        seen = max_output if is_open else self._bytes_out + _UNDER_WAY_TOKENS
         output = max(so_far.output, min(seen, max_output))
         return Tokens(so_far.input, output, so_far.cache_read, so_far.cache_write, so_far.cache_write_1h)
 
@@ -130,22 +153,27 @@ class ChatMeter(Meter):
 
     def _event(self, event: JsonObject) -> None:
         self._take(event.get("usage"))
+        # Some servers tell with every chunk what was used so far: only the one without a piece of an answer tells all.
+        self.complete = self.complete or (event.get("choices") == [] and _is_told(self.reported))
 
     def _whole(self, document: JsonObject) -> None:
         self._take(document.get("usage"))
+
+    def finish(self) -> None:
+        super().finish()
+        self.complete = self.complete or _is_told(self.reported)
 
     def _take(self, value: Json) -> None:
         if isinstance(value, dict):
             details = _object(value.get("prompt_tokens_details"))
             self.reported = _openai_usage(value, "prompt_tokens", "completion_tokens", details)
-            self.complete = True
 
 
 class ResponsesMeter(Meter):
     """Of OpenAI's Responses: the document, or the event that ends it, has the usage."""
 
     def _event(self, event: JsonObject) -> None:
-        if event.get("type") in {"response.completed", "response.incomplete", "response.failed"}:
+        if event.get("type") in ("response.completed", "response.incomplete", "response.failed"):
             self._whole(_object(event.get("response")))
 
     def _whole(self, document: JsonObject) -> None:
@@ -153,7 +181,7 @@ class ResponsesMeter(Meter):
         if isinstance(usage, dict):
             details = _object(usage.get("input_tokens_details"))
             self.reported = _openai_usage(usage, "input_tokens", "output_tokens", details)
-            self.complete = True
+            self.complete = _is_told(self.reported)
 
 
 def _messages_usage(usage: JsonObject) -> Tokens:
@@ -183,6 +211,11 @@ def _openai_usage(usage: JsonObject, input_name: str, output_name: str, details:
     whole, cached = _number(usage, input_name), _number(details, "cached_tokens")
     cached = min(cached, whole)
     return Tokens(whole - cached, _number(usage, output_name), cached)
+
+
+def _is_told(tokens: Tokens | None) -> bool:
+    """Whether these can be all that an answer used: there is no request without input."""
+    return tokens is not None and tokens.input + tokens.cache_read + tokens.cache_write > 0
 
 
 def _parsed(data: bytes) -> JsonObject | None:

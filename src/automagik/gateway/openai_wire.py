@@ -6,7 +6,20 @@ import orjson
 
 from automagik.gateway.connection import Answer
 from automagik.gateway.metering import ChatMeter, Meter, ResponsesMeter
-from automagik.gateway.wire import Ask, Medium, Refusal, Vendor, as_list, as_object, count, flag, hints, model_of, shown
+from automagik.gateway.wire import (
+    ELSEWHERE,
+    Ask,
+    Medium,
+    Refusal,
+    Vendor,
+    as_list,
+    as_object,
+    count,
+    flag,
+    hints,
+    model_of,
+    shown,
+)
 from automagik.types import Json, JsonObject
 
 __all__ = ["ChatWire", "ResponsesWire"]
@@ -25,7 +38,11 @@ _DEAR_IMAGE_MODELS = "gpt-4o-mini"
 _DEAR_IMAGE_TOKENS = 50_000
 _FILE_TOKENS = 500_000
 _LEAST_OUTPUT = 1_024
-_DEAR_TIERS = frozenset({"priority", "fast"})
+_LARGEST_IMAGE_TOKENS = 20_000  # where it is asked to be seen in its own size
+_TIERS = (None, "auto", "default", "flex")  # a tuple: what is looked up in it may be of any type
+_MAX_ANSWERS = 128
+_SEARCHING_MODELS = ("-search", "deep-research")
+"""Models that search the web at every call, and are paid for it by the call."""
 
 
 class _OpenAIWire:
@@ -40,10 +57,20 @@ class _OpenAIWire:
 
     def _most(self, document: JsonObject) -> int | None:
         told = [most for name in self._limits if (most := count(document, name)) is not None]
-        return min(told) if told else None
+        # A server may know but one of them.
+        return max(told) if told else None
+
+    def reaches_out(self, document: JsonObject) -> str | None:
+        model = document.get("model")
+        if isinstance(model, str) and any(part in model.lower() for part in _SEARCHING_MODELS):
+            return f"the model `{shown(model)}`"
+        return next((f"`{name}`" for name in ELSEWHERE if document.get(name)), None)
 
     def costs_extra(self, document: JsonObject) -> str | None:
-        return "`service_tier`" if document.get("service_tier") in _DEAR_TIERS else None
+        return None if document.get("service_tier") in _TIERS else "`service_tier`"
+
+    def repeats(self, document: JsonObject) -> str | None:
+        return "`context_management`" if document.get("context_management") else None
 
     def least(self, ask: Ask) -> int:
         return min(ask.max_output or _LEAST_OUTPUT, _LEAST_OUTPUT)
@@ -74,14 +101,18 @@ class ChatWire(_OpenAIWire):
 
     def ask(self, document: JsonObject) -> Ask:
         answers = count(document, "n") or 1
+        if answers > _MAX_ANSWERS:
+            raise Refusal(400, f"n: at most {_MAX_ANSWERS} answers can be asked for.")
         return Ask(document, model_of(document), flag(document, "stream"), self._most(document), answers)
 
     def reaches_out(self, document: JsonObject) -> str | None:
         if document.get("web_search_options") is not None:
             return "`web_search_options`"
+        if (outward := super().reaches_out(document)) is not None:
+            return outward
         for tool in as_list(document.get("tools")):
             kind = as_object(tool).get("type", "function")
-            if kind not in {"function", "custom"}:
+            if kind not in ("function", "custom"):
                 return f"the tool `{shown(kind)}`"
         elsewhere = any(
             medium.is_elsewhere for turn in as_list(document.get(self.turns)) for medium in self.media(turn, "")
@@ -91,6 +122,10 @@ class ChatWire(_OpenAIWire):
     def costs_extra(self, document: JsonObject) -> str | None:
         if document.get("audio") is not None or "audio" in as_list(document.get("modalities")):
             return "spoken answers (`audio`)"
+        if document.get("prediction") is not None:  # what of it was wrong is paid for as output
+            return "`prediction`"
+        if any(as_object(turn).get("audio") is not None for turn in as_list(document.get(self.turns))):
+            return "an earlier spoken answer (`audio`)"
         return super().costs_extra(document)
 
     def media(self, turn: Json, model: str) -> Iterator[Medium]:
@@ -98,10 +133,10 @@ class ChatWire(_OpenAIWire):
             found = as_object(part)
             match found.get("type"):
                 case "image_url":
-                    yield _image(as_object(found.get("image_url")).get("url"), model)
+                    yield _image(as_object(found.get("image_url")), "url", model)
                 case "file":
                     file = as_object(found.get("file"))
-                    yield _file(file.get("file_data"), elsewhere=False)
+                    yield _file(file.get("file_data"), elsewhere=file.get("file_id") is not None)
                 case _:
                     continue
 
@@ -126,9 +161,13 @@ class ResponsesWire(_OpenAIWire):
         return Ask(document, model_of(document), flag(document, "stream"), self._most(document))
 
     def reaches_out(self, document: JsonObject) -> str | None:
+        if document.get("prompt") is not None:  # what the provider keeps may name tools of its own
+            return "`prompt`"
+        if (outward := super().reaches_out(document)) is not None:
+            return outward
         for tool in as_list(document.get("tools")):
             kind = as_object(tool).get("type")
-            if kind not in {"function", "custom", "apply_patch"} and not _is_local_shell(as_object(tool)):
+            if kind not in ("function", "custom", "apply_patch") and not _is_local_shell(as_object(tool)):
                 return f"the tool `{shown(kind)}`"
         elsewhere = any(
             medium.is_elsewhere for turn in as_list(document.get(self.turns)) for medium in self.media(turn, "")
@@ -138,20 +177,27 @@ class ResponsesWire(_OpenAIWire):
     def costs_extra(self, document: JsonObject) -> str | None:
         if document.get("background"):
             return "`background`"
-        for name in ("previous_response_id", "conversation", "prompt"):  # what the provider keeps, of any length
+        for name in ("previous_response_id", "conversation"):  # what the provider keeps, of any length
             if document.get(name) is not None:
                 return f"`{name}`"
+        for turn in as_list(document.get(self.turns)):
+            item = as_object(turn)
+            if item.get("type") == "item_reference" or ("id" in item and item.keys() <= {"id", "type"}):
+                return "`item_reference`"
         return super().costs_extra(document)
 
     def media(self, turn: Json, model: str) -> Iterator[Medium]:
         found = as_object(turn)
-        for part in (*as_list(found.get("content")), *as_list(found.get("output"))):
+        output = found.get("output")
+        shots = [output] if isinstance(output, dict) else as_list(output)
+        for part in (*as_list(found.get("content")), *shots):
             inner = as_object(part)
             match inner.get("type"):
-                case "input_image":
-                    yield _image(inner.get("image_url"), model)
+                case "input_image" | "computer_screenshot":
+                    yield _image(inner, "image_url", model)
                 case "input_file":
-                    yield _file(inner.get("file_data"), elsewhere=inner.get("file_url") is not None)
+                    elsewhere = any(inner.get(name) is not None for name in ("file_url", "file_id"))
+                    yield _file(inner.get("file_data"), elsewhere=elsewhere)
                 case _:
                     continue
 
@@ -159,10 +205,14 @@ class ResponsesWire(_OpenAIWire):
         return ResponsesMeter(streams=content_type.startswith(b"text/event-stream"))
 
 
-def _image(url: Json, model: str) -> Medium:
+def _image(image: JsonObject, where: str, model: str) -> Medium:
+    url = image.get(where)
     text = url if isinstance(url, str) else ""
-    tokens = _DEAR_IMAGE_TOKENS if model.startswith(_DEAR_IMAGE_MODELS) else _IMAGE_TOKENS
-    return Medium(len(text), tokens, is_elsewhere=bool(text) and not text.startswith("data:"))
+    tokens = _LARGEST_IMAGE_TOKENS if image.get("detail") == "original" else _IMAGE_TOKENS
+    if model.startswith(_DEAR_IMAGE_MODELS):
+        tokens = _DEAR_IMAGE_TOKENS
+    elsewhere = bool(text) and not text.startswith("data:")
+    return Medium(len(text), tokens, elsewhere or image.get("file_id") is not None)
 
 
 def _file(data: Json, *, elsewhere: bool) -> Medium:

@@ -11,6 +11,7 @@ from automagik.gateway.metering import Meter
 from automagik.types import Json, JsonObject
 
 __all__ = [
+    "ELSEWHERE",
     "Ask",
     "Medium",
     "Refusal",
@@ -27,6 +28,21 @@ __all__ = [
 ]
 
 Vendor = Literal["anthropic", "openai"]
+
+ELSEWHERE = (
+    "api_base",
+    "api_key",
+    "base_url",
+    "extra_body",
+    "extra_headers",
+    "fallbacks",
+    "models",
+    "plugins",
+    "route",
+    "search_parameters",
+)
+"""Fields by which servers that stand before several providers (LiteLLM, OpenRouter and the like) are told to ask another model or
+address than the one that was checked, or to search."""
 
 _MAX_MODEL_CHARS = 256
 _MAX_OUTPUT_TOKENS = 100_000_000
@@ -100,6 +116,10 @@ class Wire(Protocol):
 
     def costs_extra(self, document: JsonObject) -> str | None:
         """What of the request makes the call cost what can't be told beforehand; None: nothing."""
+        ...
+
+    def repeats(self, document: JsonObject) -> str | None:
+        """What of the request may have the provider read it more than once, so that its cost is told only after; None: nothing."""
         ...
 
     def media(self, turn: Json, model: str) -> Iterator[Medium]:
