@@ -63,7 +63,11 @@ def test_processes_that_name_one_folder_share_a_server_which_ends_with_the_last_
 
 def test_the_data_is_reachable_for_nobody_else(tmp_path: Path) -> None:
     with PostgresServer(tmp_path) as server:
-        assert server.home.stat().st_mode & 0o077 == 0
+        home, data = server.home, (server.home / "data").resolve()
+        assert home.stat().st_mode & 0o077 == 0
+        assert data.stat().st_mode & 0o077 == 0
+    assert _ends(home)
+    assert not data.exists()  # it may have been in memory, where nobody else clears up
     with pytest.raises(RuntimeError):
         _ = server.home
 

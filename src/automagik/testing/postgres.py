@@ -30,6 +30,9 @@ _USER_FOR_ROOT = 1000
 """PostgreSQL refuses to run as root; any other user will do, it need not exist."""
 
 _START_SECONDS = 60
+_MEMORY = Path("/dev/shm")  # noqa: S108 - a file system in memory, on which a database is made in a fifth of the time
+_MEMORY_BYTES = 2 * 1024**3
+"""What has to be free there, and in the machine's memory; a whole run of the suite takes a quarter of it."""
 _TEMPLATE = "automagik_template"
 
 _SETTINGS = {
@@ -39,6 +42,7 @@ _SETTINGS = {
     "full_page_writes": "off",
     "max_connections": "200",
     "shared_buffers": "64MB",
+    "max_wal_size": "128MB",
     "autovacuum_naptime": "10min",
 }
 
@@ -187,6 +191,11 @@ class PostgresServer:
             os.chown(home, user, user)
         binaries = _binaries(home, reachable_by_others=user >= 0)
         data = home / "data"
+        if not self._durable and _has_memory():
+            held = Path(tempfile.mkdtemp(prefix=home.name, dir=_MEMORY))
+            if user >= 0:
+                os.chown(held, user, user)
+            data.symlink_to(held)
         _run(self._filling(binaries, data), user, home)
         settings = _SETTINGS if not self._durable else {"listen_addresses": "", "max_connections": "200"}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
@@ -238,6 +247,18 @@ class PostgresServer:
             -1,
             self.home,
         )
+
+
+def _has_memory() -> bool:
+    """Whether there is a file system in memory with much room; containers often have a small one."""
+    try:
+        room = os.statvfs(_MEMORY)
+        machine = Path("/proc/meminfo").read_text()
+    except OSError:
+        return False
+    free = re.search(r"MemAvailable: +(\d+) kB", machine)
+    enough = min(room.f_bavail * room.f_frsize, int(free.group(1)) * 1024 if free else 0) >= _MEMORY_BYTES
+    return enough and os.access(_MEMORY, os.W_OK)
 
 
 def _is_fatal(written: bytes) -> bool:

@@ -48,6 +48,7 @@ def main() -> None:
     except subprocess.TimeoutExpired:
         server.kill()
         server.wait()
+    shutil.rmtree((folder / "data").resolve(), ignore_errors=True)  # it may lie elsewhere
     shutil.rmtree(folder, ignore_errors=True)
 
 
