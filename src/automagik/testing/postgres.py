@@ -55,12 +55,19 @@ class PostgresServer:
     """
 
     def __init__(
-        self, folder: Path | None = None, *, durable: bool = False, replica_of: "PostgresServer | None" = None
+        self,
+        folder: Path | None = None,
+        *,
+        durable: bool = False,
+        followed: bool = False,
+        replica_of: "PostgresServer | None" = None,
     ) -> None:
-        """`replica_of`: the server that this one follows as a streaming replica."""
+        """`followed`: one whose commits are in its log when they are confirmed, as a replica needs it to come after at once.
+        `replica_of`: the server that this one follows as a streaming replica."""
         self._primary = replica_of
         self._meeting = folder
         self._durable = durable
+        self._followed = followed
         self._home: Path | None = None
         self._lock: int | None = None
 
@@ -198,6 +205,8 @@ class PostgresServer:
             data.symlink_to(held)
         _run(self._filling(binaries, data), user, home)
         settings = _SETTINGS if not self._durable else {"listen_addresses": "", "max_connections": "200"}
+        if self._followed:
+            settings = {**settings, "synchronous_commit": "on"}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         command = [str(binaries / "postgres"), "-D", str(data), "-k", str(home), *options]
         _keep(home, user, command)
