@@ -285,6 +285,37 @@ def test_the_demo_looks_around_writes_commits_and_reports_and_says_what_it_is() 
     assert 0 <= report["confidence"] <= 1
 
 
+def test_the_demo_takes_half_an_answer_for_none() -> None:
+    """As the Claude CLI may keep it of a gateway that died: text without its tools, or tools that never ran."""
+    begun: list[JsonObject] = [said("Add a file")]
+    due: list[list[str]] = []
+    for _ in range(5):
+        whole = message_of(demo_answer(begun))
+        for kept in (whole["content"][:1], whole["content"]):
+            halved: list[JsonObject] = [
+                *begun,
+                {"role": "assistant", "content": kept},
+                said("<system-reminder>On.</system-reminder>"),
+            ]
+            assert commands([message_of(demo_answer(halved))]) == commands([whole])
+        due.append(commands([whole]))
+        outcome: list[Any] = [
+            {"type": "tool_result", "tool_use_id": use["id"], "content": "ok", "is_error": False}
+            for use in whole["content"]
+            if use["type"] == "tool_use"
+        ]
+        begun += [{"role": "assistant", "content": whole["content"]}, {"role": "user", "content": outcome}]
+        if due[-1] == ["StructuredOutput"]:
+            break
+    assert [words[0].split()[0] for words in due] == ["ls", "Write", "git", "StructuredOutput"]
+
+
+def demo_answer(conversation: list[JsonObject]) -> ScriptedAnswer:
+    return DEMO_SCRIPT.answer(
+        request(*conversation, tools=[*TOOLS, REPORT], system="Primary working directory: /workspace")
+    )
+
+
 def test_the_demo_ends_well_where_it_may_not_write_or_has_no_tools() -> None:
     denied = demo([*TOOLS, REPORT], {"Write": ("You may not.", True)})
     assert commands(denied) == ["ls", "git log --oneline -5", "Write", "StructuredOutput"]

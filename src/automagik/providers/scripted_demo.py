@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from automagik.providers.filling import Filler
 from automagik.providers.scripted_answer import ScriptedToolUse, ScriptedTurn
-from automagik.providers.scripted_conversation import Conversation, ToolResult, ToolUse
+from automagik.providers.scripted_conversation import Conversation, ToolUse
 
 __all__ = ["WORKFLOW_DEMO_NOTICE", "demo_turn"]
 
@@ -36,7 +36,7 @@ def demo_turn(conversation: Conversation) -> tuple[str, ScriptedTurn]:
     if not conversation.tools:
         return "text", _turn(_report_text(conversation, done))
     if len(conversation.prompts) == 1 and not done.failed:
-        if not conversation.turn and "Bash" in conversation.tools:
+        if not done.looked and "Bash" in conversation.tools:
             return "look", _look()
         if done.file is None and {"Write", "Bash"} <= conversation.tools.keys():
             return "write", _write(conversation)
@@ -51,28 +51,28 @@ def demo_turn(conversation: Conversation) -> tuple[str, ScriptedTurn]:
 
 
 class _Done:
-    """What the conversation shows of the demo's steps so far, so that it goes on rightly after any interruption."""
+    """What the conversation shows of the demo's steps so far, so that it goes on rightly after any interruption.
+
+    A step is done whose tools have answered: an answer of which the client got a half only is no step, and comes again.
+    """
 
     def __init__(self, conversation: Conversation) -> None:
         results = {result.tool_use_id: result for result in conversation.results}
-        written = [use for use in conversation.uses if use.name == "Write"]
-        commits = [use for use in conversation.uses if use.name == "Bash" and " commit " in _command(use)]
+        uses = [use for use in conversation.uses if use.id in results]
+        written = [use for use in uses if use.name == "Write"]
+        commits = [use for use in uses if use.name == "Bash" and " commit " in _command(use)]
+        self.looked = any(use.name == "Bash" for use in uses)
         self.file = str(written[-1].input.get("file_path", "")) if written else None
         self.tried_to_commit = bool(commits)
-        last = results.get(commits[-1].id) if commits else None
+        last = results[commits[-1].id] if commits else None
         self.committed = last is not None and not last.is_error
-        self.commit_text = last.text.strip() if self.committed and last is not None else ""
         self.lacks_identity = (
             len(commits) == 1 and last is not None and last.is_error and "tell me who you are" in last.text
         )
-        self.failed = self._went_wrong(written, commits, results)
-        self.reported = any(use.name == _REPORT_TOOL for use in conversation.uses)
-        self.refusals = [_short(result.text) for result in conversation.results if result.is_error]
-
-    def _went_wrong(self, written: list[ToolUse], commits: list[ToolUse], results: dict[str, ToolResult]) -> bool:
+        self.failed = any(results[use.id].is_error for use in (*written, *commits))
         """Whether a step failed that the next one builds on: then only the report is left."""
-        needed = [results.get(use.id) for use in (*written, *commits)]
-        return any(result is None or result.is_error for result in needed)
+        self.reported = any(use.name == _REPORT_TOOL for use in uses)
+        self.refusals = [_short(result.text) for result in conversation.results if result.is_error]
 
 
 def _look() -> ScriptedTurn:
