@@ -292,11 +292,8 @@ def test_the_demo_takes_half_an_answer_for_none() -> None:
     for _ in range(5):
         whole = message_of(demo_answer(begun))
         for kept in (whole["content"][:1], whole["content"]):
-            halved: list[JsonObject] = [
-                *begun,
-                {"role": "assistant", "content": kept},
-                said("<system-reminder>On.</system-reminder>"),
-            ]
+            half: JsonObject = {"role": "assistant", "content": kept}
+            halved = [*begun, half, said("<system-reminder>On.</system-reminder>")]
             assert commands([message_of(demo_answer(halved))]) == commands([whole])
         due.append(commands([whole]))
         outcome: list[Any] = [
