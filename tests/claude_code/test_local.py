@@ -231,6 +231,9 @@ async def test_a_runs_id_is_no_path(executor: Executor, run_id: str) -> None:
 
 async def test_the_cli_is_missing_with_the_command_that_brings_it(settings: Settings, tmp_path: Path) -> None:
     async with made(settings.model_copy(update={"claude_cli": tmp_path / "none"})) as executor:
+        found = await executor.check()
+        assert not found.works and "names no program" in (found.reason or "")
+        assert "pip install" in (found.remedy or "")
         await executor.prepare(RUN)
         with pytest.raises(ConfigurationError, match="AUTOMAGIK_CLAUDE_CLI names no program") as refused:
             await executor.start(spec("true"))

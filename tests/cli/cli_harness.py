@@ -80,13 +80,14 @@ class _Handler(BaseHTTPRequestHandler):
         raw = self.rfile.read(length)
         parts = urlsplit(self.path)
         headers = {name.lower(): value for name, value in self.headers.items()}
-        asked = Asked(self.command, parts.path, dict(parse_qsl(parts.query)), headers, json.loads(raw) if raw else None)
+        sent = json.loads(raw) if raw and "json" in headers.get("content-type", "") else raw or None
+        asked = Asked(self.command, parts.path, dict(parse_qsl(parts.query)), headers, sent)
         answer = stub.answer(asked)
         body = answer.body
         data = body.encode() if isinstance(body, str) else b"" if body is None else json.dumps(body).encode()
         self.send_response(answer.status)
-        sent = {"content-type": "text/event-stream" if isinstance(body, str) else "application/json", **answer.headers}
-        for name, value in sent.items():
+        told = {"content-type": "text/event-stream" if isinstance(body, str) else "application/json", **answer.headers}
+        for name, value in told.items():
             self.send_header(name, value)
         if answer.status != 204:
             self.send_header("content-length", str(len(data) + (100 if answer.breaks or answer.holds_seconds else 0)))

@@ -39,6 +39,11 @@ def test_a_budget_without_a_limit_is_wrong_usage(api: StubApi, command: Command)
     assert done.code == 2 and "--limit" in done.err and api.asked == []
 
 
+def test_the_budget_of_a_workflow_is_told_to_be_one_of_an_agent(api: StubApi, command: Command) -> None:
+    done = command("budgets", "set", "workflow", "implement", "--limit", "3")
+    assert done.code == 2 and "automagik budgets set agent implement --limit 3" in done.err and api.asked == []
+
+
 def test_budgets_are_listed_shown_and_deleted(api: StubApi, command: Command) -> None:
     api.on("GET", "/api/v1/budgets", {"data": [BUDGET], "next_cursor": None})
     api.on("GET", "/api/v1/budgets/budget_1", BUDGET)

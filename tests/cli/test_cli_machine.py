@@ -74,6 +74,16 @@ def test_the_doctor_names_what_is_broken_with_a_way_to_mend_it(command: Command,
     assert "SECRETpw" not in json.dumps(found)
 
 
+def test_the_doctor_says_how_to_get_a_missing_claude_cli(command: Command, tmp_path: Path) -> None:
+    found = findings(command, AUTOMAGIK_EXECUTOR="local", AUTOMAGIK_CLAUDE_CLI=str(tmp_path / "none"))[
+        "workflows (local)"
+    ]
+    assert found["status"] == "warn"
+    if "Bubblewrap" not in found["detail"]:  # that is said first
+        assert "names no program" in found["detail"]
+        assert "pip install 'automagik-agents[claude]'" in found["fix"]
+
+
 def test_the_doctor_tells_who_holds_the_port(command: Command, api: StubApi) -> None:
     api.on("GET", "/health", problem(404, "x", "x"))
     port = str(api.server_address[1])

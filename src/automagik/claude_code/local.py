@@ -53,6 +53,17 @@ class LocalExecutor:
         return self._launcher.sandboxed
 
     async def check(self) -> Availability:
+        found = await self._launches()
+        if not found.works:
+            return found
+        try:
+            claude_cli(self._settings)
+        except ConfigurationError as missing:
+            return Availability(works=False, reason=missing.detail, remedy=missing.hint)
+        return found
+
+    async def _launches(self) -> Availability:
+        """Whether commands can be run here, be it without the CLI."""
         tried = await self._bubblewrap.check()
         if tried.works or not self._settings.run_without_sandbox:
             self._launcher = SandboxLauncher(self._bubblewrap)
@@ -264,7 +275,7 @@ class LocalExecutor:
 
     async def _need(self, run_id: str | None = None) -> None:
         """Raises: ConfigurationError where commands can't run; NotFound where the run has no areas here."""
-        found = await self.check()
+        found = await self._launches()
         if not found.works:
             raise ConfigurationError(f"Workflows can't run on this host: {found.reason}", hint=found.remedy)
         if run_id is not None and not await asyncio.to_thread(self._run(run_id).workspace.is_dir):

@@ -32,7 +32,9 @@ _COLUMNS = (
 def set_budget(
     scope: Annotated[
         str,
-        typer.Argument(metavar="SCOPE", help="organisation, key, user, agent, epic or run.", show_default=False),
+        typer.Argument(
+            metavar="SCOPE", help="organisation, key, user, agent (workflows too), epic or run.", show_default=False
+        ),
     ],
     whom: Annotated[
         str | None,
@@ -49,6 +51,12 @@ def set_budget(
     """Make a budget, or change the one of that scope and period. What runs used before in the period counts as spent."""
     if limit is None:
         raise CliError("How much is the limit?", exit_code=ExitCode.USAGE, hint="Add --limit USD, as --limit 25.")
+    if scope == "workflow":
+        raise CliError(
+            "A workflow's budget has the scope 'agent'.",
+            exit_code=ExitCode.USAGE,
+            hint=f"automagik budgets set agent {whom or 'WORKFLOW'} --limit {limit}",
+        )
     body = given(scope=scope, scope_id=whom, period=period, limit_usd=limit, soft_limit_usd=warn_at)
     with connect(url) as client:
         budget = client.post("/api/v1/budgets", body)

@@ -11,6 +11,22 @@ __all__ = ["CliError", "ExitCode", "failure_of_error", "failure_of_problem"]
 
 
 _NAMES_FIELDS = "`errors` names each field."
+_TO_LIST = re.compile(r"^List what there is, or create an? ([a-z]+)\.$")
+_NOUNS = {
+    "agent": "agents",
+    "budget": "budgets",
+    "key": "keys",
+    "memory": "memories",
+    "prompt": "prompts",
+    "run": "runs",
+    "schedule": "schedules",
+    "secret": "secrets",
+    "session": "sessions",
+    "user": "users",
+    "webhook": "webhooks",
+    "workflow": "workflows",
+}
+"""What a `NotFound` names, and the command that lists it."""
 _LISTS = re.compile(r"GET /api/v1/([a-z]+) lists")
 _LISTS_DELIVERIES = "GET /api/v1/webhooks/{webhook_id}/deliveries lists"
 _PLACES = {"body", "query"}
@@ -101,6 +117,9 @@ def _in_commands(hint: str | None) -> str | None:
     """The hint with the lists of the API named by the command that shows them."""
     if hint is None:
         return None
+    listed = _TO_LIST.match(hint)
+    if listed is not None and listed[1] in _NOUNS:
+        return f"`automagik {_NOUNS[listed[1]]} list` lists what there is."
     return _LISTS.sub(r"`automagik \1 list` lists", hint).replace(
         _LISTS_DELIVERIES, "`automagik webhooks deliveries WEBHOOK` lists"
     )

@@ -16,7 +16,7 @@ from automagik.types import JsonObject
 
 __all__ = ["app"]
 
-app = typer.Typer(help="See, cancel and requeue runs.", no_args_is_help=True)
+app = typer.Typer(help="See, steer, cancel and requeue runs, and take what workflows made.", no_args_is_help=True)
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.", show_default=False)]
 

@@ -9,8 +9,8 @@ import typer
 
 from automagik.cli.failure import CliError, ExitCode
 from automagik.cli.options import AsJson, Url, connect, given
-from automagik.cli.output import note, print_json, print_text
-from automagik.cli.working_copy import bundled, is_address, repository_name
+from automagik.cli.output import note, print_json, print_text, warn
+from automagik.cli.working_copy import bundled, is_address, repository_name, uncommitted
 from automagik.types import Json, JsonObject
 
 if TYPE_CHECKING:
@@ -151,6 +151,10 @@ def _what(args: Json) -> Json:
     return args
 
 
+def _count(number: Json, noun: str) -> str:
+    return f"{number if number is not None else '?'} {noun}{'' if number == 1 else 's'}"
+
+
 def _brief(value: Json) -> str:
     text = " ".join(str(value if value is not None else "").split())
     return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
@@ -160,6 +164,8 @@ def _repository(client: "ApiClient", repo: str, ref: str | None) -> JsonObject:
     if is_address(repo):
         return {"place": repo, **given(ref=ref)}
     name = repository_name(repo)
+    if ref is None and (left := uncommitted(repo)):
+        warn(f"{_count(left, 'file')} of your work tree {'is' if left == 1 else 'are'} not committed, and not sent.")
     with bundled(repo, ref) as bundle:
         size = os.path.getsize(bundle)
         if size > 20_000_000:
@@ -185,13 +191,18 @@ def _summarise(run: JsonObject) -> None:
     if isinstance(workspace, dict):
         commits = cast("list[JsonObject]", workspace.get("commits") or [])
         note(
-            f"{len(commits)} commit(s) on {workspace.get('branch')}, {workspace.get('files_changed')} file(s) changed "
+            f"{_count(len(commits), 'commit')} on {workspace.get('branch')}, "
+            f"{_count(workspace.get('files_changed'), 'file')} changed "
             f"(+{workspace.get('insertions')} -{workspace.get('deletions')})"
         )
-    note(f"{run.get('turns')} turn(s), ${usage.get('cost_usd') or '?'}, {run.get('status')} ({run.get('outcome')})")
+    cost = usage.get("cost_usd")
+    spent = f"${cost}" if cost is not None else "no call" if usage.get("requests") == 0 else "cost unknown"
+    note(f"{_count(run.get('turns'), 'turn')}, {spent}, {run.get('status')} ({run.get('outcome')})")
     error = run.get("error")
     if isinstance(error, dict):
-        note(f"error: {error.get('detail')}\n  {error.get('hint') or ''}".rstrip())
+        note(f"error: {error.get('detail')}")
+        if error.get("hint"):
+            note(f"hint: {error.get('hint')}")
     if isinstance(workspace, dict) and (workspace.get("commits") or workspace.get("wip_commit")):
         run_id = run.get("run_id")
         note(f"See it: automagik runs diff {run_id}; take it: automagik runs apply {run_id} --repo .")

@@ -10,7 +10,7 @@ from automagik.cli.failure import CliError, ExitCode
 from automagik.cli.options import AsJson, Limit, Url, Yes, confirm, connect, given
 from automagik.cli.output import note, print_fields, print_json, print_table, print_text, warn
 from automagik.cli.workflow_runs import run_workflow
-from automagik.types import Json, JsonObject
+from automagik.types import JsonObject
 
 __all__ = ["app"]
 
@@ -62,10 +62,7 @@ def show(
     elif as_json:
         print_json(document)
     else:
-        files = cast("dict[str, Json]", document.pop("files") or {})
-        definition = cast("dict[str, Json]", document.pop("definition") or {})
-        prompt = files.get("prompt.md")
-        print_fields({**document, **definition} | given(prompt=prompt))
+        print_fields(_told(document))
 
 
 @app.command()
@@ -143,6 +140,21 @@ def delete(workflow: Workflow, yes: Yes = False, as_json: AsJson = False, url: U
         client.delete(_path(workflow))
     if not as_json:
         note(f"Deleted the workflow '{workflow}'.")
+
+
+def _told(document: JsonObject) -> JsonObject:
+    """What people want to know of a workflow: no empty fields, a tool a line, of the report its names."""
+    files = cast("JsonObject", document.pop("files") or {})
+    definition = cast("JsonObject", document.pop("definition") or {})
+    schema = definition.pop("report_schema", None)
+    if isinstance(schema, dict):
+        definition["report"] = " ".join(cast("JsonObject", schema.get("properties") or {}))
+    for name in ("allowed_tools", "disallowed_tools"):
+        definition[name] = "\n".join(cast("list[str]", definition.get(name) or []))
+    servers = cast("JsonObject", definition.get("servers") or {}).get("mcpServers")
+    definition["servers"] = " ".join(servers) if isinstance(servers, dict) else None
+    told = {**document, **definition, "prompt": files.get("prompt.md")}
+    return {name: value for name, value in told.items() if value not in (None, "", [], {})}
 
 
 def _path(workflow: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from automagik.cli.failure import CliError, ExitCode
 
-__all__ = ["bundled", "fetch_bundle", "is_address", "repository_name"]
+__all__ = ["bundled", "fetch_bundle", "is_address", "repository_name", "uncommitted"]
 
 _HEAD = "refs/automagik/HEAD"
 """What the run had checked out, where no branch of its has that."""
@@ -44,6 +44,11 @@ def is_address(repository: str) -> bool:
 def repository_name(folder: str) -> str:
     """What the repository is called, for people: its folder's name."""
     return Path(_git(folder, "rev-parse", "--show-toplevel").strip()).name
+
+
+def uncommitted(folder: str) -> int:
+    """How many files of the repository differ from what is committed; new ones count, ignored ones don't."""
+    return len(_git(folder, "--no-optional-locks", "status", "--porcelain", "--untracked-files=normal").splitlines())
 
 
 @contextmanager
@@ -99,9 +104,12 @@ def fetch_bundle(
             hint="Is the run still at work? Try again.",
         )
     target = f"refs/heads/{branch}"
-    if not force and _exists(folder, target):
+    there = _commit_of(folder, target)
+    if there == commit:  # it was applied before
+        return commit
+    if there is not None and not force:
         raise CliError(
-            f"The branch '{branch}' is there already.",
+            f"The branch '{branch}' is there already, at {there[:12]}.",
             exit_code=ExitCode.FAILED,
             hint="Choose another with --branch, or use --force.",
         )
@@ -114,14 +122,21 @@ def fetch_bundle(
     return commit
 
 
-def _exists(folder: str, ref: str) -> bool:
-    return _run(folder, "show-ref", "--verify", "--quiet", ref).returncode == 0
+def _commit_of(folder: str, ref: str) -> str | None:
+    done = _run(folder, "show-ref", "--verify", "--hash", ref)
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _git(folder: str, *args: str, missing: str | None = None) -> str:
     done = _run(folder, *args)
     if done.returncode == 0:
         return done.stdout
+    if not Path(folder).is_dir():
+        raise CliError(
+            f"There is no folder '{folder}'.",
+            exit_code=ExitCode.USAGE,
+            hint="Name a repository's folder, or an address that the server may clone.",
+        )
     said = " ".join(done.stderr.split())
     if "not a git repository" in said:
         raise CliError(

@@ -1,0 +1,107 @@
+"""`workflows show` and `run`: what people see, and what is said of a repository that can't be sent."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_harness import Command, StubApi, event, problem, run_document
+
+WORKFLOW: dict[str, Any] = {
+    "name": "tidy",
+    "source": "api",
+    "active": True,
+    "error": None,
+    "files": {"prompt.md": "You tidy.\nNothing else."},
+    "definition": {
+        "allowed_tools": ["Read", "Bash(git log *)"],
+        "disallowed_tools": [],
+        "servers": {"mcpServers": {"notes": {"command": "notes-server"}}},
+        "model": None,
+        "report_schema": {"type": "object", "properties": {"summary": {}, "done": {}}},
+    },
+}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "a.txt").write_text("one\n")
+    for line in (
+        "init --quiet --initial-branch=main",
+        "config user.name You",
+        "config user.email you@example.org",
+        "add .",
+        "commit --quiet --message=Begin",
+    ):
+        subprocess.run(["git", "-C", str(folder), *line.split()], check=True)
+    return folder
+
+
+def serves_a_run(api: StubApi, **changes: Any) -> None:
+    api.on("POST", "/api/v1/repositories", {"bundle": "b" * 64})
+    api.on("POST", "/api/v1/workflows/tidy/run", run_document(status="queued"))
+    ended = event("run_finished", {"run": run_document(name="tidy", **changes)}, 1)
+    api.on("GET", "/api/v1/runs/run_1/events", ended)
+
+
+def test_a_workflow_is_shown_without_what_is_empty_and_a_tool_a_line(api: StubApi, command: Command) -> None:
+    api.on("GET", "/api/v1/workflows/tidy", WORKFLOW)
+    assert command("workflows", "show", "tidy").out == (
+        "name           tidy\n"
+        "source         api\n"
+        "active         yes\n"
+        "allowed_tools:\n    Read\n    Bash(git log *)\n"
+        "servers        notes\n"
+        "report         summary done\n"
+        "prompt:\n    You tidy.\n    Nothing else.\n"
+    )
+    assert command("workflows", "show", "tidy", "--json").lines == [WORKFLOW]
+
+
+def test_what_is_not_found_is_listed_by_a_command(api: StubApi, command: Command) -> None:
+    hint = "List what there is, or create a workflow."
+    api.on("GET", "/api/v1/workflows/none", problem(404, "workflow_not_found", "There is no workflow.", hint=hint))
+    assert "hint: `automagik workflows list` lists" in command("workflows", "show", "none").err
+
+
+def test_what_is_not_committed_is_said_not_to_be_sent(api: StubApi, command: Command, repository: Path) -> None:
+    serves_a_run(api)
+    clean = command("workflows", "run", "tidy", "Do it", "--repo", str(repository))
+    assert clean.code == 0 and "warning" not in clean.err
+    (repository / "a.txt").write_text("two\n")
+    (repository / "new.txt").write_text("")
+    dirty = command("workflows", "run", "tidy", "Do it", "--repo", str(repository))
+    assert "warning: 2 files of your work tree are not committed, and not sent." in dirty.err
+
+
+def test_a_run_that_failed_is_summed_up_in_plain_words(api: StubApi, command: Command, repository: Path) -> None:
+    workspace: dict[str, Any] = {"branch": "b", "commits": [{}], "files_changed": 2, "insertions": 3, "deletions": 0}
+    error = {"detail": "No key.", "hint": "Set one."}
+    usage = {"requests": 0, "cost_usd": None}
+    serves_a_run(api, status="failed", outcome="model_error", error=error, workspace=workspace, usage=usage, turns=None)
+    done = command("workflows", "run", "tidy", "Do it", "--repo", str(repository))
+    assert done.code == 1
+    assert done.err.splitlines()[1:5] == [
+        "1 commit on b, 2 files changed (+3 -0)",
+        "? turns, no call, failed (model_error)",
+        "error: No key.",
+        "hint: Set one.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [(None, "There is no folder"), ([], "is no git repository"), (["init", "--quiet"], "has no commit yet")],
+)
+def test_a_folder_that_is_no_repository_to_send_is_told_from_others(
+    api: StubApi, command: Command, tmp_path: Path, made: list[str] | None, said: str
+) -> None:
+    folder = tmp_path / "folder"
+    if made is not None:
+        folder.mkdir()
+        if made:
+            subprocess.run(["git", "-C", str(folder), *made], check=True)
+    done = command("workflows", "run", "tidy", "Do it", "--repo", str(folder))
+    assert done.code == 2 and said in done.err and api.asked == []
