@@ -226,7 +226,7 @@ async def test_a_commit_that_nobody_has_any_more_is_named(
     assert gone.value.hint
 
 
-async def test_an_execution_in_the_place_of_a_lost_one_keeps_what_was_taken_out(
+async def test_an_execution_in_the_place_of_a_lost_one_keeps_what_was_taken_out_and_hears_what_was_said(
     hosts: tuple[Host, Host], asked: RepositorySource, tmp_path: Path
 ) -> None:
     one, _ = hosts
@@ -236,6 +236,10 @@ async def test_an_execution_in_the_place_of_a_lost_one_keeps_what_was_taken_out(
     taken = await one.took(run)
     await one.changed(run, place={"told": 3, "base": {"bundle": "x"}, "pid": 7})
     former = await one.execution(run.run_id)
+    await one.store.write(lambda tx: tx.words.say(run.run_id, "message", "Mind the gap.", key_id=None))
+    (word,) = await one.store.read(lambda tx: tx.words.waiting(run.run_id))
+    assert await one.store.write(lambda tx: tx.words.take(word.id))
+    assert await one.store.read(lambda tx: tx.words.waiting(run.run_id)) == []
     await one.store.write(
         lambda tx: tx.executions.begin(
             run.run_id,
@@ -255,6 +259,7 @@ async def test_an_execution_in_the_place_of_a_lost_one_keeps_what_was_taken_out(
         "preparing",
         {"told": 7, "base": {"bundle": "x"}},
     )
+    assert await one.store.read(lambda tx: tx.words.waiting(run.run_id)) == [word]
     assert (now.base_commit, now.head_commit, now.bundle) == (former.base_commit, taken.head_commit, former.bundle)
 
 

@@ -23,7 +23,7 @@ from automagik.testing.scripted_messages import ScriptedMessages
 from automagik.testing.servers import RunningServer
 from automagik.types import JsonObject
 
-pytestmark = [pytest.mark.anyio, pytest.mark.long, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.anyio, pytest.mark.long, pytest.mark.timeout(300), pytest.mark.xdist_group("fleets")]
 
 COMMIT = "n=one; [ -f one.txt ] && n=two; [ -f two.txt ] && n=three; echo $n > $n.txt; git add -A; git commit -q -m $n"
 
@@ -141,6 +141,9 @@ async def test_runs_outlive_a_worker_and_then_their_host_and_are_had_from_every_
     lost, again = await hosts.begin("Lose it"), await hosts.begin("Save it", workflow="again")
     both = (lost, again)
     await hosts.until_told(both, "tool_call", 2)
+    words = {"message_content": "Mind the gap."}
+    assert (await hosts.client.post(f"/runs/{again}/messages", json=words)).status_code == 202
+    await hosts.until_told([again], "guidance", 1)
     hosts.workers["one"].kill()
 
     # Another worker of the same host finds them, and takes out at once what the first one owed.
@@ -176,6 +179,7 @@ async def test_runs_outlive_a_worker_and_then_their_host_and_are_had_from_every_
     assert len(hosts.of("tool_call", told)) == 4
     assert "sandbox_lost" in [warning["code"] for warning in hosts.of("warning", told)]
     assert "begins again here" in json.dumps(hosts.api.calls[-1].body["system"])
+    assert "Mind the gap." in json.dumps(hosts.api.calls[-1].body["messages"])
     used = [run["usage"] for run in (gone, saved)]
     assert sum(usage["requests"] for usage in used if usage) == len(hosts.api.calls)
 

@@ -169,12 +169,15 @@ class Executions(Repository):
     ) -> ExecutionRow:
         """A new execution, in the place of an earlier one; the run belongs to `host` from now on.
 
-        What was taken out of the `former` one stays. The run's events up to number `told` are of earlier ones.
+        What was taken out of the `former` one stays, and what it was told is to be told again. The run's events up to number
+        `told` are of earlier ones.
 
         Raises: Conflict (`taken_over`) where the run is not `owner`'s.
         """
         self._hold(run_id, owner, host=host)
         self._connection.execute(delete(_executions).where(_executions.c.run_id == run_id))
+        if former is not None:
+            self._connection.execute(update(_words).where(_words.c.run_id == run_id).values(taken_at=None))
         row = ExecutionRow(
             run_id=run_id,
             executor=executor,
