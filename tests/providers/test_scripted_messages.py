@@ -301,7 +301,11 @@ def test_the_demo_takes_half_an_answer_for_none() -> None:
             for use in whole["content"]
             if use["type"] == "tool_use"
         ]
-        begun += [{"role": "assistant", "content": whole["content"]}, {"role": "user", "content": outcome}]
+        spoken: list[JsonObject] = [
+            {"role": "assistant", "content": whole["content"]},
+            {"role": "user", "content": outcome},
+        ]
+        begun += spoken
         if due[-1] == ["StructuredOutput"]:
             break
     assert [words[0].split()[0] for words in due] == ["ls", "Write", "git", "StructuredOutput"]
