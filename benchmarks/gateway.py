@@ -148,7 +148,7 @@ def _p99(taken: list[_Took]) -> float:
 
 def _request(words: str) -> bytes:
     document = {**_REQUEST, "messages": [{"role": "user", "content": f"Add a file. {words}"}]}
-    body = json.dumps(document).encode()
+    body = json.dumps(document, separators=(",", ":")).encode()  # as JavaScript writes it
     head = (
         "POST /v1/messages HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         f"anthropic-version: 2023-06-01\r\nx-api-key: {TOKEN}\r\ncontent-length: {len(body)}\r\n\r\n"

@@ -1,9 +1,14 @@
+import random
+from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
+from genai_prices import Usage
+from genai_prices.data_snapshot import get_snapshot
 
 from automagik.budget import FREE, Prices, Tokens, parse_usd, usd_text
 from automagik.budget.amounts import dollars
+from automagik.budget.prices import nano_of
 from automagik.errors import ConfigurationError
 from automagik.settings import Settings
 
@@ -112,3 +117,27 @@ def test_what_is_no_money_is_not(text: str) -> None:
 )
 def test_sentences_have_money_to_the_cent_or_its_first_digits(nano: int, text: str) -> None:
     assert dollars(nano) == text
+
+
+def test_a_price_without_tiers_is_what_the_library_says_for_any_tokens(prices: Prices) -> None:
+    dice = random.Random(5)
+    flat = 0
+    for provider in get_snapshot().providers:
+        for model in provider.models[:4]:
+            table = model.get_prices(datetime.now(UTC))
+            price = prices.of(model.id, provider=provider.id)
+            if price is None or price.table is not table:
+                continue
+            flat += price.flat is not None
+            for _ in range(3):
+                read, write, fresh, out = (dice.randrange(0, 300_000) for _ in range(4))
+                tokens = Tokens(fresh, out, read, write, dice.randrange(0, write + 1))
+                used = Usage(
+                    input_tokens=fresh + read + write,
+                    output_tokens=out,
+                    cache_read_tokens=read,
+                    cache_write_tokens=write,
+                    cache_write_1h_tokens=tokens.cache_write_1h,
+                )
+                assert price.cost(tokens) == nano_of(table.calc_price(used)["total_price"]), model.id
+    assert flat > 20

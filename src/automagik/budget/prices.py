@@ -79,20 +79,15 @@ class Price:
     """What a request costs besides its tokens."""
     table: ModelPrice | None = None
     """The entry of `genai-prices` that it comes from; None: a setting, or it costs nothing."""
+    flat: "_Flat | None" = None
+    """The same entry's rates, where they don't depend on how much is used."""
 
     def cost(self, tokens: Tokens) -> int:
         """What a call that used `tokens` cost; cache reads and writes at their own price where it is known."""
         taken = tokens.input + tokens.cache_read + tokens.cache_write
         if self.table is None:
             return _up(taken * self.inputs[0].base + tokens.output * self.outputs[0].base) + self.request_nano
-        used = PricedUsage(
-            input_tokens=taken,
-            output_tokens=tokens.output,
-            cache_read_tokens=tokens.cache_read,
-            cache_write_tokens=tokens.cache_write,
-            cache_write_1h_tokens=min(tokens.cache_write_1h, tokens.cache_write),
-        )
-        return nano_of(self.table.calc_price(used)["total_price"])
+        return _up(_table_nano(self.table, tokens) if self.flat is None else self.flat.nano(tokens))
 
     def ceiling(self, input_tokens: int, max_output_tokens: int) -> int:
         """The most that a call can cost: all of the input in the dearest way (as a cache write for an hour, say)."""
@@ -106,6 +101,31 @@ class Price:
             return 0
         rate = _highest(self.outputs, input_tokens)
         return int(left / rate) if rate else _ENDLESS
+
+
+@dataclass(frozen=True, slots=True)
+class _Flat:
+    """Nano-dollars a token of each kind, and a request: the library's own reckoning takes longer than all else that is done for
+    a call."""
+
+    request: Decimal
+    input: Decimal
+    output: Decimal
+    cache_read: Decimal
+    cache_write: Decimal
+    cache_write_1h: Decimal
+
+    def nano(self, tokens: Tokens) -> Decimal:
+        """What they cost."""
+        for_1h = min(tokens.cache_write_1h, tokens.cache_write)
+        return (
+            self.request
+            + tokens.input * self.input
+            + tokens.output * self.output
+            + tokens.cache_read * self.cache_read
+            + (tokens.cache_write - for_1h) * self.cache_write
+            + for_1h * self.cache_write_1h
+        )
 
 
 _NOTHING = (_Rate(Decimal(0)),)
@@ -206,7 +226,36 @@ def _from_table(table: ModelPrice) -> Price | None:
             (outputs if name.startswith("output_") else inputs).append(_rate(price))
         elif name == "requests_kcount" and isinstance(price, Decimal):
             request = _up(price * _NANO / 1000)
-    return Price(tuple(inputs), tuple(outputs or _NOTHING), request, table) if inputs else None
+    if not inputs:
+        return None
+    tiered = any(rate.tiers for rate in (*inputs, *outputs))
+    return Price(tuple(inputs), tuple(outputs or _NOTHING), request, table, None if tiered else _flat(table))
+
+
+def _flat(table: ModelPrice) -> _Flat:
+    """The rates of an entry without tiers, as the library reckons them."""
+    request = _table_nano(table, Tokens())
+    million = 10**6
+    kinds = (
+        Tokens(input=million),
+        Tokens(output=million),
+        Tokens(cache_read=million),
+        Tokens(cache_write=million),
+        Tokens(cache_write=million, cache_write_1h=million),
+    )
+    return _Flat(request, *((_table_nano(table, tokens) - request) / million for tokens in kinds))
+
+
+def _table_nano(table: ModelPrice, tokens: Tokens) -> Decimal:
+    """What the library says that they cost, in nano-dollars."""
+    used = PricedUsage(
+        input_tokens=tokens.input + tokens.cache_read + tokens.cache_write,
+        output_tokens=tokens.output,
+        cache_read_tokens=tokens.cache_read,
+        cache_write_tokens=tokens.cache_write,
+        cache_write_1h_tokens=min(tokens.cache_write_1h, tokens.cache_write),
+    )
+    return table.calc_price(used)["total_price"] * _NANO
 
 
 def _rate(price: Decimal | TieredPrices) -> _Rate:

@@ -96,7 +96,9 @@ class Call:
             return
         account = await self._services.upstream.account(self._wire.vendor)
         price = self._services.prices.of(ask.model, provider=self._wire.vendor, base_url=account.base_url)
-        extra = self._wire.costs_extra(ask.document) or self._wire.reaches_out(ask.document)
+        extra = self._wire.costs_extra(ask.document)
+        if extra is None and self._access.provider_tools:  # else it was refused at the door
+            extra = self._wire.reaches_out(ask.document)
         repeats = self._wire.repeats(ask.document)
         held = await self._reserve(ask, price, extra or repeats, account)
         self._under_way.price = price if extra is None else None

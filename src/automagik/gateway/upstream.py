@@ -4,6 +4,7 @@ import asyncio
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -14,7 +15,7 @@ from pydantic import SecretStr
 from automagik.budget import is_loopback
 from automagik.errors import NotFound
 from automagik.gateway.connection import Header
-from automagik.gateway.pool import Pool, Reply
+from automagik.gateway.pool import Origin, Pool, Reply
 from automagik.gateway.proxied import ProxiedPool
 from automagik.gateway.wire import Refusal, Vendor
 from automagik.security.secrets import SecretStore
@@ -118,9 +119,8 @@ class Upstream:
         sent = (*headers, *account.headers)
         if self._proxied is not None and _proxy(account.base_url):
             return await self._proxied.send(method, account.base_url + path, sent, body)
-        parts = urlsplit(account.base_url)
-        origin = (parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
-        return await self._pool.send(origin, method, parts.path + path, sent, body)
+        origin, base_path = _target(account.base_url)
+        return await self._pool.send(origin, method, base_path + path, sent, body)
 
     async def _secret(self, name: str) -> SecretStr | None:
         now = self._clock.monotonic()
@@ -133,6 +133,13 @@ class Upstream:
             found = None
         self._kept[name] = (now, found)
         return found
+
+
+@lru_cache(maxsize=64)
+def _target(base_url: str) -> tuple[Origin, str]:
+    """Whom to connect to, and the path that requests go below."""
+    parts = urlsplit(base_url)
+    return (parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)), parts.path
 
 
 def _proxy(base_url: str) -> bool:
@@ -149,12 +156,7 @@ def _set(secret: SecretStr | None) -> SecretStr | None:
 
 
 def _check_address(base_url: str, vendor: Vendor) -> None:
-    try:
-        parts = urlsplit(base_url)
-        sound = parts.hostname is not None and parts.username is None and (parts.port is None or parts.port > 0)
-    except ValueError:
-        sound, parts = False, urlsplit("")
-    if not sound or not (parts.scheme == "https" or (parts.scheme == "http" and _is_near(base_url))):
+    if not _may_have_keys(base_url):
         raise Refusal(
             502,
             f"{_URL_SETTINGS[vendor]} is no address that a key may be sent to: it must be an https URL, or an http one of "
@@ -163,6 +165,18 @@ def _check_address(base_url: str, vendor: Vendor) -> None:
         )
 
 
+@lru_cache(maxsize=64)
+def _may_have_keys(base_url: str) -> bool:
+    """Whether a key may be sent to this address."""
+    try:
+        parts = urlsplit(base_url)
+        sound = parts.hostname is not None and parts.username is None and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
+    return sound and (parts.scheme == "https" or (parts.scheme == "http" and _is_near(base_url)))
+
+
+@lru_cache(maxsize=64)
 def _is_near(base_url: str) -> bool:
     """Whether the address is of this machine or of a private network, as far as it says so itself."""
     host = (urlsplit(base_url).hostname or "").lower()

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NoReturn, Protocol, cast
 
+import orjson
+
 from automagik.gateway.connection import Answer, Header
 from automagik.gateway.metering import Meter
 from automagik.types import Json, JsonObject
@@ -156,6 +158,26 @@ def read_document(body: bytes) -> JsonObject:
     Raises: Refusal (400).
     """
     _check_shape(body)
+    found = _read_alike(body)
+    if found is None:
+        found = _read_with_care(body)
+    for name in found:
+        if not name.isascii() or name != name.lower():
+            raise Refusal(400, "The names of a request's fields are in lower case.")
+    return found
+
+
+def _read_alike(body: bytes) -> JsonObject | None:
+    """The object, where there is no other way to read the body: written anew it is the same, byte for byte. So the CLI's requests
+    are, and it is several times as fast; None: it must be looked at with care."""
+    try:
+        document = cast("Json", orjson.loads(body))
+        return document if isinstance(document, dict) and orjson.dumps(document) == body else None
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+        return None
+
+
+def _read_with_care(body: bytes) -> JsonObject:
     try:
         document = json.loads(body.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
     except UnicodeDecodeError:
@@ -166,15 +188,13 @@ def read_document(body: bytes) -> JsonObject:
         raise Refusal(400, f"The request's body is not JSON: {error}"[:300]) from None
     if not isinstance(document, dict):
         raise Refusal(400, "The request's body must be a JSON object.")
-    found = cast("JsonObject", document)
-    for name in found:
-        if not name.isascii() or name != name.lower():
-            raise Refusal(400, "The names of a request's fields are in lower case.")
-    return found
+    return cast("JsonObject", document)
 
 
 def _check_shape(body: bytes) -> None:
     """Refuse what would hold up everybody while it is read: a body may be large, but not of millions of parts."""
+    if len(body) <= _MAX_CONTAINERS:  # it can't have more parts than bytes
+        return
     # Texts may have any number of brackets; they are left out only where that decides.
     if _is_of_too_many(body) and _is_of_too_many(_STRING.sub(b"", body)):
         raise Refusal(400, "The request's body has too many parts.")
