@@ -11,6 +11,7 @@ from api_house import ApiHouse, read_events
 
 from automagik.api.sse import EventResponse, encode_events
 from automagik.events import RunEvent
+from automagik.types import SYSTEM
 
 pytestmark = pytest.mark.anyio
 
@@ -29,7 +30,8 @@ class Line:
         self._asked = False
         self._left = asyncio.Event()
         key = house.admin.headers["x-api-key"]
-        given = {"x-api-key": key, "content-type": "application/json", **headers}
+        given = {"x-api-key": key, "content-type": "application/json"}
+        given |= {name.replace("_", "-"): value for name, value in headers.items()}
         self._scope: dict[str, Any] = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -136,6 +138,23 @@ async def test_a_silent_line_is_kept_open() -> None:
     assert sent[:2] == [b"", b"first"]
     assert sent[-2:] == [b"last", b""]
     assert 3 <= sent.count(b": keep-alive\n\n") <= 6
+
+
+async def test_a_stream_ends_soon_after_its_key_is_revoked_and_the_run_goes_on(house: ApiHouse) -> None:
+    answer = await house.admin.post("/api/v1/agent/echo/run/async", json={"message_content": "sleep 20"})
+    run = f"/api/v1/runs/{answer.json()['run_id']}"
+    row, key = await house.platform.keys.create("a reader", ["runs:read"], caller=SYSTEM)
+    one = Line(house, "GET", f"{run}/events", accept="text/event-stream", x_api_key=key.get_secret_value())
+    another = Line(house, "GET", f"{run}/events", accept="text/event-stream")
+    await until(lambda: "run_started" in one.text and "run_started" in another.text)
+    await house.platform.keys.revoke(row.key_id, SYSTEM)
+    await asyncio.wait_for(one.task, 5)
+    assert one.text.endswith(": the key is revoked or expired\n\n")
+    assert not another.task.done()
+    assert (await house.admin.get(run)).json()["status"] == "running"
+    await house.admin.post(f"{run}/cancel")
+    await asyncio.wait_for(another.task, 5)
+    assert "run_finished" in another.text
 
 
 async def test_a_server_that_stops_a_stream_is_told_so(house: ApiHouse) -> None:

@@ -1,5 +1,6 @@
 """Admission: from a request to its caller. The key from the headers, its rate limit, and the scopes that a route asks for."""
 
+import functools
 import math
 import uuid
 from collections.abc import Awaitable, Callable
@@ -9,7 +10,7 @@ from fastapi import Depends, Request
 from limits import RateLimitItem, parse
 
 from automagik.api.rate_limits import HitCounter
-from automagik.errors import MissingScope, NotFound, RateLimited, Unauthorized
+from automagik.errors import AutomagikError, MissingScope, NotFound, RateLimited, Unauthorized
 from automagik.security import KeyRing
 from automagik.types import Caller
 
@@ -38,7 +39,7 @@ class Admission:
         self._limits: dict[str, RateLimitItem] = {}
 
     async def admit(self, scope: "Scope") -> Caller:
-        """The caller; also kept in the scope for `caller_of`.
+        """The caller; also kept in the scope for `caller_of`, with a way for streams to ask whether the key is valid still.
 
         Raises:
             Unauthorized: no key in the headers, or one that is unknown, expired or revoked.
@@ -51,12 +52,22 @@ class Admission:
         for key_id, rate_limit in caller.shared_limits:
             await self._count(key_id, rate_limit, shared=True)
         scope["automagik.caller"] = caller
+        scope["automagik.still_admitted"] = functools.partial(self._is_valid, key)
         return caller
 
     async def known(self, scope: "Scope") -> Caller | None:
         """The caller where there is a key, None where there is none. Raises Unauthorized."""
         names = {name for name, _ in scope["headers"]}
         return await self.admit(scope) if names & {b"x-api-key", b"authorization"} else None
+
+    async def _is_valid(self, key: str) -> bool:
+        try:
+            await self._keys.authenticate(key)
+        except Unauthorized:
+            return False
+        except AutomagikError:  # the database is away: that is no word on the key
+            return True
+        return True
 
     async def _count(self, key_id: str, rate_limit: str, *, shared: bool = False) -> None:
         limit = self._limits.get(rate_limit)

@@ -1,7 +1,7 @@
 """Server-sent events: a run's events as bytes, and the response that sends them as they come."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, cast
 
 import orjson
@@ -30,6 +30,7 @@ STREAM_CONTENT: dict[str, Any] = {
 """How a stream stands in the OpenAPI document."""
 
 _KEEP_ALIVE = b": keep-alive\n\n"
+_REFUSED = b": the key is revoked or expired\n\n"
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
@@ -73,7 +74,8 @@ async def run_chunks(stream: RunStream) -> AsyncGenerator[bytes]:
 class EventResponse(Response):
     """Sends what `chunks` gives, one body chunk each, and a comment after `keep_alive_seconds` of silence.
 
-    A client that leaves ends the reading, nothing else. `gauge` counts the streams that are open.
+    A client that leaves ends the reading, nothing else, and so does a key that is valid no more: who reads on with
+    `Last-Event-ID` is told so. `gauge` counts the streams that are open.
     """
 
     def __init__(
@@ -82,15 +84,19 @@ class EventResponse(Response):
         *,
         gauge: Gauge | None = None,
         keep_alive_seconds: float = 15.0,
+        check_seconds: float = 2.0,
     ) -> None:
+        """`check_seconds`: how often the key is looked at that the stream was opened with."""
         self.status_code = 200
         self.background = None
         self.raw_headers = [*_HEADERS]
         self._chunks = chunks
         self._gauge = gauge
         self._keep_alive_seconds = keep_alive_seconds
+        self._check_seconds = check_seconds
         self._sent_at = 0.0
         self._gone = False
+        self._refused = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream until it ends or the client leaves."""
@@ -99,24 +105,38 @@ class EventResponse(Response):
         loop = asyncio.get_running_loop()
         if self._gauge is not None:
             self._gauge.inc()
-        attendant: asyncio.Task[None] | None = None
+        still_admitted = cast("Callable[[], Awaitable[bool]] | None", scope.get("automagik.still_admitted"))
+        attendants: list[asyncio.Task[None]] = []
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             self._sent_at = loop.time()
-            attendant = loop.create_task(self._attend(task, receive, send))
+            attendants.append(loop.create_task(self._attend(task, receive, send)))
+            if still_admitted is not None:
+                attendants.append(loop.create_task(self._watch(task, still_admitted)))
             async for chunk in self._chunks:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 self._sent_at = loop.time()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except asyncio.CancelledError:
-            if not self._gone or task.uncancel() > 0:
+            if not (self._gone or self._refused) or task.uncancel() > 0:
                 raise
+            if self._refused:
+                await send({"type": "http.response.body", "body": _REFUSED, "more_body": False})
         finally:
-            if attendant is not None:
+            for attendant in attendants:
                 attendant.cancel()
             if self._gauge is not None:
                 self._gauge.dec()
             await self._chunks.aclose()
+
+    async def _watch(self, reader: "asyncio.Task[object]", still_admitted: "Callable[[], Awaitable[bool]]") -> None:
+        """Tell `reader` when the key that opened the stream is revoked or expired."""
+        while True:
+            await asyncio.sleep(self._check_seconds)
+            if not await still_admitted():
+                self._refused = not self._gone
+                reader.cancel()
+                return
 
     async def _attend(self, reader: "asyncio.Task[object]", receive: Receive, send: Send) -> None:
         """Break the silence; tell `reader` when the client is gone."""
