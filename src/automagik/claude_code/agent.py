@@ -3,7 +3,6 @@
 import asyncio
 import uuid
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from typing import ClassVar, cast
 
 from automagik.agents import AgentConfig, AgentInput, AgentResponse, AutomagikAgent, RunOptions
@@ -132,7 +131,7 @@ class ClaudeCodeAgent(AutomagikAgent):
             "budget_usd": asked.budget_usd is not None
             and workflow.budget_usd is not None
             and asked.budget_usd > workflow.budget_usd,
-            "model": asked.model is not None and not _allows(workflow, asked.model),
+            "model": asked.model is not None and not workflow.allows(asked.model),
             "executor": asked.executor != "auto",
         }
         for name, is_beyond in beyond.items():
@@ -169,7 +168,3 @@ def _check_variables(workflow: Workflow, given: Mapping[str, str]) -> None:
                 code="unknown_variable",
                 hint=f"Did you mean '{close}'?" if close else f"Declared are: {declared}.",
             )
-
-
-def _allows(workflow: Workflow, model: str) -> bool:
-    return not workflow.models or any(fnmatchcase(model, pattern) for pattern in workflow.models)

@@ -25,7 +25,7 @@ from automagik.claude_code.outcome import Verdict, classify
 from automagik.claude_code.publish import PUBLISHING_WORKFLOW, Publishing, PullRequest
 from automagik.claude_code.transcript import Transcript
 from automagik.claude_code.work import Work
-from automagik.claude_code.workflow import Workflow
+from automagik.claude_code.workflow import ANTHROPIC, Workflow, own_name
 from automagik.errors import AutomagikError, Internal, RunFailed
 from automagik.gateway import Door, RunAccess
 from automagik.sandbox.confinement import Limits
@@ -40,6 +40,7 @@ __all__ = ["Carrying"]
 _log = structlog.stdlib.get_logger(__name__)
 
 _NANO = Decimal(10) ** 9
+_MAX_QUOTED = 500
 
 
 class Carrying:
@@ -116,6 +117,8 @@ class Carrying:
                 execution: Execution | None = await self._start(executor, known, token, furnished)
             else:
                 execution = await executor.find(self._run_id)
+                if known.stage == "running":  # its input was this run's former process's
+                    await self._update(stage="closing")
             if execution is not None:
                 exit_status = await self._follow(executor, execution, transcript, door, known, collecting)
             if self._control.leaves:
@@ -204,12 +207,11 @@ class Carrying:
 
     async def _open_doors(self, stack: AsyncExitStack, executor: Executor, known: ExecutionRow) -> Door:
         house, run_id = self._house, self._run_id
-        models = self._workflow.models
         access = RunAccess(
             run_id=run_id,
             party=self._options.party or Party(key_id=self._row.key_id, user_id=None, agents=(), run_id=run_id),
             token_hash=known.token_hash,
-            models=(*models, self._work.model) if models and self._work.model is not None else models,
+            models=self._models,
             upstream="demo" if self._work.demo else "provider",
         )
         door = await house.gateway.open_door(access, executor.socket(run_id, "api"), tell=self._options.emit)
@@ -248,6 +250,7 @@ class Carrying:
         age = (clock.now() - known.created_at).total_seconds()
         following = Following(
             run_id=self._run_id,
+            owner=self._options.owner,
             executor=executor,
             execution=execution,
             transcript=transcript,
@@ -326,10 +329,7 @@ class Carrying:
                 detail = f"The branch is ready, but could not be published: {refused_by.detail}"
                 verdict = Verdict(RunOutcome.TOOL_ERROR, detail, refused_by.hint, retryable=True)
         await self._describe(known, collecting.workspace, turns=transcript.num_turns, published=published)
-        if await self._house.store.read(lambda tx: tx.words.any_waiting(self._run_id)):
-            self._options.emit(
-                "warning", {"code": "message_too_late", "detail": "What was said last came after the run's end."}
-            )
+        await self._tell_at_end(verdict, exit_status)
         await executor.remove(self._run_id)
         await self._update(stage="ended")
         report = transcript.structured_output
@@ -350,6 +350,22 @@ class Carrying:
             failure=_failure(verdict),
         )
 
+    async def _tell_at_end(self, verdict: Verdict, exit_status: ExitStatus | None) -> None:
+        """Tell what the outcome leaves out: tools that were refused or killed, and words that were not read."""
+        tell = self._options.emit
+        if verdict.outcome is RunOutcome.COMPLETED and verdict.hint is not None:
+            tell("warning", {"code": "tools_denied", "detail": f"{verdict.detail} {verdict.hint}"})
+        if exit_status is not None and exit_status.oom_killed:
+            detail = "The sandbox ran out of memory, and a process in it was killed: AUTOMAGIK_SANDBOX_MEMORY_BYTES is its limit."
+            tell("warning", {"code": "out_of_memory", "detail": detail})
+        for word in await self._house.store.read(lambda tx: tx.words.waiting(self._run_id)):
+            if word.kind == "message":
+                said = word.text if len(word.text) <= _MAX_QUOTED else f"{word.text[:_MAX_QUOTED]}…"
+                detail = (
+                    f"The model has not read this any more: “{said}” Say it in a run with `resume_of` {self._run_id}."
+                )
+                tell("warning", {"code": "message_too_late", "detail": detail})
+
     def _tell_moved(self, known: ExecutionRow) -> None:
         """The run's host is gone for good, and this one has it now: it begins anew here."""
         _log.warning("run_starts_elsewhere", run_id=self._run_id, was=known.host, host=self._house.host)
@@ -368,9 +384,21 @@ class Carrying:
 
     @property
     def _model(self) -> str | None:
-        """The model's own name: the CLI speaks to one provider."""
-        name = self._work.model or self._workflow.model
-        return None if name is None else name.removeprefix("anthropic:")
+        """The model's own name: the request's, else the workflow's, else the platform's where the workflow allows it and it is one
+        of Anthropic's, the only provider that the CLI speaks to; None: the CLI's own choice."""
+        named = self._work.model or self._workflow.model
+        if named is not None:
+            return own_name(named)
+        usual = self._house.settings.model
+        if usual is None or not usual.startswith(ANTHROPIC) or not self._workflow.allows(usual):
+            return None
+        return own_name(usual)
+
+    @property
+    def _models(self) -> tuple[str, ...]:
+        """What its gateway lets through: what the workflow lists, and what the run was begun with; empty: any."""
+        listed = tuple(map(own_name, self._workflow.models))
+        return (*listed, self._model) if listed and self._model is not None else listed
 
     @property
     def _timeout_seconds(self) -> float:

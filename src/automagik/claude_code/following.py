@@ -24,9 +24,11 @@ _TICK_SECONDS = 0.25
 _WORDS_SECONDS = 1.0
 """How often words are looked for whose signal may have been lost."""
 _SIZE_SECONDS = 5.0
-"""How often the workspace and the memory are measured."""
+"""How often the workspace is measured."""
 _CHECKPOINT_SECONDS = 40.0
 """How long after something was done with a tool the commits are taken out, at the latest: within the promised minute."""
+_LAST_LOOKS = 5
+"""How often it is looked for words before nobody is heard any more."""
 _MOST_BUSY = 40
 """How often the ledger may answer "busy" before a run is ended whose CLI does not give up by itself."""
 
@@ -45,6 +47,7 @@ class Following:
     """What is done while the CLI works. `follow` returns when it has ended, or when this process is to leave it."""
 
     run_id: str
+    owner: str
     executor: Executor
     execution: Execution
     transcript: Transcript
@@ -68,6 +71,7 @@ class Following:
     _turn: JsonObject | None = None
     """The result of the last turn that is over."""
     _requests: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
+    _speaking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def follow(self) -> ExitStatus | None:
         """How the CLI ended; None where this process leaves it at work."""
@@ -120,9 +124,13 @@ class Following:
         """The CLI waits for another message, or for the end of its input."""
         if self._closed:
             return
-        if await self._speak():
-            self._interrupted = False
-            return
+        for _ in range(_LAST_LOOKS):
+            if await self._speak():
+                self._interrupted = False
+                return
+            # From here on a message is refused by name, so that none is accepted and then not read.
+            if await self.store.write(lambda tx: tx.executions.close(self.run_id, self.owner)):
+                break
         if self._interrupted:
             self.control.ended_by = self.control.ended_by or "interrupt"
         self._closed = True
@@ -133,15 +141,16 @@ class Following:
     async def _speak(self) -> bool:
         """Whether the CLI was told a message that it had not been told before."""
         spoken = False
-        for word in await self.store.read(lambda tx: tx.words.waiting(self.run_id)):
-            if word.kind == "message":
-                if not await self.execution.send(user_message(word.text)):
-                    continue  # it waits for the next session: nothing is let into this one any more
-                spoken = True
-                self.emit("guidance", {"text": word.text, "kind": "message"})
-            else:
-                await self._interrupt()
-            await self.store.write(lambda tx, word=word: tx.words.take(word.id))
+        async with self._speaking:  # else two who look at the same time would say the same twice
+            for word in await self.store.read(lambda tx: tx.words.waiting(self.run_id)):
+                if word.kind == "message":
+                    if self._closed or not await self.execution.send(user_message(word.text)):
+                        continue  # nothing is let in any more: the run's end tells what was not read
+                    spoken = True
+                    self.emit("guidance", {"text": word.text, "kind": "message"})
+                else:
+                    await self._interrupt()
+                await self.store.write(lambda tx, word=word: tx.words.take(word.id))
         return spoken
 
     async def _interrupt(self) -> None:
@@ -165,8 +174,7 @@ class Following:
             if self.told.is_set() or now - looked >= _WORDS_SECONDS:
                 self.told.clear()
                 looked = now
-                if not self._closed:
-                    await self._speak()
+                await self._speak()
             self._check(now)
             if now - measured >= _SIZE_SECONDS:
                 await self._measure()
@@ -181,11 +189,8 @@ class Following:
             self.control.end("budget")
 
     async def _measure(self) -> None:
+        # Memory is held by the executor, which kills the process that takes too much, and not the run.
         if await self.executor.size(self.run_id) > self.limits.workspace_bytes:
-            self.control.end("size")
-            return
-        used = await self.execution.usage()
-        if used.memory_bytes > self.limits.memory_bytes:
             self.control.end("size")
 
     async def _take_out(self) -> None:

@@ -146,10 +146,11 @@ def _refusal(refused: str | None, result: JsonObject | None) -> Verdict | None:
             retryable=True,
         )
     if refused == "policy":
+        said = "" if result is None else _said(result)
         return Verdict(
             RunOutcome.POLICY,
-            "The run asked for a model that its workflow does not allow.",
-            "Allow it in the workflow's workflow.toml (models), or choose another model.",
+            f"The run asked its model gateway for what it may not have{_quoted(said)}",
+            "Where it is the model: allow it in the workflow's workflow.toml (models), or choose another one.",
         )
     return None
 
@@ -311,7 +312,7 @@ def _api_failure(result: JsonObject, said: str) -> Verdict:
         case 401 | 403:
             return Verdict(
                 RunOutcome.MODEL_ERROR,
-                f"The model's provider refused the platform's key ({status}).",
+                f"The model's provider refused the platform's key ({status}){_quoted(said)}",
                 "Check ANTHROPIC_API_KEY (or ANTHROPIC_AUTH_TOKEN) and what it is allowed: `automagik doctor`.",
             )
         case 404:
@@ -330,8 +331,8 @@ def _api_failure(result: JsonObject, said: str) -> Verdict:
         case _ if status in _PASSING:
             return Verdict(
                 RunOutcome.MODEL_ERROR,
-                f"The model's provider answered {status}, also when asked again.",
-                "It is overloaded or limits the platform's rate: requeue the run later.",
+                f"The model's provider answered {status}, also when asked again{_quoted(said)}",
+                "It is away, overloaded, or limits the platform's rate: requeue the run later.",
                 retryable=True,
             )
         case _:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from fnmatch import fnmatchcase
 from typing import Final, Literal, Self, cast
 
 from automagik.claude_code.workflow_parts import (
@@ -22,10 +23,13 @@ from automagik.memory import BUILTIN_VARIABLES, PromptTemplate, check_text, is_n
 from automagik.sandbox.egress import EgressPolicy
 from automagik.types import JsonObject
 
-__all__ = ["WORKFLOW_NAME", "WORKFLOW_VARIABLES", "HostGone", "Workflow", "WorkflowLimits"]
+__all__ = ["ANTHROPIC", "WORKFLOW_NAME", "WORKFLOW_VARIABLES", "HostGone", "Workflow", "WorkflowLimits", "own_name"]
 
 HostGone = Literal["fail", "restart"]
 """What becomes of a run whose host is gone for good: it fails, or begins again elsewhere from what was taken out last."""
+
+ANTHROPIC: Final = "anthropic:"
+"""How the models that the CLI can speak to may be named."""
 
 WORKFLOW_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}", re.ASCII)
 """What a workflow may be called."""
@@ -179,6 +183,10 @@ class Workflow:
         return tuple(
             name for name in self.prompt.names if name not in WORKFLOW_VARIABLES and name not in self.variables
         )
+
+    def allows(self, model: str) -> bool:
+        """Whether its runs may use the model, which may be named with its provider."""
+        return not self.models or any(fnmatchcase(own_name(model), own_name(pattern)) for pattern in self.models)
 
     def instructions(self, values: Mapping[str, str], *, guide: str | None = None) -> str:
         """The filled prompt, with the repository's own guide after it, as data.
@@ -339,3 +347,8 @@ def _check_tools(tools: ToolRules, servers: JsonObject, *, writes: bool, egress:
                 "The workflow's egress is none, so this tool can reach nothing.",
                 "Remove the tool, or name hosts as `egress` in workflow.toml.",
             )
+
+
+def own_name(model: str) -> str:
+    """A model's name, or a pattern of names, without its provider: as the CLI and the gateway say it."""
+    return model.removeprefix(ANTHROPIC)

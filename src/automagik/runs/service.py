@@ -203,7 +203,7 @@ class RunService:
     async def say(self, run_id: str, caller: Caller, text: str) -> RunRow:
         """A workflow's run under way, whose model will read `text`: with the next result of a tool, or as its next turn.
 
-        Raises: NotFound; Conflict for a run that has ended, or is none of a workflow.
+        Raises: NotFound; Conflict for a run that has ended (`run_ended`), is ending (`run_ending`), or is none of a workflow.
         """
         return await self._speak(run_id, caller, "message", text)
 
@@ -220,8 +220,16 @@ class RunService:
                 hint="Send the agent another message in the same session; `cancel` stops the run.",
             )
         if not await self._store.write(lambda tx: tx.words.say(run_id, kind, text, key_id=caller.key_id)):
+            if RunStatus((await self.get(run_id, caller)).status) in TERMINAL:
+                raise Conflict(
+                    f"The run '{run_id}' has ended.",
+                    code="run_ended",
+                    hint=f'A new run goes on with it: `"resume_of": "{run_id}"`.',
+                )
             raise Conflict(
-                f"The run '{run_id}' has ended.", code="run_ended", hint="A new run goes on with it: `resume_of`."
+                f"The run '{run_id}' hears nothing more: its last turn is under way, or over.",
+                code="run_ending",
+                hint=f'Once it has ended, a new run goes on with it: `"resume_of": "{run_id}"`.',
             )
         await self._store.signals.send("words", run_id)
         return row

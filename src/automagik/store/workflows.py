@@ -15,8 +15,9 @@ from automagik.types import JsonObject
 
 __all__ = ["ExecutionRow", "Executions", "Stage", "Word", "Words", "WorkflowRow", "Workflows"]
 
-Stage = Literal["preparing", "running", "collecting", "ended"]
-"""What is done for a run: its place is made, the CLI works, what it made is taken out; then nothing is left."""
+Stage = Literal["preparing", "running", "closing", "collecting", "ended"]
+"""What is done for a run: its place is made, the CLI works (and, in the end, hears nobody any more), what it made is taken out;
+then nothing is left."""
 
 _workflows = schema.workflows
 _executions = schema.executions
@@ -206,6 +207,16 @@ class Executions(Repository):
         changed = update(_executions).where(_executions.c.run_id == run_id)
         self._connection.execute(changed.values(updated_at=self._now, **changes))
 
+    def close(self, run_id: str, owner: str) -> bool:
+        """Whether nobody's words wait, so that from now on no message is taken: the CLI's input ends. Raises as `begin`."""
+        self._hold(run_id, owner)
+        waiting = select(_words.c.id).where(_words.c.run_id == run_id, _words.c.taken_at.is_(None))
+        if self._connection.scalar(select(exists(waiting))):
+            return False
+        closed = update(_executions).where(_executions.c.run_id == run_id, _executions.c.stage == "running")
+        self._connection.execute(closed.values(updated_at=self._now, stage="closing"))
+        return True
+
     def describe(self, run_id: str, owner: str, details: JsonObject) -> None:
         """Set what the run tells besides: its workspace, turns and executor. Raises as `begin`."""
         self._hold(run_id, owner)
@@ -240,9 +251,13 @@ class Words(Repository):
     __slots__ = ()
 
     def say(self, run_id: str, kind: Literal["message", "interrupt"], words: str, *, key_id: str | None) -> bool:
-        """Whether the run is under way, so that this is kept for it."""
+        """Whether the run is under way and hears this, so that it is kept for it."""
         running = select(_runs.c.run_id).where(_runs.c.run_id == run_id, text(schema.OPEN_RUNS)).with_for_update()
         if self._connection.execute(running).one_or_none() is None:
+            return False
+        deaf = ("collecting", "ended") if kind == "interrupt" else ("closing", "collecting", "ended")
+        closed = select(_executions.c.run_id).where(_executions.c.run_id == run_id, _executions.c.stage.in_(deaf))
+        if self._connection.execute(closed).one_or_none() is not None:
             return False
         self._connection.execute(
             insert(_words).values(run_id=run_id, kind=kind, text=words, key_id=key_id, created_at=self._now)
@@ -261,11 +276,6 @@ class Words(Repository):
         """Whether this is the first to take the word: from now on it has been told."""
         taken = update(_words).where(_words.c.id == word_id, _words.c.taken_at.is_(None)).values(taken_at=self._now)
         return bool(self._connection.execute(taken).rowcount)
-
-    def any_waiting(self, run_id: str) -> bool:
-        """Whether the run has not been told everything."""
-        untaken = select(_words.c.id).where(_words.c.run_id == run_id, _words.c.taken_at.is_(None))
-        return bool(self._connection.scalar(select(exists(untaken))))
 
 
 def _workflow(record: Row[Any]) -> WorkflowRow:
