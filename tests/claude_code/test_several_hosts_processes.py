@@ -154,11 +154,11 @@ async def test_runs_outlive_a_worker_and_then_their_host_and_are_had_from_every_
         assert (run["status"], run["attempt"]) == ("running", 1)
         assert [commit["subject"] for commit in run["workspace"]["commits"]] == ["one"]
         assert "+one" in (await hosts.client.get(f"/runs/{run_id}/diff")).text
-    hosts.workers["one"].kill()
+    hosts.workers["one"].freeze()
     assert hosts.left("one") == sorted(both)
     assert hosts.at_work("one")
 
-    # The host does not come back.
+    # The host is taken for gone.
     await hosts.start("two")
     gone = await hosts.ended(lost)
     assert gone["outcome"] == "sandbox_lost"
@@ -184,6 +184,11 @@ async def test_runs_outlive_a_worker_and_then_their_host_and_are_had_from_every_
     assert sum(usage["requests"] for usage in used if usage) == len(hosts.api.calls)
 
     # The host comes back: it ends what it has at work for them, and changes nothing of what is told.
+    hosts.workers["one"].thaw()
+    async with asyncio.timeout(30):
+        while "executor_renewed" not in hosts.workers["one"].output:
+            await asyncio.sleep(0.1)
+    hosts.workers["one"].kill()
     await hosts.start("one")
     async with asyncio.timeout(60):
         while hosts.left("one") or hosts.at_work("one"):
