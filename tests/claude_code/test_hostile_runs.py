@@ -76,3 +76,19 @@ async def test_a_toolchain_that_one_owner_prepared_is_given_to_nobody_else(warm:
             seen.append(await results(house, run_id))
     assert ["poisoned" in text for text in seen] == [True, False, False]
     assert ["of alice" in text for text in seen] == [False, True, True]  # the second time from the cache
+
+
+@pytest.mark.long
+async def test_what_a_run_wrote_is_kept_where_its_commits_are_refused(warm: WarmPython) -> None:
+    need("bubblewrap")
+    need("claude")
+    large = "truncate -s 110000000 large.bin; echo late > late.txt; git add -A; git commit -q -m Large"
+    async with workflow_house(script(bash(large)), warm=warm) as house:
+        run_id = await house.begin()
+        run = await house.ended(run_id)
+        assert (run["outcome"], run["workspace"]["commits"]) == ("sandbox_error", [])
+        assert "110000000 bytes" in run["error"]["detail"]
+        assert "runs diff RUN --wip" in run["error"]["hint"]
+        diff = (await house.client.get(f"/runs/{run_id}/diff", params={"wip": "true"})).text
+    assert "+late" in diff
+    assert "large.bin" not in diff

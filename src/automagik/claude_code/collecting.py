@@ -11,6 +11,7 @@ from typing import cast
 import structlog
 
 from automagik.claude_code.archives import collected
+from automagik.claude_code.bundles import BundleRefused
 from automagik.claude_code.commits import extract_commits
 from automagik.claude_code.executor import Executor
 from automagik.claude_code.history import Taken
@@ -65,10 +66,28 @@ class Collecting:
     async def finish(self) -> None:
         """Take out what there is at the end, and keep the conversation.
 
-        Raises: AutomagikError where what the run made can't be had.
+        Raises: AutomagikError where what the run made can't be had. Where its commits are refused, what stands in its folder is
+        had all the same, as what was not committed.
         """
-        await self._take()
-        await self._keep_conversation()
+        try:
+            await self._take()
+        except BundleRefused as refused:
+            await self._take(tree_on=self._sound)
+            if self.taken is None or self.taken.wip_commit is None:
+                raise
+            raise BundleRefused(
+                refused.detail,
+                field=("bundle",),
+                hint="What stood in its folder is kept: `automagik runs diff RUN --wip`.",
+            ) from refused
+        finally:
+            await self._keep_conversation()
+
+    @property
+    def _sound(self) -> str:
+        """The last commit of the run that was taken, else the one that it began from."""
+        taken = self.taken.head_commit if self.taken is not None else self.known.head_commit
+        return taken or self.known.base_commit or ""
 
     @property
     def workspace(self) -> JsonObject:
@@ -95,14 +114,14 @@ class Collecting:
             "base_branch": self.base_branch,
         }
 
-    async def _take(self) -> None:
+    async def _take(self, *, tree_on: str | None = None) -> None:
         if not self.keeps:
             return
         async with self._taking:
             run_id = self.row.run_id
             with tempfile.TemporaryDirectory(dir=self.house.settings.data_dir) as folder:
                 file = Path(folder) / "run.bundle"
-                await self._extract(file)
+                await self._extract(file, tree_on)
                 taken = await self.house.repositories.take(
                     run_id,
                     self.repository,
@@ -126,9 +145,11 @@ class Collecting:
                     self.told.add(name)
                     self.emit("commit", document)
 
-    async def _extract(self, file: Path) -> None:
+    async def _extract(self, file: Path, tree_on: str | None) -> None:
         script = extract_commits(
-            base_commit=self.known.base_commit or "", workspace=self.executor.inside(self.row.run_id).workspace
+            base_commit=self.known.base_commit or "",
+            workspace=self.executor.inside(self.row.run_id).workspace,
+            tree_on=tree_on,
         )
         done = await self.executor.once(
             self.row.run_id,

@@ -5,9 +5,18 @@ from automagik.claude_code.workspace import INSIDE, SandboxScript, script_enviro
 
 __all__ = ["extract_commits"]
 
+_MAX_BRANCHES = 400
+_TREE_SECONDS = 45
+"""How long reading the tree may take: twice that and the rest must fit into the time for all."""
+
 
 def extract_commits(
-    *, base_commit: str, workspace: str = INSIDE, max_file_bytes: int = MAX_FILE_BYTES
+    *,
+    base_commit: str,
+    workspace: str = INSIDE,
+    max_file_bytes: int = MAX_FILE_BYTES,
+    tree_on: str | None = None,
+    tree_seconds: int = _TREE_SECONDS,
 ) -> SandboxScript:
     """Print a bundle of everything that the base does not have; nothing where there is nothing. `Repositories.take` reads it.
 
@@ -17,10 +26,14 @@ def extract_commits(
 
     The agent's folder is data to it: it works in a git folder of its own that borrows the workspace's objects, and neither reads
     the workspace's git settings, hooks and locks nor writes anything to it. So it may run while the agent works. Where the
-    workspace's own git folder is gone or broken, the tree is saved all the same, as a commit without a parent. What it had to
+    workspace's own git folder is gone or broken, the tree is saved all the same, as a commit without a parent; where the tree
+    can't be read within `tree_seconds`, the commits are. What it had to
     leave out it says on standard error, a line that begins with `automagik:` each.
+
+    With `tree_on`, a commit that is known to be sound, none of the workspace's later commits are in it: the tree as it is stands
+    upon that one. So what a run wrote is had even where its commits can't be taken.
     """
-    arguments = (workspace, base_commit, str(max_file_bytes))
+    arguments = (workspace, base_commit, str(max_file_bytes), tree_on or "", str(tree_seconds))
     return SandboxScript(
         ("/bin/sh", "-c", _EXTRACT, "extract_commits", *arguments), script_environment(), writable=False
     )
@@ -28,7 +41,7 @@ def extract_commits(
 
 _EXTRACT = r"""
 set -u
-workspace=$1 base=$2 largest=$3
+workspace=$1 base=$2 largest=$3 sound=$4 seconds=$5
 theirs=$workspace/.git
 name='[A-Za-z0-9_][A-Za-z0-9_+@=,%./-]\{0,79\}'
 
@@ -50,36 +63,47 @@ begin() {  # a git folder of our own, without settings but ours
     fi
 }
 
-borrow() {  # their objects, and those of their refs that have a name and a commit
+borrow() {  # their objects, and those of their refs that have a name and a commit: the one that is checked out before all others
     printf '%s\n' "$theirs/objects" > "$GIT_DIR/objects/info/alternates"
+    value=
+    if [ -f "$theirs/HEAD" ]; then value=$(head -c 300 "$theirs/HEAD" 2> /dev/null | tr -d '\0'); fi
+    if printf '%s\n' "$value" | grep -q -x -e "ref: refs/heads/$name" -e '[0-9a-f]\{40\}'; then
+        printf '%s\n' "$value" > "$GIT_DIR/HEAD"
+    else
+        note "the workspace's HEAD can't be read"
+    fi
+    current=${value#ref: refs/heads/}
+    [ -n "$current" ] || current=//  # no branch has that name
     if [ -f "$theirs/packed-refs" ]; then
         head -c 4194304 "$theirs/packed-refs" \
-            | sed -n "s|^\([0-9a-f]\{40\}\) \(refs/heads/$name\)\$|\1 \2|p" | head -n 500 > "$GIT_DIR/packed-refs"
+            | sed -n "s|^\([0-9a-f]\{40\}\) \(refs/heads/$name\)\$|\1 \2|p" > packed
+        grep -F -e " refs/heads/$current" packed | head -n 20 > "$GIT_DIR/packed-refs"
+        grep -v -F -e " refs/heads/$current" packed | head -n 500 >> "$GIT_DIR/packed-refs"
     fi
-    (cd "$theirs/refs/heads" 2> /dev/null && find . -type f) | sed -n "s|^\./\($name\)\$|\1|p" | grep -v '\.lock$' \
-        | head -n 500 > refs
+    (cd "$theirs/refs/heads" 2> /dev/null && find . -type f) | sed -n "s|^\./\($name\)\$|\1|p" | grep -v '\.lock$' > loose
+    grep -x -F -e "$current" loose > refs
+    grep -v -x -F -e "$current" loose | head -n 500 >> refs
     while IFS= read -r ref; do
         value=$(head -c 41 "$theirs/refs/heads/$ref" 2> /dev/null | tr -d '\0')
         case $value in *[!0-9a-f]*) continue ;; esac
         [ ${#value} -eq 40 ] || continue
         mkdir -p "$GIT_DIR/refs/heads/$(dirname "$ref")" && printf '%s\n' "$value" > "$GIT_DIR/refs/heads/$ref"
     done < refs
-    value=$(head -c 300 "$theirs/HEAD" 2> /dev/null | tr -d '\0')
-    if printf '%s\n' "$value" | grep -q -x -e "ref: refs/heads/$name" -e '[0-9a-f]\{40\}'; then
-        printf '%s\n' "$value" > "$GIT_DIR/HEAD"
-    else
-        note "the workspace's HEAD can't be read"
-    fi
 }
 
 branches() {  # names of branches that are commits, a line each
     git for-each-ref --format='%(objectname) %(refname)' refs/heads 2> /dev/null > all
     cut -d ' ' -f 1 all | git cat-file --batch-check='%(objecttype)' > kinds 2> /dev/null
-    paste -d ' ' kinds all | sed -n 's/^commit [0-9a-f]\{40\} //p'
+    paste -d ' ' kinds all | sed -n 's/^commit [0-9a-f]\{40\} //p' > named
+    # The one that is checked out, which is the run's, is never among those that are too many.
+    current=$(git symbolic-ref --quiet HEAD)
+    if [ -n "$current" ] && grep -q -x -F -e "$current" named; then printf '%s\n' "$current"; fi
+    grep -v -x -F -e "$current" named | head -n @BRANCHES@
+    [ "$(wc -l < named)" -le @BRANCHES@ ] || note "left out: branches over @BRANCHES@"
 }
 
 index() {  # theirs as it is, for it knows which files are unchanged; but not where it hides changes
-    if [ -n "$1" ] && [ -f "$theirs/index" ] && [ ! -L "$theirs/index" ] \
+    if [ -n "$1" ] && [ -z "$sound" ] && [ -f "$theirs/index" ] && [ ! -L "$theirs/index" ] \
         && cp -p "$theirs/index" "$GIT_INDEX_FILE" 2> /dev/null && chmod u+w "$GIT_INDEX_FILE" \
         && git ls-files -v > flags 2> /dev/null && ! grep -q '^[a-zS]' flags; then
         return 0
@@ -88,8 +112,8 @@ index() {  # theirs as it is, for it knows which files are unchanged; but not wh
     if [ -n "$1" ]; then git read-tree "$1"; fi
 }
 
-add() {
-    (cd "$workspace" && git add --all --ignore-errors --pathspec-from-file="$made/paths" --pathspec-file-nul) \
+add() {  # what it can't read in time (a pipe in the place of a file) must not take the commits with it
+    (cd "$workspace" && timeout -k 2 "$seconds" git add --all --ignore-errors --pathspec-from-file="$made/paths" --pathspec-file-nul) \
         > /dev/null 2> added
 }
 
@@ -102,11 +126,15 @@ wip() {  # refs/automagik/wip, where the tree differs from the commit $1 (empty:
         sed -z 's|^\./|:(top,exclude,literal)|' large >> paths
     fi
     # Not every file can be read, and a repository within may have no commit: the rest is saved all the same.
-    add || {
+    add
+    case $? in
+    0) ;;
+    124 | 137) note "the tree could not be read within $seconds seconds" ;;
+    *)
         # A file that is not in the encoding which the repository's attributes say stops it: saved as it is, then.
         printf '* !working-tree-encoding\n' > "$GIT_DIR/info/attributes"
-        add || note "not everything was saved: $(grep -v '^hint:' added | tail -n 1 | head -c 300)"
-    }
+        add || note "not everything was saved: $(grep -v '^hint:' added | tail -n 1 | head -c 300)" ;;
+    esac
     tree=$(git write-tree 2> /dev/null) || { note "the tree can't be saved: is the disk full?"; return 1; }
     moment='@0 +0000' parent=
     if [ -n "$1" ]; then
@@ -131,10 +159,10 @@ if [ -d "$theirs/objects" ] && [ ! -L "$theirs" ]; then
     begin own
     borrow
     if git cat-file -e "$base^{commit}" 2> /dev/null; then
-        head=$(git rev-parse --quiet --verify 'HEAD^{commit}' 2> /dev/null) || head=$base
+        head=$(git rev-parse --quiet --verify "${sound:-HEAD}^{commit}" 2> /dev/null) || head=$base
         git update-ref refs/automagik/HEAD "$head"
         wip "$head" || true
-        branches > wanted
+        if [ -n "$sound" ]; then : > wanted; else branches > wanted; fi
         git for-each-ref --format='%(refname)' refs/automagik >> wanted
         printf '^%s\n' "$base" >> wanted
         if bundle; then
@@ -155,5 +183,5 @@ if [ -s wanted ]; then
     bundle || fail "nothing could be saved: $(tail -n 1 told | head -c 300)"
     if [ -f out ]; then cat out; fi
 fi
-"""
+""".replace("@BRANCHES@", str(_MAX_BRANCHES))
 """POSIX sh with git, find, sed, grep and the core utilities; its arguments are data, never part of the text."""
