@@ -13,7 +13,7 @@ from typing import Literal, cast
 import pytest
 from ledger_house import CENT, USD, LedgerHouse, TurnedClock, counters, party, reservations
 
-from automagik.budget import Party, Reservation
+from automagik.budget import ModelCall, Party, Reservation
 from automagik.errors import BudgetBusy, BudgetExceeded
 from automagik.store import Store, Transaction
 from automagik.store.budgets import BudgetRow
@@ -109,19 +109,44 @@ async def end(
     houses: Sequence[LedgerHouse], reservation: Reservation, who: Party, how: str, cost: int, book: Book
 ) -> None:
     ledger = houses[-1].ledger  # whoever settles: the rows are the truth
+    row = call_row(reservation, cost)
     match how:
         case "settle":
-            await ledger.settle(reservation, cost)
+            await ledger.settle(reservation, cost, call=row)
         case "twice":
-            await asyncio.gather(ledger.settle(reservation, cost), ledger.settle(reservation, cost))
+            await asyncio.gather(*(ledger.settle(reservation, cost, call=row) for _ in range(2)))
         case "release":
             await ledger.release(reservation)
             return
         case "later":
-            ledger.settle_later(reservation, cost)
+            ledger.settle_later(reservation, cost, call=row)
         case _:
             cost = reservation.granted_nano  # nobody settles it: it will have been spent in full
     book.count(who, cost)
+
+
+def call_row(reservation: Reservation, cost: int) -> ModelCall:
+    return ModelCall(
+        call_id=reservation.call_id,
+        run_id=None,
+        key_id=None,
+        user_id=None,
+        wire="anthropic",
+        model="m",
+        status=200,
+        outcome="completed",
+        created_at=datetime(2026, 11, 15, 12, tzinfo=UTC),
+        duration_ms=1,
+        cost_nano=cost,
+        reserved_nano=reservation.granted_nano,
+    )
+
+
+def told_by_calls(tx: Transaction) -> tuple[int, int]:
+    """What the rows of the calls say that was spent, and how many of them tell of one that was lost."""
+    found = "SELECT sum(cost_nano), sum(CASE outcome WHEN 'lost' THEN 1 ELSE 0 END) FROM model_calls"
+    spent, lost = tx.connection.exec_driver_sql(found).one()
+    return int(spent), int(lost)
 
 
 def over(tx: Transaction) -> list[object]:
@@ -166,6 +191,7 @@ async def check(
         rows = await first.store.read(lambda tx: [tx.budgets.get(budget.budget_id) for budget in budgets])
         expected = [book.spent[row.scope, row.scope_id] for row in rows]
         assert [row.spent_nano for row in rows] == expected
+        assert await first.store.read(told_by_calls) == (rows[0].spent_nano, book.done["crash"])
         assert {reserved for _, _, reserved in await first.store.read(counters)} == {0}
         for kind in ("BudgetBusy", "granted", "release", "crash", "twice", "later"):
             assert book.done[kind], book.done
