@@ -36,6 +36,7 @@ from automagik.runs.runtime import Runtime
 from automagik.runs.worker import Carry, Engine, Worker
 from automagik.sandbox.registries import RegistryFinder
 from automagik.security import KeyRing
+from automagik.security.rate_limits import RateLimits, hit_counter
 from automagik.security.secrets import SecretStore
 from automagik.settings import Settings
 from automagik.store import Store
@@ -100,6 +101,7 @@ class Platform:
     agents: AgentFactory
     events: EventBus
     redis: "RedisConnections | None"
+    limits: RateLimits
     ledger: Ledger
     budgets: Budgets
     usage: UsageReport
@@ -211,13 +213,21 @@ class Platform:
             runtime.admits_workflows = HostAdmission(settings, house.executors, clock, alone=alone)
             metrics.active_runs.set_function(lambda: runs.live_runs)
             stack.push_async_callback(runs.close)
+            limits = RateLimits(
+                hit_counter(
+                    store,
+                    clock,
+                    redis_pool=redis.pool if redis is not None else None,
+                    redis_failures=redis.failures if redis is not None else (),
+                )
+            )
             if role != "api":
                 await worker.open(at_once=role == "worker")
                 stack.push_async_callback(worker.stop)
                 stack.push_async_callback(
                     _end, asyncio.create_task(reap_forever(store, house.executors, house.repositories, host=host))
                 )
-                scheduler = Scheduler(store=store, runs=runs, keys=keys, clock=clock)
+                scheduler = Scheduler(store=store, runs=runs, keys=keys, limits=limits, clock=clock)
                 stack.push_async_callback(_end_scheduling, scheduler, asyncio.create_task(scheduler.run()))
                 sender = WebhookSender(store, outbound, secrets, clock=clock, render=run_document, observer=metrics)
                 sending = asyncio.create_task(sender.run())
@@ -245,6 +255,7 @@ class Platform:
                 agents=agents,
                 events=events,
                 redis=redis,
+                limits=limits,
                 ledger=ledger,
                 budgets=Budgets(store, ledger),
                 usage=UsageReport(store),

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 from limits import RateLimitItem, parse
 
-from automagik.api.rate_limits import Hits, SharedHits
+from automagik.security.rate_limits import Hits, SharedHits
 
 pytestmark = pytest.mark.anyio
 

@@ -39,7 +39,8 @@ class Deadly:
 async def main():
     async with Platform.open(Settings(), role="api") as platform:
         await Scheduler(
-            store=platform.store, runs=Deadly(platform.runs), keys=platform.keys, clock=platform.clock
+            store=platform.store, runs=Deadly(platform.runs), keys=platform.keys, limits=platform.limits,
+            clock=platform.clock
         ).run()
 
 

@@ -19,6 +19,7 @@ from automagik.errors import (
     NotFound,
     OverrideNotAllowed,
     PreconditionFailed,
+    RateLimited,
     TooLarge,
 )
 from automagik.runs import RunRequest, Scheduler
@@ -72,13 +73,24 @@ class Office:
 
     def another_scheduler(self) -> Scheduler:
         platform = self.platform
-        return Scheduler(store=platform.store, runs=platform.runs, keys=platform.keys, clock=self.clock)
+        return Scheduler(
+            store=platform.store, runs=platform.runs, keys=platform.keys, limits=platform.limits, clock=self.clock
+        )
 
     async def caller(
-        self, *scopes: str, user_id: uuid.UUID | None = None, expires_at: datetime | None = None
+        self,
+        *scopes: str,
+        user_id: uuid.UUID | None = None,
+        expires_at: datetime | None = None,
+        rate_limit: str | None = None,
     ) -> Caller:
         row, _ = await self.platform.keys.create(
-            "a test", scopes or ("agents:echo:run",), caller=SYSTEM, user_id=user_id, expires_at=expires_at
+            "a test",
+            scopes or ("agents:echo:run",),
+            caller=SYSTEM,
+            user_id=user_id,
+            expires_at=expires_at,
+            rate_limit=rate_limit,
         )
         return await self.platform.keys.caller_of(row.key_id)
 
@@ -124,7 +136,9 @@ async def office(
     async with fresh_settings(dialect, tmp_path, server=server) as settings:
         settings = settings.model_copy(update={"model": "demo", **changes})
         async with Platform.open(settings, clock=clock, role="api") as platform:
-            scheduler = Scheduler(store=platform.store, runs=platform.runs, keys=platform.keys, clock=clock)
+            scheduler = Scheduler(
+                store=platform.store, runs=platform.runs, keys=platform.keys, limits=platform.limits, clock=clock
+            )
             yield Office(platform, clock, scheduler)
 
 
@@ -146,6 +160,22 @@ async def test_a_due_time_becomes_a_run_in_the_name_of_the_key(office: Office) -
     row = await office.row()
     assert (row.next_at, row.last_at, row.last_run_id, row.last_error) == (first + HOUR, first, run.run_id, None)
     assert (row.revision, row.updated_at) == (made.revision, made.updated_at)
+
+
+async def test_firings_count_for_the_rate_limit_of_their_key(office: Office) -> None:
+    limited = await office.caller(rate_limit="2/day")
+    await office.make("* * * * *", caller=limited)
+    await office.make("* * * * *", name="free")
+    begin = office.clock.at
+    for _ in range(4):
+        office.clock.turn(timedelta(minutes=1))
+        await office.fire()
+    times = [begin + timedelta(minutes=minute) for minute in range(1, 5)]
+    assert await office.fired("free") == times
+    assert await office.fired() == times[:2]
+    assert "This key may make 2 requests a day, and has." in str((await office.row()).last_error)
+    with pytest.raises(RateLimited):  # as a request of the key would be
+        await office.platform.limits.count(limited)
 
 
 async def test_a_clock_that_goes_back_fires_nothing_again(office: Office) -> None:
@@ -460,7 +490,14 @@ async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10.0)
 
 async def test_a_new_schedule_wakes_the_loop_which_fires_second_by_second(office: Office) -> None:
     platform, clock = office.platform, SystemClock()
-    scheduler = Scheduler(store=platform.store, runs=platform.runs, keys=platform.keys, clock=clock, poll_seconds=3600)
+    scheduler = Scheduler(
+        store=platform.store,
+        runs=platform.runs,
+        keys=platform.keys,
+        limits=platform.limits,
+        clock=clock,
+        poll_seconds=3600,
+    )
     looping = asyncio.create_task(scheduler.run())
     await asyncio.sleep(0.3)  # it has seen that there is nothing to do
     office.clock.turn_to(clock.now())
@@ -481,7 +518,12 @@ async def test_a_new_schedule_wakes_the_loop_which_fires_second_by_second(office
 async def test_the_loop_goes_on_when_the_database_was_away_and_ends_when_it_is_closed(office: Office) -> None:
     platform = office.platform
     scheduler = Scheduler(
-        store=platform.store, runs=platform.runs, keys=platform.keys, clock=office.clock, poll_seconds=0.05
+        store=platform.store,
+        runs=platform.runs,
+        keys=platform.keys,
+        limits=platform.limits,
+        clock=office.clock,
+        poll_seconds=0.05,
     )
     made = await office.make()
     assert made.next_at is not None

@@ -98,9 +98,25 @@ async def test_the_earliest_active_schedules_come_first(store: Store) -> None:
     soon = await make(store, "soon", next_at=NOON)
     await make(store, "paused", active=False, next_at=None)
     await make(store, "over", next_at=None)
-    upcoming = await store.read(lambda tx: tx.schedules.upcoming(10))
+    upcoming = await store.read(lambda tx: tx.schedules.upcoming(NOON - HOUR, 10))
     assert upcoming == [(soon.schedule_id, NOON), (late.schedule_id, NOON + HOUR)]
-    assert await store.read(lambda tx: tx.schedules.upcoming(1)) == upcoming[:1]
+    assert await store.read(lambda tx: tx.schedules.upcoming(NOON, 1)) == upcoming[:1]
+
+
+async def test_keys_whose_schedules_are_due_take_turns(store: Store) -> None:
+    for index in range(3):
+        await make(store, f"a{index}", key_id="key_a", next_at=NOON + timedelta(seconds=index))
+    await make(store, "b", key_id="key_b", next_at=NOON + timedelta(minutes=5))
+    await make(store, "c", key_id=None, next_at=NOON + timedelta(minutes=4))
+    await make(store, "later", key_id="key_c", next_at=NOON + HOUR)
+
+    async def names(now: datetime, limit: int) -> list[str]:
+        upcoming = await store.read(lambda tx: tx.schedules.upcoming(now, limit))
+        return [(await found(store, schedule_id)).name for schedule_id, _ in upcoming]
+
+    now = NOON + timedelta(minutes=10)
+    assert await names(now, 10) == ["a0", "c", "b", "a1", "a2", "later"]
+    assert await names(now, 3) == ["a0", "c", "b"]
 
 
 async def test_a_firing_is_noted_once_and_is_no_change_of_the_schedule(store: Store) -> None:

@@ -1,17 +1,15 @@
 """Admission: from a request to its caller. The key from the headers, its rate limit, and the scopes that a route asks for."""
 
 import functools
-import math
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, cast
 
 from fastapi import Depends, Request
-from limits import RateLimitItem, parse
 
-from automagik.api.rate_limits import HitCounter
-from automagik.errors import AutomagikError, MissingScope, NotFound, RateLimited, Unauthorized
+from automagik.errors import AutomagikError, MissingScope, NotFound, Unauthorized
 from automagik.security import KeyRing
+from automagik.security.rate_limits import RateLimits
 from automagik.types import Caller
 
 if TYPE_CHECKING:
@@ -33,10 +31,9 @@ _QUERY_KEYS = (b"x-api-key=", b"api_key=", b"apikey=", b"x_api_key=", b"access_t
 class Admission:
     """Admits requests that carry a valid key within its rate limit, and within those of the keys that it descends from."""
 
-    def __init__(self, keys: KeyRing, hits: HitCounter) -> None:
+    def __init__(self, keys: KeyRing, limits: RateLimits) -> None:
         self._keys = keys
-        self._hits = hits
-        self._limits: dict[str, RateLimitItem] = {}
+        self._limits = limits
 
     async def admit(self, scope: "Scope") -> Caller:
         """The caller; also kept in the scope for `caller_of`, with a way for streams to ask whether the key is valid still.
@@ -47,10 +44,7 @@ class Admission:
         """
         key = presented_key(scope)
         caller = self._keys.cached(key) or await self._keys.authenticate(key)
-        if caller.rate_limit is not None:
-            await self._count(caller.key_id or "", caller.rate_limit)
-        for key_id, rate_limit in caller.shared_limits:
-            await self._count(key_id, rate_limit, shared=True)
+        await self._limits.count(caller)
         scope["automagik.caller"] = caller
         scope["automagik.still_admitted"] = functools.partial(self._is_valid, key)
         return caller
@@ -68,21 +62,6 @@ class Admission:
         except AutomagikError:  # the database is away: that is no word on the key
             return True
         return True
-
-    async def _count(self, key_id: str, rate_limit: str, *, shared: bool = False) -> None:
-        limit = self._limits.get(rate_limit)
-        if limit is None:
-            limit = self._limits[rate_limit] = parse(rate_limit)
-        hits = await self._hits.hit(key_id, limit)
-        if hits.count <= limit.amount:
-            return
-        wait = max(1, math.ceil(hits.seconds_left))
-        who = "This key and the one that made it, with all of its keys," if shared else "This key"
-        raise RateLimited(
-            f"{who} may make {rate_limit.replace('/', ' requests a ')}, and {'have' if shared else 'has'}.",
-            retry_after_seconds=wait,
-            hint=f"Wait {wait} seconds, or use a key with a higher rate limit.",
-        )
 
 
 def presented_key(scope: "Scope") -> str:

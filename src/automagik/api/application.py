@@ -19,7 +19,6 @@ from automagik.api.middleware import Gate
 from automagik.api.openai import ROUTERS
 from automagik.api.openai.envelope import envelope_response
 from automagik.api.problems import problem_response
-from automagik.api.rate_limits import hit_counter
 from automagik.api.routes import (
     agents,
     artifacts,
@@ -90,7 +89,7 @@ def create_api(platform: Platform) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
     )
     app.state.platform = platform
-    app.state.admission = Admission(platform.keys, hit_counter(platform))
+    app.state.admission = Admission(platform.keys, platform.limits)
     for router in _ROUTERS:
         # Not include_router: an included router is matched twice for each request in this FastAPI.
         app.router.routes.extend(router.routes)

@@ -13,6 +13,7 @@ from automagik.runs.cron import CronTimes
 from automagik.runs.schedules import CHANGED, labelled
 from automagik.runs.service import RunService
 from automagik.security import KeyRing
+from automagik.security.rate_limits import RateLimits
 from automagik.store import Store
 from automagik.store.rows import RunRow, ScheduleRow
 from automagik.store.schedules import USER_GONE
@@ -43,15 +44,26 @@ class Scheduler:
     the schedule move on to its next time, and only if nobody else moved it. So a process that dies between the two, and
     hosts that come at once, give the same run. Times are taken from the row, never counted anew: a clock that goes back
     fires nothing again.
+
+    A firing counts for the rate limit of its key, as a request does; one that has to wait so long that its time is late is
+    a missed one. Keys whose schedules are due take turns, so that none waits for another's thousand.
     """
 
     def __init__(
-        self, *, store: Store, runs: RunService, keys: KeyRing, clock: Clock, poll_seconds: float = 5.0
+        self,
+        *,
+        store: Store,
+        runs: RunService,
+        keys: KeyRing,
+        limits: RateLimits,
+        clock: Clock,
+        poll_seconds: float = 5.0,
     ) -> None:
-        """`poll_seconds`: how often the schedules are looked at when no signal comes."""
+        """`limits`: each firing counts for its key. `poll_seconds`: how often the schedules are looked at when no signal comes."""
         self._store = store
         self._runs = runs
         self._keys = keys
+        self._limits = limits
         self._clock = clock
         self._poll_seconds = poll_seconds
         self._slots = asyncio.Semaphore(_AT_ONCE)
@@ -115,8 +127,8 @@ class Scheduler:
     async def _upcoming(self) -> Sequence[tuple[str, datetime]]:
         monotonic = self._clock.monotonic()
         self._held = {of: until for of, until in self._held.items() if until > monotonic}
-        limit = _LOOK_AHEAD + len(self._held)
-        return await self._store.read(lambda tx: tx.schedules.upcoming(limit))
+        now, limit = self._clock.now(), _LOOK_AHEAD + len(self._held)
+        return await self._store.read(lambda tx: tx.schedules.upcoming(now, limit))
 
     def _hold(self, schedule_id: str, seconds: float = _HOLD_SECONDS) -> None:
         self._held[schedule_id] = self._clock.monotonic() + seconds
@@ -156,7 +168,8 @@ class Scheduler:
         try:
             run = await self._submit(row, due)
         except (RateLimited, ServiceUnavailable) as busy:  # it passes: the same time is tried again
-            self._hold(row.schedule_id, min(busy.retry_after_seconds, _HOLD_SECONDS))
+            longest = _LATE.total_seconds() if type(busy) is RateLimited else _HOLD_SECONDS
+            self._hold(row.schedule_id, min(busy.retry_after_seconds, longest))
             await self._failed(row, due, busy)
         except AutomagikError as error:
             if isinstance(error, NotFound) and error.kind == "user" and row.user_id is not None:
@@ -172,6 +185,7 @@ class Scheduler:
         request = labelled(row)
         request = replace(request, labels={**request.labels, "scheduled_at": utc_text(due)})
         caller = await self._keys.caller_of(row.key_id or "")
+        await self._limits.count(caller)
         return await self._runs.submit(request, caller, idempotency_key=f"schedule:{row.schedule_id}:{utc_text(due)}")
 
     async def _set_aside(self, schedule_id: str, error: BaseException) -> None:

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any, TypedDict, Unpack
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, func, insert, select, update
 from sqlalchemy import delete as delete_from
 
 from automagik.errors import NotFound, PreconditionFailed
@@ -151,12 +151,17 @@ class Schedules(Repository):
 
     # -- firing
 
-    def upcoming(self, limit: int) -> Sequence[tuple[str, datetime]]:
-        """The ids of the active schedules that fire next, with their times, the earliest first."""
-        due = _schedules.c.next_at
-        statement = select(_schedules.c.schedule_id, due).where(_schedules.c.active, due.is_not(None))
-        records = self._connection.execute(statement.order_by(due).limit(limit))
-        return [(record.schedule_id, record.next_at) for record in records]
+    def upcoming(self, now: datetime, limit: int) -> Sequence[tuple[str, datetime]]:
+        """The ids of the active schedules that fire next, with their times: first those that are due at `now`, in turns of
+        their keys (the earliest of each key, then the second of each, ...), then the others, the earliest first."""
+        due, key_id = _schedules.c.next_at, func.coalesce(_schedules.c.key_id, "")
+        turn = func.row_number().over(partition_by=key_id, order_by=due).label("turn")
+        active = select(_schedules.c.schedule_id, due).where(_schedules.c.active)
+        ready = active.add_columns(turn).where(due <= now).subquery()
+        taking_turns = select(ready.c.schedule_id, ready.c.next_at).order_by(ready.c.turn, ready.c.next_at).limit(limit)
+        found = [(record.schedule_id, record.next_at) for record in self._connection.execute(taking_turns)]
+        later = active.where(due > now).order_by(due).limit(limit - len(found))
+        return found + [(record.schedule_id, record.next_at) for record in self._connection.execute(later)]
 
     def advance(self, of: ScheduleRow, next_at: datetime | None) -> bool:
         """Whether the schedule waits for `next_at` now: only where it still was as in `of`."""

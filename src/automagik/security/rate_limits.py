@@ -1,21 +1,21 @@
-"""Rate limits: how often each key asked, counted over all instances (Redis, else PostgreSQL) or in this process."""
+"""RateLimits: how often each key asked, counted over all instances (Redis, else PostgreSQL) or in this process."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, cast
 
 import structlog
-from limits import RateLimitItem
+from limits import RateLimitItem, parse
 from limits.aio.storage import MemoryStorage, RedisStorage, Storage
 
-from automagik.app import Platform
-from automagik.errors import AutomagikError
+from automagik.errors import AutomagikError, RateLimited
 from automagik.store import Store
-from automagik.types import Clock
+from automagik.types import Caller, Clock
 
-__all__ = ["HitCounter", "Hits", "SharedHits", "StorageHits", "StoredHits", "hit_counter"]
+__all__ = ["HitCounter", "Hits", "RateLimits", "SharedHits", "StorageHits", "StoredHits", "hit_counter"]
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -140,14 +140,50 @@ class SharedHits:
         return hits
 
 
-def hit_counter(platform: Platform) -> HitCounter:
-    """The counter for this platform: over Redis where there is one, over PostgreSQL, else (SQLite) in process."""
-    if platform.redis is not None:
-        make = cast("Callable[..., Storage]", RedisStorage)
-        storage = make(
-            "async+redis://", implementation="redispy", key_prefix="automagik", connection_pool=platform.redis.pool
+class RateLimits:
+    """Holds keys to their rate limits: what they ask the API, and the runs that their schedules begin."""
+
+    def __init__(self, hits: HitCounter) -> None:
+        self._hits = hits
+        self._limits: dict[str, RateLimitItem] = {}
+
+    async def count(self, caller: Caller) -> None:
+        """Count one more in the name of the caller's key, and of those from which it descends.
+
+        Raises: RateLimited where one of them used up its allowance.
+        """
+        if caller.rate_limit is not None:
+            await self._count(caller.key_id or "", caller.rate_limit)
+        for key_id, rate_limit in caller.shared_limits:
+            await self._count(key_id, rate_limit, shared=True)
+
+    async def _count(self, key_id: str, rate_limit: str, *, shared: bool = False) -> None:
+        limit = self._limits.get(rate_limit)
+        if limit is None:
+            limit = self._limits[rate_limit] = parse(rate_limit)
+        hits = await self._hits.hit(key_id, limit)
+        if hits.count <= limit.amount:
+            return
+        wait = max(1, math.ceil(hits.seconds_left))
+        who = "This key and the one that made it, with all of its keys," if shared else "This key"
+        raise RateLimited(
+            f"{who} may make {rate_limit.replace('/', ' requests a ')}, and {'have' if shared else 'has'}.",
+            retry_after_seconds=wait,
+            hint=f"Wait {wait} seconds, or use a key with a higher rate limit.",
         )
-        return SharedHits(StorageHits(storage), platform.redis.failures, platform.clock)
-    if platform.store.dialect == "postgresql":
-        return SharedHits(StoredHits(platform.store, platform.clock), (AutomagikError,), platform.clock)
+
+
+def hit_counter(
+    store: Store, clock: Clock, *, redis_pool: object | None, redis_failures: tuple[type[Exception], ...] = ()
+) -> HitCounter:
+    """The counter of a platform: over Redis where it has a pool, over PostgreSQL, else (SQLite) in process.
+
+    `redis_failures`: what the pool raises when Redis is away.
+    """
+    if redis_pool is not None:
+        make = cast("Callable[..., Storage]", RedisStorage)
+        storage = make("async+redis://", implementation="redispy", key_prefix="automagik", connection_pool=redis_pool)
+        return SharedHits(StorageHits(storage), redis_failures, clock)
+    if store.dialect == "postgresql":
+        return SharedHits(StoredHits(store, clock), (AutomagikError,), clock)
     return StorageHits(MemoryStorage())
