@@ -21,6 +21,7 @@ from automagik.testing.needs import need
 from automagik.testing.postgres import PostgresServer
 from automagik.testing.scripted_messages import ScriptedMessages
 from automagik.testing.servers import RunningServer
+from automagik.testing.warm import WarmPython
 from automagik.types import JsonObject
 
 pytestmark = [pytest.mark.anyio, pytest.mark.long, pytest.mark.timeout(300), pytest.mark.xdist_group("fleets")]
@@ -97,7 +98,7 @@ class Hosts(WorkflowHouse):
 
 
 @pytest.fixture
-async def hosts(postgres_server: PostgresServer) -> AsyncGenerator[Hosts]:
+async def hosts(postgres_server: PostgresServer, warm: WarmPython) -> AsyncGenerator[Hosts]:
     need("bubblewrap")
     need("claude")
     folder = Path(tempfile.mkdtemp(prefix="sh"))
@@ -121,7 +122,9 @@ async def hosts(postgres_server: PostgresServer) -> AsyncGenerator[Hosts]:
             }
 
             def process(name: str, *command: str) -> RunningServer:
-                return RunningServer(folder / name, settings={**settings, "AUTOMAGIK_HOST_NAME": name}, command=command)
+                return RunningServer(
+                    folder / name, settings={**settings, "AUTOMAGIK_HOST_NAME": name}, command=command, warm=warm
+                )
 
             server = process("front", "serve", "--api-only")
             await asyncio.to_thread(server.__enter__)
