@@ -22,7 +22,6 @@ __all__ = [
     "AGENTS",
     "RUNNER",
     "TOOLED",
-    "WORKING",
     "OpenPlatform",
     "away",
     "declare_lost",
@@ -115,87 +114,14 @@ async def work(how: str) -> str:
     return f"done {how}"
 '''
 
-WORKING = '''
-import asyncio
-from pathlib import Path
+_WORKING = f"""
+import sys
 
-from pydantic_ai import Agent, ModelMessage, ModelResponse, TextPart, Tool
-from pydantic_ai.exceptions import ModelHTTPError
-from pydantic_ai.messages import ToolCallPart, ToolReturnPart, UserPromptPart
-from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
+if {str(Path(__file__).parent)!r} not in sys.path:  # a process of its own
+    sys.path.append({str(Path(__file__).parent)!r})
 
-from automagik.agents import AgentConfig
-from automagik.agents.built import PydanticAgent
-
-
-def noted(path):
-    with Path(path).open("a") as file:
-        file.write("x")
-    return Path(path).stat().st_size
-
-
-async def flaky(messages, info):
-    """`fail TIMES HOW PATH`: fails so often, counted in a file."""
-    _, times, how, path = messages[-1].parts[-1].content.split(" ", 3)
-    attempt = noted(path)
-    if attempt > int(times):
-        yield f"attempt {attempt}"
-    elif how == "passing":
-        raise ModelHTTPError(503, "scripted", "a secret of the provider")
-    elif how == "refused":
-        raise ModelHTTPError(400, "scripted", "a secret of the provider")
-    elif how == "bug":
-        raise ZeroDivisionError("a secret of the code")
-    elif how == "slowly":
-        await asyncio.sleep(60)
-    yield ""
-
-
-async def no_stream(messages, info):
-    raise AssertionError("only background runs are made here")
-
-
-def agent_of(name, model, tools=(), **config):
-    retries = {"retry_after_seconds": 0.1, **config}
-    return PydanticAgent(
-        Agent(FunctionModel(no_stream, stream_function=model), name=name, tools=tools),
-        config=AgentConfig(message_limit=1000, **retries),
-    )
-
-
-async def write(path: str) -> str:
-    """Write."""
-    noted(path)
-    if path.endswith("hang"):
-        await asyncio.sleep(60)
-    return f"wrote {Path(path).stat().st_size}"
-
-
-async def look(path: str) -> str:
-    """Look."""
-    noted(path)
-    if path.endswith("hang"):
-        await asyncio.sleep(60)
-    return "looked"
-
-
-async def tooled(messages, info):
-    """`TOOL PATH [soon|then fail|then wait]`: calls the tool once, then answers, fails, or thinks for long."""
-    last = messages[-1].parts[-1]
-    words = [part.content for m in messages for part in m.parts if isinstance(part, UserPromptPart)][-1].split(" ")
-    if not isinstance(last, ToolReturnPart):
-        await asyncio.sleep(0.4 if words[2:] == ["soon"] else 0)
-        yield {0: DeltaToolCall(words[0], '{"path": "' + words[1] + '"}')}
-    elif words[2:] == ["then", "wait"] and Path(words[1]).stat().st_size < 2:
-        await asyncio.sleep(60)
-    elif words[2:] == ["then", "fail"] and Path(words[1]).stat().st_size < 2:
-        raise ModelHTTPError(503, "scripted", "a secret of the provider")
-    yield f"the tool said {last.content}"
-
-
-def tools():
-    return [write, Tool(look, metadata={"read_only": True})]
-'''
+from working_agents import agent_of, flaky, tooled, tools
+"""
 
 _WORKERS = {
     "flaky": "flaky",
@@ -213,7 +139,7 @@ def write_agents(folder: Path) -> None:
     (folder / "echo.py").write_text(AGENTS)
     (folder / "tooled.py").write_text(TOOLED)
     for name, how in _WORKERS.items():
-        (folder / f"{name}.py").write_text(f"{WORKING}\nagent = agent_of('{name}', {how})\n")
+        (folder / f"{name}.py").write_text(f"{_WORKING}\nagent = agent_of('{name}', {how})\n")
 
 
 class OpenPlatform:
@@ -270,8 +196,10 @@ async def sent(platform: Platform, agent: str, text: str, **more: object) -> Run
 async def until_status(platform: Platform, run_id: str, *statuses: RunStatus, seconds: float = 15) -> RunRow:
     """The run as soon as it is seen with one of the statuses."""
     async with asyncio.timeout(seconds):
+        pause = 0.02
         while (row := await platform.runs.get(run_id, SYSTEM)).status not in statuses:
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.1, 0.1)  # looking is most of what a test costs that waits for long
     return row
 
 
