@@ -1,6 +1,7 @@
 """Repositories: what is imported, from whom and from where; what is refused; what is told of a run's work."""
 
 import asyncio
+import hashlib
 import zlib
 from dataclasses import replace
 from datetime import timedelta
@@ -380,13 +381,13 @@ async def test_the_bytes_of_a_take_bring_the_run_to_another_host(repositories: R
     there = RunHouse(elsewhere, source, run.workspace, run.run_id, run.branch)
     with pytest.raises(NotFound):
         await there.take(made)
-    assert not await elsewhere.has(run.run_id, source.repository)
-    assert not await elsewhere.has(run.run_id, "")
+    digest = hashlib.sha256(made).hexdigest()
+    assert not await elsewhere.has(run.run_id, source.repository, digest)
     await elsewhere.import_base(source, chunks(base))
     again = await there.take(made)
 
     assert (again.head_commit, again.wip_commit, again.commits) == (taken.head_commit, taken.wip_commit, taken.commits)
-    assert await elsewhere.has(run.run_id, source.repository)
+    assert await elsewhere.has(run.run_id, source.repository, digest)
     assert await elsewhere.diff(run.run_id, source.repository, source.base_commit, wip=True) == await repositories.diff(
         run.run_id, source.repository, source.base_commit, wip=True
     )
@@ -502,7 +503,6 @@ async def test_what_deleted_runs_left_goes_and_unused_repositories_too(
     assert await repositories.prune(timedelta(0)) == 0
     assert await repositories.forget([run.run_id, "run_unknown"]) == 1
     assert await repositories.runs() == {source.repository: []}
-    assert not await repositories.has(run.run_id, source.repository)
     assert await repositories.prune(timedelta(hours=1)) == 0
     assert await repositories.prune(timedelta(seconds=-1)) == 1
     assert await repositories.runs() == {}

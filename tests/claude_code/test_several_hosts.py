@@ -22,7 +22,7 @@ from automagik.store import BeginRun, Store
 from automagik.store.queue import ClaimLimits
 from automagik.store.workflows import ExecutionRow
 from automagik.testing.needs import need
-from automagik.types import Caller, SystemClock, new_id, new_uuid
+from automagik.types import Caller, JsonObject, SystemClock, new_id, new_uuid
 
 pytestmark = pytest.mark.anyio
 
@@ -185,6 +185,26 @@ async def test_what_a_chain_of_resumed_runs_made_is_had_on_a_host_that_saw_none_
     diff = await two.workspaces.diff(earlier.run_id, EVERYBODY)
     assert b"+number 2" in diff
     assert b"number 1" not in diff
+
+
+async def test_what_a_run_makes_later_is_seen_on_another_host_too(
+    hosts: tuple[Host, Host], asked: RepositorySource, tmp_path: Path
+) -> None:
+    one, two = hosts
+    run = await RunHouse.begin(one.repositories, await one.workspaces.source(asked), tmp_path / "ws")
+    await one.began(run, Work("plain", asked))
+    run.commit("new.txt", "first\n", "Add")
+    await one.took(run)
+    details: JsonObject = {"workspace": {"repository": run.source.repository}}
+    await one.store.write(lambda tx: tx.executions.describe(run.run_id, OWNER, details))
+    assert b"+first" in await two.workspaces.diff(run.run_id, EVERYBODY)
+
+    run.commit("new.txt", "second\n", "Change")
+    (run.workspace / "loose.txt").write_text("not committed\n")
+    await one.took(run)
+    for host in hosts:
+        assert b"+second" in await host.workspaces.diff(run.run_id, EVERYBODY)
+        assert b"+not committed" in await host.workspaces.diff(run.run_id, EVERYBODY, wip=True)
 
 
 async def test_what_a_run_made_of_a_folder_that_only_its_host_has_is_had_elsewhere(

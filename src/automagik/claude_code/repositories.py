@@ -31,6 +31,8 @@ _GUIDE_BYTES = 64 * 1024
 _MAX_TAKEN_REFS = 500
 _MAX_TAGS = 1000
 _MANY_PACKS = 40
+_TAKEN = "taken.bundle"
+"""The bytes that a run's repository was filled from last, among the bundles of it."""
 
 
 class Repositories:
@@ -195,12 +197,12 @@ class Repositories:
         except NotFound:
             return False
 
-    async def has(self, run_id: str, repository: str) -> bool:
-        """Whether what the run made is on this host."""
+    async def has(self, run_id: str, repository: str, bundle: str) -> bool:
+        """Whether what the run made is on this host, as the bundle holds it whose SHA-256 this is."""
         if not is_key(repository):
             return False
         path = self._run_path(repository, run_id)
-        return await asyncio.to_thread(path.is_dir) and await self._ref(path, run_id, "head") is not None
+        return await asyncio.to_thread(_sha256, _bundles(path) / _TAKEN) == bundle
 
     def run_path(self, repository: str, run_id: str) -> Path:
         """The bare repository of what the run made. Raises NotFound where it is not on this host."""
@@ -352,7 +354,7 @@ class Repositories:
         await self._settle(path, run_id, settled)
         if await asyncio.to_thread(_count_packs, path) > _MANY_PACKS:
             await self.git.run("gc", "--quiet", "--prune=now", repository=path)
-        kept = _bundles(path) / "taken.bundle"
+        kept = _bundles(path) / _TAKEN
         await asyncio.to_thread(kept.parent.mkdir, mode=0o700, exist_ok=True)
         await asyncio.to_thread(file.replace, kept)
         shared = path.parent.with_suffix(".git")
@@ -391,6 +393,15 @@ def _flat(branch: str) -> str:
 
 def _count_packs(path: Path) -> int:
     return len(list((path / "objects" / "pack").glob("*.pack")))
+
+
+def _sha256(file: Path) -> str | None:
+    """The digest of a file; None where there is none."""
+    try:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
 
 
 def _remove_tree(path: Path) -> None:

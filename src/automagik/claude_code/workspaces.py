@@ -150,7 +150,7 @@ class Workspaces:
                 hint="It ended before it made anything." if ended else "Ask again in a minute.",
             )
         repository = _repository(row)
-        if restore and not await self._repositories.has(run_id, repository):
+        if restore and not await self._repositories.has(run_id, repository, execution.bundle):
             source = await self._source_of(_asked(row), execution)
             repository = source.repository
             await self.restored(execution, source)
