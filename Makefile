@@ -42,8 +42,11 @@ start: $(RUN_STAMP) ## set everything up, start the platform and ask the agent `
 dev: $(DEV_STAMP) ## set up for development and serve with reload on code changes
 	@$(BIN)/automagik serve --reload
 
+# One process more than there are cores: tests wait for other processes about as long as they compute. Bytecode is kept even where
+# the environment says otherwise: without it, every process compiles the platform and rewrites the tests anew.
+test test-long: export PYTHONDONTWRITEBYTECODE =
 test: $(TEST_STAMP) ## the whole suite but the tests of over 30 seconds
-	@$(BIN)/pytest -n auto -m "not long"
+	@$(BIN)/pytest -n "$$($(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 1)')" --dist worksteal -m "not long"
 
 test-long: $(TEST_STAMP) ## the tests of over 30 seconds
 	@$(BIN)/pytest -n 2 --dist loadgroup -m long
