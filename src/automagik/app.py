@@ -18,7 +18,7 @@ from automagik.claude_code.factory import ExecutorFactory
 from automagik.claude_code.house import House
 from automagik.claude_code.probing import Probing
 from automagik.claude_code.publish import Publisher
-from automagik.claude_code.reaper import reap_forever
+from automagik.claude_code.reaper import forget_forever, reap_forever
 from automagik.claude_code.repositories import Repositories
 from automagik.claude_code.workflow_files import Workflows
 from automagik.claude_code.workspaces import Workspaces
@@ -221,7 +221,9 @@ class Platform:
                     redis_failures=redis.failures if redis is not None else (),
                 )
             )
-            if role != "api":
+            if role == "api":
+                stack.push_async_callback(_end, asyncio.create_task(forget_forever(store, house.repositories)))
+            else:
                 await worker.open(at_once=role == "worker")
                 stack.push_async_callback(worker.stop)
                 stack.push_async_callback(

@@ -1,5 +1,6 @@
 """What several hosts need of one: what a run made is had from any of them, and what is another host's is let go."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -10,9 +11,9 @@ from executor_house import short_folder
 from git_house import RunHouse, chunks, make_repository, open_repositories, run_script, write_bundle
 
 from automagik.artifacts import ArtifactStore
+from automagik.claude_code import reaper
 from automagik.claude_code.factory import ExecutorFactory
 from automagik.claude_code.history import Taken
-from automagik.claude_code.reaper import reap
 from automagik.claude_code.repositories import Repositories
 from automagik.claude_code.work import RepositorySource, Work
 from automagik.claude_code.workspaces import BUNDLE_TYPE, Workspaces
@@ -283,6 +284,28 @@ async def test_an_execution_in_the_place_of_a_lost_one_keeps_what_was_taken_out_
     assert (now.base_commit, now.head_commit, now.bundle) == (former.base_commit, taken.head_commit, former.bundle)
 
 
+async def test_a_host_that_only_shows_what_others_made_forgets_it_when_it_is_deleted(
+    hosts: tuple[Host, Host], asked: RepositorySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = hosts
+    source = await two.workspaces.source(asked)
+    runs = [await RunHouse.begin(two.repositories, source, tmp_path / name) for name in ("kept", "deleted")]
+    await one.began(runs[0], Work("plain", asked))
+    for run in runs:
+        run.commit("new.txt", "x", "Add")
+        await run.take()
+    monkeypatch.setattr(reaper, "_EVERY_SECONDS", 0.01)
+    forgetting = asyncio.create_task(reaper.forget_forever(two.store, two.repositories))
+    try:
+        async with asyncio.timeout(20):
+            while len((await two.repositories.runs())[source.repository]) > 1:
+                await asyncio.sleep(0.01)
+    finally:
+        forgetting.cancel()
+        await asyncio.wait([forgetting])
+    assert await two.repositories.runs() == {source.repository: [runs[0].run_id]}
+
+
 async def test_a_host_lets_go_of_a_run_that_has_begun_again_elsewhere() -> None:
     need("bubblewrap")
     with short_folder() as folder:
@@ -304,8 +327,8 @@ async def test_a_host_lets_go_of_a_run_that_has_begun_again_elsewhere() -> None:
             )
             await local.prepare(run_id)
 
-            assert await reap(store, executors, host="two") == []
-            assert await reap(store, executors, host="one") == [run_id]
+            assert await reaper.reap(store, executors, host="two") == []
+            assert await reaper.reap(store, executors, host="one") == [run_id]
             assert await local.places() == []
         finally:
             await executors.close()

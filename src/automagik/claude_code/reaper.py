@@ -11,7 +11,7 @@ from automagik.claude_code.repositories import Repositories
 from automagik.errors import AutomagikError
 from automagik.store import Store
 
-__all__ = ["forget_gone", "reap", "reap_forever"]
+__all__ = ["forget_forever", "forget_gone", "reap", "reap_forever"]
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -45,6 +45,16 @@ async def forget_gone(store: Store, repositories: Repositories) -> int:
     forgotten = await repositories.forget(gone) if gone else 0
     await repositories.prune(_UNUSED)
     return forgotten
+
+
+async def forget_forever(store: Store, repositories: Repositories) -> None:
+    """Forget now and then, until cancelled: for a process that carries out no runs, but brings here what others made to show it."""
+    for round_number in itertools.count():
+        await asyncio.sleep(_EVERY_SECONDS * (_FORGET_ROUNDS if round_number else 1))
+        try:
+            await forget_gone(store, repositories)
+        except AutomagikError as away:
+            _log.warning("forgetting_put_off", reason=away.detail)
 
 
 async def reap_forever(store: Store, executors: ExecutorFactory, repositories: Repositories, *, host: str) -> None:
