@@ -141,3 +141,13 @@ def test_a_price_without_tiers_is_what_the_library_says_for_any_tokens(prices: P
                 )
                 assert price.cost(tokens) == nano_of(table.calc_price(used)["total_price"]), model.id
     assert flat > 20
+
+
+def test_a_price_of_the_setting_knows_what_a_vendor_takes_for_its_cache(prices: Prices) -> None:
+    elsewhere, claude = prices.of("our-model", provider="openai"), prices.of("our-model", provider="anthropic")
+    assert elsewhere is not None and claude is not None
+    written = Tokens(input=1000, cache_read=1000, cache_write=3000, cache_write_1h=1000)
+    assert elsewhere.cost(written) == 5000 * 3000
+    assert claude.cost(written) == 5000 * 3000 + 2000 * 750 + 1000 * 3000
+    assert elsewhere.ceiling(5000, 0) == 5000 * 3000
+    assert claude.ceiling(5000, 0) == 5000 * 6000

@@ -6,7 +6,7 @@ Amounts are whole billionths of a US dollar, as in the store.
 import asyncio
 import ipaddress
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
 from fnmatch import fnmatchcase
@@ -31,6 +31,8 @@ _FREE_MODELS = frozenset({"demo", "test"})
 """The platform's own model and Pydantic AI's: neither asks anybody."""
 _DEAREST = Decimal(1_000_000)
 """US dollars a million tokens: what is above is a slip of the pen."""
+_CLAUDE_SURCHARGES = (Decimal("0.25"), Decimal(1))
+"""Anthropic's, the same for all of its models: https://platform.claude.com/docs/en/about-claude/pricing"""
 _ENDLESS = 10**9
 """How many tokens an amount pays for where they cost nothing."""
 
@@ -79,6 +81,8 @@ class Price:
     """What a request costs besides its tokens."""
     table: ModelPrice | None = None
     """The entry of `genai-prices` that it comes from; None: a setting, or it costs nothing."""
+    surcharges: tuple[Decimal, Decimal] = (Decimal(0), Decimal(0))
+    """Without an entry: what a token that is written to the cache, for minutes or an hour, costs more, as a part of its price."""
     flat: "_Flat | None" = None
     """The same entry's rates, where they don't depend on how much is used."""
 
@@ -86,7 +90,10 @@ class Price:
         """What a call that used `tokens` cost; cache reads and writes at their own price where it is known."""
         taken = tokens.input + tokens.cache_read + tokens.cache_write
         if self.table is None:
-            return _up(taken * self.inputs[0].base + tokens.output * self.outputs[0].base) + self.request_nano
+            for_1h = min(tokens.cache_write_1h, tokens.cache_write)
+            written = (tokens.cache_write - for_1h) * self.surcharges[0] + for_1h * self.surcharges[1]
+            base, output = self.inputs[0].base, self.outputs[0].base
+            return _up((taken + written) * base + tokens.output * output) + self.request_nano
         return _up(_table_nano(self.table, tokens) if self.flat is None else self.flat.nano(tokens))
 
     def ceiling(self, input_tokens: int, max_output_tokens: int) -> int:
@@ -172,7 +179,12 @@ class Prices:
     def _own_price(self, model: str, provider: str | None) -> Price | None:
         """What the setting says."""
         names = [model.lower()] if provider is None else [model.lower(), f"{provider}:{model}".lower()]
-        return next((price for glob, price in self._own if any(fnmatchcase(name, glob) for name in names)), None)
+        price = next((price for glob, price in self._own if any(fnmatchcase(name, glob) for name in names)), None)
+        if price is None or not (provider == "anthropic" or "claude" in model.lower()):
+            return price
+        base = price.inputs[0].base
+        dearer = tuple(_Rate(base * (1 + surcharge)) for surcharge in _CLAUDE_SURCHARGES)
+        return replace(price, inputs=(*price.inputs, *dearer), surcharges=_CLAUDE_SURCHARGES)
 
     def _in_table(self, model: str, provider: str | None, base_url: str | None) -> Price | None:
         try:
@@ -229,7 +241,7 @@ def _from_table(table: ModelPrice) -> Price | None:
     if not inputs:
         return None
     tiered = any(rate.tiers for rate in (*inputs, *outputs))
-    return Price(tuple(inputs), tuple(outputs or _NOTHING), request, table, None if tiered else _flat(table))
+    return Price(tuple(inputs), tuple(outputs or _NOTHING), request, table, flat=None if tiered else _flat(table))
 
 
 def _flat(table: ModelPrice) -> _Flat:
