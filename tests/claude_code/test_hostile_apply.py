@@ -6,6 +6,7 @@ import pytest
 from git_house import RunHouse, git, make_repository, open_repositories, write_bundle
 
 from automagik.cli.failure import CliError
+from automagik.cli.workflows import validate
 from automagik.cli.working_copy import bundled, fetch_bundle
 
 pytestmark = pytest.mark.anyio
@@ -84,3 +85,22 @@ async def test_a_repositorys_hooks_and_the_variables_of_a_hook_have_no_say(
     assert not (tmp_path / "hooked").exists()
     with pytest.raises(CliError, match="no commit '--all'"), bundled(str(mine), "--all"):
         pass
+
+
+def test_of_a_shallow_clone_no_bundle_is_made(tmp_path: Path) -> None:
+    mine = make_repository(tmp_path / "mine")
+    git(mine, "commit", "-q", "--allow-empty", "-m", "Second")
+    git(tmp_path, "clone", "-q", "--depth", "1", f"file://{mine}", "shallow")
+    with pytest.raises(CliError, match="shallow") as told, bundled(str(tmp_path / "shallow"), None):
+        pass
+    assert told.value.hint == "git fetch --unshallow"
+
+
+def test_a_workflows_file_that_leads_out_of_its_folder_is_not_sent(tmp_path: Path) -> None:
+    (tmp_path / "own.key").write_text("mine alone")
+    folder = tmp_path / "evil"
+    folder.mkdir()
+    (folder / "workflow.toml").write_text("")
+    (folder / "prompt.md").symlink_to("../own.key")
+    with pytest.raises(CliError, match="leads out of its folder"):
+        validate(folder, url="http://127.0.0.1:9")

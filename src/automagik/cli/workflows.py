@@ -162,13 +162,22 @@ def _path(workflow: str) -> str:
 
 
 def _files(folder: Path) -> JsonObject:
-    """The files of a folder, by name. Hidden ones but `.mcp.json`, and a README, are none of the workflow's."""
+    """The files of a folder, by name. Hidden ones but `.mcp.json`, and a README, are none of the workflow's.
+
+    Raises: CliError for what can't be read, and for a link out of the folder: it could send a key of the user's to the server.
+    """
     if not folder.is_dir():
         raise CliError(f"There is no folder '{folder}'.", exit_code=ExitCode.USAGE)
     files: JsonObject = {}
     for path in sorted(folder.iterdir()):
         if not path.is_file() or (path.name != ".mcp.json" and path.name.startswith((".", "README"))):
             continue
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise CliError(
+                f"'{path}' is a link that leads out of its folder.",
+                exit_code=ExitCode.USAGE,
+                hint="Copy the file there, if it is meant to be sent.",
+            )
         try:
             if path.stat().st_size > _MAX_FILE_BYTES:
                 raise CliError(f"'{path}' is over {_MAX_FILE_BYTES} bytes.", exit_code=ExitCode.USAGE)

@@ -55,11 +55,17 @@ def uncommitted(folder: str) -> int:
 def bundled(folder: str, ref: str | None) -> Generator[Path]:
     """A bundle of what the repository's HEAD (or `ref`) has committed, in a file that goes afterwards.
 
-    Raises: CliError for what is no repository, has no commit, or no such ref.
+    Raises: CliError for what is no repository, is a shallow one, has no commit, or no such ref.
     """
     if ref is not None and ref.startswith("-"):
         raise CliError(f"There is no commit '{ref}'.", exit_code=ExitCode.USAGE, hint="Name another --ref.")
     commit = _git(folder, "rev-parse", "--verify", "--quiet", f"{ref or 'HEAD'}^{{commit}}", missing=ref).strip()
+    if _git(folder, "rev-parse", "--is-shallow-repository").strip() == "true":
+        raise CliError(
+            f"{folder} is a shallow clone: it lacks the history that a bundle needs.",
+            exit_code=ExitCode.USAGE,
+            hint="git fetch --unshallow",
+        )
     with tempfile.TemporaryDirectory() as place:
         bundle = Path(place) / "repository.bundle"
         if ref is None:

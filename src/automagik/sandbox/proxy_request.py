@@ -62,7 +62,7 @@ async def read_request(reader: asyncio.StreamReader) -> ProxyRequest:
     fields = _fields(lines)
     if method == "CONNECT":
         host, colon, port = target.rpartition(":")
-        if not colon or not port.isdigit():
+        if not colon or not (port.isascii() and port.isdigit()):
             raise RequestRefused(400, "CONNECT needs host:port.")
         return ProxyRequest(_host(host), _port(port))
     return _absolute(method, target, fields)
