@@ -168,6 +168,18 @@ async def test_media_deep_in_what_a_tool_gives_are_kept_too_and_small_ones_stand
     assert given["icon"] is small
 
 
+async def test_bytes_that_a_tool_gives_are_artifacts_in_what_is_told_and_small_ones_their_base64(
+    platform: Platform,
+) -> None:
+    archive = MessageArchive(platform.artifacts)
+    kept = cast("Any", await archive.keep_content({"dump": LARGE, "few": SMALL}, used_by="run:run_x"))
+    told = {"media_type": "application/octet-stream", "kind": "binary", "artifact": DIGEST, "size": len(LARGE)}
+    assert kept["dump"] == told
+    assert base64.b64decode(kept["few"], altchars=b"-_") == SMALL
+    assert await archive.keep_content(LARGE, used_by="run:run_x") == told
+    assert await holders(platform) == ["run:run_x"]
+
+
 async def test_a_session_that_is_deleted_lets_go_and_its_runs_hold_on(platform: Platform) -> None:
     session_id = uuid.uuid4()
     row = await platform.runs.run(request(session_id=session_id), SYSTEM)

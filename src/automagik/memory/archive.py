@@ -27,6 +27,8 @@ _log = structlog.stdlib.get_logger(__name__)
 LEAST_BYTES = 8 * 1024
 """Media up to this size stand in the database: an object of their own would cost more than their base64."""
 
+_UNKNOWN = "application/octet-stream"
+
 
 class MessageArchive:
     """Dumps and loads messages, and the media of a request. Messages without large media cost what they cost without it.
@@ -91,7 +93,8 @@ class MessageArchive:
 
     async def keep_content(self, content: object, *, used_by: str) -> Json:
         """What a tool gave or a model made, as JSON. Large media in it are artefacts that `used_by` holds: in the place of their
-        `data` stand `artifact` and `size`, as in messages. While the artefact store is away `artifact` is null.
+        `data` stand `artifact` and `size`, as in messages. While the artefact store is away `artifact` is null. Large `bytes` of no
+        stated kind are told likewise, though not in messages: there the model is given their base64, as a text.
         """
         found = media_in(content, self._least_bytes)
         if not found:
@@ -99,16 +102,19 @@ class MessageArchive:
         documents = {id(medium): await self._document(medium, used_by) for medium in found}
         return to_clean_json(with_documents(content, documents))
 
-    async def _document(self, content: BinaryContent, used_by: str) -> JsonObject:
+    async def _document(self, content: BinaryContent | bytes, used_by: str) -> JsonObject:
         digest: str | None = None
+        data, kind = (content, _UNKNOWN) if isinstance(content, bytes) else (content.data, content.media_type)
         try:
-            digest = (await self._artifacts.put(content.data, media_type=content.media_type, used_by=used_by)).digest
+            digest = (await self._artifacts.put(data, media_type=kind, used_by=used_by)).digest
         except (ServiceUnavailable, TooLarge) as refused:
             _log.warning("media_not_kept", used_by=used_by, reason=refused.detail)
+        if isinstance(content, bytes):
+            return {"media_type": kind, "kind": "binary", "artifact": digest, "size": len(data)}
         # In a thread: the identifier of a medium is a hash of its bytes.
         document = cast("JsonObject", to_clean_json(await asyncio.to_thread(without_data, content)))
         del document["data"]
-        return {**document, "artifact": digest, "size": len(content.data)}
+        return {**document, "artifact": digest, "size": len(data)}
 
     async def load_media(self, documents: Sequence[Json]) -> tuple[BinaryContent, ...]:
         """The media that a run's input has, whole."""

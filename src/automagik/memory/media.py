@@ -63,22 +63,25 @@ def media_of(message: ModelMessage, least_bytes: int) -> list[MediaPlace]:
     return found
 
 
-def media_in(content: object, least_bytes: int, *, depth: int = _DEPTH) -> list[BinaryContent]:
-    """The media of more than `least_bytes` in what a tool gave: it itself, and those in lists and objects."""
+def media_in(content: object, least_bytes: int, *, depth: int = _DEPTH) -> list[BinaryContent | bytes]:
+    """The media of more than `least_bytes` in what a tool gave, and bytes of no stated kind: it itself, and those in lists and
+    objects."""
     if isinstance(content, BinaryContent):
         return [content] if len(content.data) > least_bytes else []
-    if not depth or isinstance(content, str | bytes):
+    if isinstance(content, bytes):
+        return [content] if len(content) > least_bytes else []
+    if not depth or isinstance(content, str):
         return []
-    found: list[BinaryContent] = []
+    found: list[BinaryContent | bytes] = []
     for item in _items(content):
-        if isinstance(item, BinaryContent | Mapping | list | tuple):
+        if isinstance(item, BinaryContent | bytes | Mapping | list | tuple):
             found += media_in(cast("object", item), least_bytes, depth=depth - 1)
     return found
 
 
 def with_documents(content: object, documents: Mapping[int, Json]) -> object:
     """The content with a document in the place of each medium; `documents` are by the `id()` of the medium."""
-    if isinstance(content, BinaryContent):
+    if isinstance(content, BinaryContent | bytes):
         return documents.get(id(content), content)
     if isinstance(content, Mapping):
         mapping = cast("Mapping[object, object]", content)
