@@ -80,6 +80,20 @@ async def test_a_completed_message_is_left_for_the_end_of_the_run_to_store() -> 
     assert await pending(reader) == [(1, "message_completed")]
 
 
+async def test_a_completed_message_that_nothing_follows_is_seen_soon_all_the_same() -> None:
+    sink = Sink()
+    sink.gate.set()
+    stream = EventStream("run_1", SystemClock(), sink)
+    reader = stream.subscribe()
+    stream.publish("message_completed", {"text": "Hello"})
+    assert await pending(reader) == [(1, "message_completed")]
+    assert await stream.settle() == []
+    stream.publish("usage", {})
+    stream.close()
+    await asyncio.sleep(0.1)
+    assert sink.stored == [1]
+
+
 async def test_events_that_a_store_that_is_away_refuses_are_kept_for_the_end_of_the_run() -> None:
     sink = Sink()
     sink.gate.set()

@@ -14,7 +14,9 @@ EventSink = Callable[[str, Sequence[RunEvent]], Awaitable[bool]]
 """Stores events of a run; when it gives True they are durable, when False the run is another process's by now."""
 
 _LAZY = frozenset({"message_completed", "usage"})
-"""Types whose storing may wait for the next event or for the run's end, which carries them in its own transaction."""
+"""Types whose storing may wait a little for the next event or for the run's end, which carries them in its own transaction."""
+_LAZY_SECONDS = 0.04
+"""How long: what a run says is to be seen within 100 ms, also where nothing follows for long."""
 
 
 class Reader(Protocol):
@@ -121,6 +123,7 @@ class EventStream:
         self._held: list[RunEvent | tuple[str, str]] = []
         self._unstored: list[RunEvent] = []
         self._flush: asyncio.Task[None] | None = None
+        self._later: asyncio.TimerHandle | None = None
         self._text: list[str] = []
         self._subscribers: list[Reader] = []
         self._closed = False
@@ -165,8 +168,10 @@ class EventStream:
         event = self.next(kind, data)
         self._held.append(event)
         self._unstored.append(event)
-        if kind not in _LAZY and (self._flush is None or self._flush.done()):
-            self._flush = asyncio.get_running_loop().create_task(self._store())
+        if kind not in _LAZY:
+            self._store_now()
+        elif self._later is None:
+            self._later = asyncio.get_running_loop().call_later(_LAZY_SECONDS, self._store_now)
 
     def delta(self, kind: str, text: str) -> None:
         """Show a piece of text (`text_delta` or `thinking_delta`) to those who look on."""
@@ -183,6 +188,7 @@ class EventStream:
 
         Events whose storing failed because the store was away are among them; any other failure is raised.
         """
+        self._stop_waiting()
         if self._flush is not None:
             await asyncio.wait([self._flush])
             error = self._flush.exception()
@@ -197,6 +203,7 @@ class EventStream:
 
     def forget_unstored(self) -> None:
         """Drop what could not be stored: the next event follows the last one that was shown."""
+        self._stop_waiting()
         self._unstored, self._held, self._flush = [], [], None
         self._seq = self._shown
 
@@ -230,9 +237,20 @@ class EventStream:
     def close(self) -> None:
         """No more events: subscribers get what is pending and end."""
         self._closed = True
+        self._stop_waiting()
         for subscriber in self._subscribers:
             subscriber.end()
         self._subscribers.clear()
+
+    def _store_now(self) -> None:
+        self._stop_waiting()
+        if self._unstored and (self._flush is None or self._flush.done()):
+            self._flush = asyncio.get_running_loop().create_task(self._store())
+
+    def _stop_waiting(self) -> None:
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
 
     async def _store(self) -> None:
         while self._unstored:
