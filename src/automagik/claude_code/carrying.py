@@ -100,7 +100,8 @@ class Carrying:
         if known is not None:
             executor = house.executors.named(known.executor)
         else:
-            executor = await house.executors.executor(self._work.executor)
+            asked = self._work.executor
+            executor = await house.executors.executor(None if asked == "auto" else asked)
         furnished: Furnished | None = None
         token = ""
         if known is None or known.stage == "preparing":
