@@ -5,6 +5,7 @@ Run as `python warm_parent.py SOCKET`; it ends when its standard input does.
 
 import atexit
 import contextlib
+import functools
 import gc
 import importlib
 import json
@@ -20,6 +21,8 @@ import threading
 import time
 from fcntl import ioctl
 from typing import TextIO, cast
+
+import typer.main
 
 __all__: list[str] = []
 
@@ -122,6 +125,9 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the tests, and so this process's standard input
     for name in _LOADED:
         importlib.import_module(name)
+    # Typer makes all commands anew of their functions' signatures whenever one is called: most of what a short one takes.
+    typer.main.get_command = functools.cache(typer.main.get_command)
+    typer.main.get_command(cast("typer.Typer", importlib.import_module("automagik.cli.root").app))
     gc.collect()
     gc.freeze()
     arguments, environment = _serve(sys.argv[1])
