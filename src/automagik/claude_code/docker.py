@@ -50,13 +50,15 @@ class DockerExecutor:
             return Availability(False, f"There is no image {image}.", "automagik image build")
         return found
 
-    async def prepare(self, run_id: str, *, image: str | None = None, dockerfile: str | None = None) -> None:
+    async def prepare(
+        self, run_id: str, *, image: str | None = None, dockerfile: str | None = None, pull: bool = True
+    ) -> None:
         found = await self._manager.check()
         if not found.works:
             raise ConfigurationError(f"Docker can't be used: {found.reason}", hint=found.remedy)
         sockets = self.socket(run_id, "longest").parent
         await asyncio.to_thread(_make_sockets, sockets)
-        used = await self._images.ready(image=image, dockerfile=dockerfile)
+        used = await self._images.ready(image=image, dockerfile=dockerfile, pull=pull)
         for area in ("workspace", "credentials"):
             await self._manager.make_volume(run_id, area, image=used)
 

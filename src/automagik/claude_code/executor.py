@@ -169,11 +169,14 @@ class Executor(Protocol):
         """Whether commands can run here; it is tried. A failure is tried again at the next call."""
         ...
 
-    async def prepare(self, run_id: str, *, image: str | None = None, dockerfile: str | None = None) -> None:
+    async def prepare(
+        self, run_id: str, *, image: str | None = None, dockerfile: str | None = None, pull: bool = True
+    ) -> None:
         """Make the run's areas and the folder of its sockets; what is there already is kept.
 
         What the run's commands run on is settled here: the platform's image, or one made of `image` (its name) or of the
-        Dockerfile's text and kept for the next run. It may take minutes the first time.
+        Dockerfile's text and kept for the next run. It may take minutes the first time. `pull`: whether an image may be fetched that
+        is not on this host; making ours of it runs its programs outside of the sandbox.
 
         Raises: ConfigurationError when the machine, the image or the length of a path does not allow it.
         """

@@ -93,7 +93,10 @@ class Furnishing:
         begun = await house.workspaces.beginning(self._work.repository, former=former, earlier=earlier)
         source = begun.source
         branch = branch_name(self._workflow.name, self._run_id)
-        await executor.prepare(self._run_id, image=self._workflow.image, dockerfile=self._workflow.dockerfile)
+        workflow = self._workflow
+        await executor.prepare(
+            self._run_id, image=workflow.image, dockerfile=workflow.dockerfile, pull=workflow.trusted
+        )
         inside = executor.inside(self._run_id)
         script = make_workspace(
             branch=branch,

@@ -34,10 +34,10 @@ class Images:
         self._paths: dict[str, str] = {}
         self._building = asyncio.Lock()
 
-    async def ready(self, *, image: str | None = None, dockerfile: str | None = None) -> str:
+    async def ready(self, *, image: str | None = None, dockerfile: str | None = None, pull: bool = True) -> str:
         """The id of an image that has the Claude CLI: the platform's own, or one upon `image` or the Dockerfile.
 
-        Raises: ConfigurationError where it is missing, or can't be built.
+        Raises: ConfigurationError where it is missing (and may not be pulled), or can't be built.
         """
         if image is None and dockerfile is None:
             found = await self._manager.find_image(self._settings.sandbox_image)
@@ -47,7 +47,7 @@ class Images:
                 )
             return str(found["Id"])
         async with self._building:
-            base = await self._base(image, dockerfile)
+            base = await self._base(image, dockerfile, pull=pull)
             if _OWN_LABEL in (base["Config"].get("Labels") or ()):
                 return str(base["Id"])
             return await self._once(
@@ -78,11 +78,16 @@ class Images:
 
     # -- inner parts
 
-    async def _base(self, image: str | None, dockerfile: str | None) -> dict[str, Any]:
+    async def _base(self, image: str | None, dockerfile: str | None, *, pull: bool) -> dict[str, Any]:
         if image is None:
             assert dockerfile is not None
             image = await self._once(derived_context(dockerfile), _BASE, name="the Dockerfile")
         found = await self._manager.find_image(image)
+        if found is None and not pull:
+            raise ConfigurationError(
+                f"There is no image {image} on this host, and a workflow made through the API can have none fetched.",
+                hint=f"An administrator fetches it: docker pull {image}",
+            )
         if found is None:
             await self._manager.pull(image)
             found = await self._manager.find_image(image)

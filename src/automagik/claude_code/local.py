@@ -71,8 +71,10 @@ class LocalExecutor:
         self._launcher = PlainLauncher()
         return Availability(works=True, reason=tried.reason, remedy=f"{_UNSAFE_REMEDY} {tried.remedy or ''}".strip())
 
-    async def prepare(self, run_id: str, *, image: str | None = None, dockerfile: str | None = None) -> None:
-        del image, dockerfile  # commands find this host's own programs
+    async def prepare(
+        self, run_id: str, *, image: str | None = None, dockerfile: str | None = None, pull: bool = True
+    ) -> None:
+        del image, dockerfile, pull  # commands find this host's own programs
         await self._need()
         self.socket(run_id, "longest")
         await asyncio.to_thread(self._make_folders, run_id)

@@ -104,6 +104,8 @@ class Workflow:
     """Its prompt's own variables with their defaults."""
     report_schema: JsonObject | None
     """What the final report must be like."""
+    trusted: bool
+    """Whether whoever wrote it has access to the machine: not where it was made through the API."""
     files: Mapping[str, str] = field(repr=False, compare=False)
     """The files that it was read from."""
 
@@ -174,6 +176,7 @@ class Workflow:
             host_gone="restart" if keys.one_of("host_gone", ("fail", "restart")) == "restart" else "fail",
             variables=_variables(keys.table("variables")),
             report_schema=check_report_schema(files["report.schema.json"]) if "report.schema.json" in files else None,
+            trusted=trusted,
             files=dict(files),
         )
 
