@@ -14,10 +14,11 @@ from automagik.artifacts import ArtifactStore
 from automagik.claude_code import reaper
 from automagik.claude_code.factory import ExecutorFactory
 from automagik.claude_code.history import Taken
+from automagik.claude_code.moving import earlier_execution
 from automagik.claude_code.repositories import Repositories
 from automagik.claude_code.work import RepositorySource, Work
 from automagik.claude_code.workspaces import BUNDLE_TYPE, Workspaces
-from automagik.errors import InvalidInput, NotFound
+from automagik.errors import InvalidInput, NotFound, RunFailed
 from automagik.settings import Settings
 from automagik.store import BeginRun, Store
 from automagik.store.queue import ClaimLimits
@@ -282,6 +283,30 @@ async def test_an_execution_in_the_place_of_a_lost_one_keeps_what_was_taken_out_
     )
     assert await one.store.read(lambda tx: tx.words.waiting(run.run_id)) == [word]
     assert (now.base_commit, now.head_commit, now.bundle) == (former.base_commit, taken.head_commit, former.bundle)
+
+
+async def test_a_run_that_goes_on_with_another_says_what_of_it_is_not_kept(
+    hosts: tuple[Host, Host], asked: RepositorySource, tmp_path: Path
+) -> None:
+    one, two = hosts
+    told: list[tuple[str, JsonObject]] = []
+
+    async def earlier(resume_of: str | None) -> ExecutionRow | None:
+        work = Work("plain", asked, resume_of=resume_of)
+        return await earlier_execution(two.store, work, emit=lambda kind, data: told.append((kind, data)))
+
+    assert await earlier(None) is None
+    with pytest.raises(RunFailed, match="Nothing is kept of the run 'run_gone'") as refused:
+        await earlier("run_gone")
+    assert (refused.value.outcome, told) == ("sandbox_error", [])
+
+    run = await RunHouse.begin(one.repositories, await one.workspaces.source(asked), tmp_path / "ws")
+    await one.began(run, Work("plain", asked))
+    assert await earlier(run.run_id) == await one.execution(run.run_id)
+    assert [(kind, data["code"]) for kind, data in told] == [("warning", "conversation_lost")]
+    await one.changed(run, conversation="a" * 64)
+    assert await earlier(run.run_id) == await one.execution(run.run_id)
+    assert len(told) == 1
 
 
 async def test_a_host_that_only_shows_what_others_made_forgets_it_when_it_is_deleted(

@@ -94,7 +94,7 @@ class Carrying:
         known = former = await house.store.read(lambda tx: tx.executions.find(self._run_id))
         if known is not None and known.host != house.host:
             if self._workflow.host_gone != "restart":
-                return await ended_with_its_host(house, self._run_id, self._task)
+                return await ended_with_its_host(house.store, house.ledger, self._run_id, self._task)
             self._tell_moved(known)
             known = None
         if known is not None:
@@ -134,7 +134,7 @@ class Carrying:
         if former is not None:  # whoever prepared it died meanwhile: it begins anew
             await executor.remove(run_id)
         await house.probing.check(executor, tell=self._options.emit)
-        earlier = await earlier_execution(house, self._work, self._options)
+        earlier = await earlier_execution(house.store, self._work, emit=self._options.emit)
         told = await house.store.read(lambda tx: tx.events.list(run_id))
         token = f"amr_{secrets.token_urlsafe(32)}"
         session = earlier.cli_session_id if earlier is not None and earlier.conversation is not None else new_uuid()

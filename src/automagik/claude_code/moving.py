@@ -1,16 +1,18 @@
 """Moving: what a run needs from other hosts: what an earlier run left on one, and its own end where its host is gone for good."""
 
+from collections.abc import Callable
 from typing import Final
 
 from pydantic_ai import ModelRequest, ModelResponse, TextPart, UserPromptPart
 
-from automagik.agents import AgentResponse, RunOptions
-from automagik.claude_code.house import House
+from automagik.agents import AgentResponse
+from automagik.budget import Ledger
 from automagik.claude_code.outcome import Verdict
 from automagik.claude_code.work import Work
 from automagik.errors import RunFailed
+from automagik.store import Store
 from automagik.store.workflows import ExecutionRow
-from automagik.types import RunOutcome
+from automagik.types import JsonObject, RunOutcome
 
 __all__ = ["LOST", "earlier_execution", "ended_with_its_host"]
 
@@ -22,7 +24,9 @@ LOST: Final = Verdict(
 )
 
 
-async def earlier_execution(house: House, work: Work, options: RunOptions) -> ExecutionRow | None:
+async def earlier_execution(
+    store: Store, work: Work, *, emit: Callable[[str, JsonObject], None]
+) -> ExecutionRow | None:
     """The execution of the run that this one goes on with, on whichever host it was; None where it goes on with none.
 
     Raises: RunFailed where nothing of it is kept.
@@ -30,7 +34,7 @@ async def earlier_execution(house: House, work: Work, options: RunOptions) -> Ex
     resumed = work.resume_of
     if resumed is None:
         return None
-    earlier = await house.store.read(lambda tx: tx.executions.find(resumed))
+    earlier = await store.read(lambda tx: tx.executions.find(resumed))
     if earlier is None:
         raise RunFailed(
             f"Nothing is kept of the run '{resumed}', which this one was to go on with.",
@@ -39,17 +43,17 @@ async def earlier_execution(house: House, work: Work, options: RunOptions) -> Ex
         )
     if earlier.conversation is None:
         detail = f"The conversation of '{resumed}' could not be saved: this run goes on with its commits alone."
-        options.emit("warning", {"code": "conversation_lost", "detail": detail})
+        emit("warning", {"code": "conversation_lost", "detail": detail})
     return earlier
 
 
-async def ended_with_its_host(house: House, run_id: str, task: str) -> AgentResponse:
+async def ended_with_its_host(store: Store, ledger: Ledger, run_id: str, task: str) -> AgentResponse:
     """How a run ends, on another host, whose own is gone for good: with what it used there."""
-    await house.ledger.hold(run_id)  # what its host left of calls under way is settled
+    await ledger.hold(run_id)  # what its host left of calls under way is settled
     try:
-        usage = await house.store.read(lambda tx: tx.calls.usage_of(run_id))
+        usage = await store.read(lambda tx: tx.calls.usage_of(run_id))
     finally:
-        house.ledger.let_go(run_id)
+        ledger.let_go(run_id)
     return AgentResponse(
         message=LOST.detail,
         data=None,
