@@ -37,6 +37,8 @@ def test_a_budget_is_set_by_one_request(api: StubApi, command: Command) -> None:
 def test_a_budget_without_a_limit_is_wrong_usage(api: StubApi, command: Command) -> None:
     done = command("budgets", "set", "organisation")
     assert done.code == 2 and "--limit" in done.err and api.asked == []
+    done = command("budgets", "set", "organisation", "--limit", "25 EUR")
+    assert done.code == 2 and "'25 EUR' is no amount of US dollars" in done.err and api.asked == []
 
 
 def test_the_budget_of_a_workflow_is_told_to_be_one_of_an_agent(api: StubApi, command: Command) -> None:

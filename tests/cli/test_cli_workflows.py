@@ -66,6 +66,21 @@ def test_what_is_not_found_is_listed_by_a_command(api: StubApi, command: Command
     assert "hint: `automagik workflows list` lists" in command("workflows", "show", "none").err
 
 
+def test_what_is_wrong_in_a_file_names_the_file_once(api: StubApi, command: Command, tmp_path: Path) -> None:
+    detail = "workflow.toml: display_name: It must be a text."
+    fields = [{"loc": ["body", "files", "workflow.toml"], "msg": detail, "type": "invalid_input"}]
+    wrong = problem(422, "invalid_input", detail, hint="Write a text.", errors=fields)
+    api.on("POST", "/api/v1/workflows/validate", wrong)
+    done = command("workflows", "validate", str(tmp_path))
+    assert done.code == 2
+    assert done.err == f"error: {detail}\nhint: Write a text.\n"
+
+
+def test_a_run_to_go_on_with_is_named_by_its_id(api: StubApi, command: Command) -> None:
+    done = command("workflows", "run", "tidy", "Go on", "--resume", "yesterday's")
+    assert done.code == 5 and "There is no run" in done.err and api.asked == []
+
+
 def test_what_is_not_committed_is_said_not_to_be_sent(api: StubApi, command: Command, repository: Path) -> None:
     serves_a_run(api)
     clean = command("workflows", "run", "tidy", "Do it", "--repo", str(repository))

@@ -158,7 +158,8 @@ class Workflows:
         workflow = Workflow.parse(name, files, trusted=False, place=field)
         known = await self._memories(caller)
         warnings = [
-            f"The prompt uses '{variable}', which is neither a variable of the workflow nor a memory: it stays empty."
+            f"The prompt uses '{variable}', which is neither a variable of the workflow nor a memory: in a folder of the server "
+            "it stays empty; create refuses it until it is in [variables] of workflow.toml."
             for variable in workflow.unknown_variables
             if variable not in known
         ]

@@ -1,5 +1,6 @@
 """`automagik budgets`: limits of money."""
 
+import re
 from typing import Annotated
 from urllib.parse import quote
 
@@ -16,6 +17,7 @@ app = typer.Typer(help="Limit what models may cost, and see what is spent.", no_
 
 BudgetId = Annotated[str, typer.Argument(metavar="BUDGET", help="The budget's id.", show_default=False)]
 
+_AMOUNT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _COLUMNS = (
     ("BUDGET", "budget_id"),
     ("SCOPE", "scope"),
@@ -51,6 +53,11 @@ def set_budget(
     """Make a budget, or change the one of that scope and period. What runs used before in the period counts as spent."""
     if limit is None:
         raise CliError("How much is the limit?", exit_code=ExitCode.USAGE, hint="Add --limit USD, as --limit 25.")
+    for option, amount in (("--limit", limit), ("--warn-at", warn_at)):
+        if amount is not None and not _AMOUNT.fullmatch(amount):
+            raise CliError(
+                f"{option}: '{amount}' is no amount of US dollars.", exit_code=ExitCode.USAGE, hint="As 25 or 0.50."
+            )
     if scope == "workflow":
         raise CliError(
             "A workflow's budget has the scope 'agent'.",

@@ -29,7 +29,7 @@ _NOUNS = {
 """What a `NotFound` names, and the command that lists it."""
 _LISTS = re.compile(r"GET /api/v1/([a-z]+) lists")
 _LISTS_DELIVERIES = "GET /api/v1/webhooks/{webhook_id}/deliveries lists"
-_PLACES = {"body", "query"}
+_PLACES = {"body", "query", "files"}
 """Where a field stands, which is of no interest to who gave an option."""
 
 
@@ -132,4 +132,6 @@ def _field_error(item: Json) -> tuple[str, str] | None:
     loc = item.get("loc")
     place = ".".join(str(part) for part in loc if part not in _PLACES) if isinstance(loc, list) else ""
     message = item.get("msg")
-    return (place or "body", message) if isinstance(message, str) else None
+    if not isinstance(message, str):
+        return None
+    return place or "body", message.removeprefix(f"{place}: ")  # what is wrong in a file begins with its name

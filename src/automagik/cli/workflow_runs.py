@@ -60,6 +60,10 @@ def run_workflow(
     """Give a workflow a task on a repository. Ctrl-C leaves it at work; `automagik runs cancel` stops it."""
     if (repo is None) == (resume is None):
         raise CliError("Name the repository with --repo, or a run to go on with by --resume.", exit_code=ExitCode.USAGE)
+    if resume is not None and not resume.startswith("run_"):
+        raise CliError(
+            f"There is no run '{resume}'.", exit_code=ExitCode.NOT_FOUND, hint="`automagik runs list` lists the runs."
+        )
     with connect(url) as client:
         body: dict[str, Json] = {"message_content": task}
         if repo is not None:
