@@ -19,6 +19,7 @@ __all__ = ["Probing", "probe_executor"]
 _log = structlog.stdlib.get_logger(__name__)
 
 _PROBE_SECONDS = 60.0
+_MAX_SAID = 300
 _DOCKER_SOCKETS = (
     "/var/run/docker.sock",
     "/run/docker.sock",
@@ -102,4 +103,9 @@ async def probe_executor(settings: Settings, executor: Executor) -> tuple[Findin
         await executor.remove(run_id)
     if done.timed_out:
         return (Finding("output", "unknown", "the probe did not end in time"),)
+    if not done.stdout.strip():  # not one way out was tried: why it did not run is what is worth to know
+        said = " ".join(done.exit.stderr.split())[-_MAX_SAID:]
+        return (
+            Finding("output", "unknown", f"the probe said nothing (exit code {done.exit.code}): {said or 'no reason'}"),
+        )
     return findings(done.stdout)
