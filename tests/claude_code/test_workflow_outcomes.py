@@ -5,7 +5,6 @@ import subprocess
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -189,9 +188,14 @@ async def opened(
         yield house, {"bundle": sent.json()["bundle"], "name": "mine"}
 
 
-async def see(house: WorkflowHouse, repository: Any, case: Case, *, seconds: float = 240) -> None:
-    """That this case ends as it should, keeps what it had made, is paid for, and leaves nothing behind."""
+async def see(house: WorkflowHouse, repository: Any, case: Case) -> None:
+    """That this case ends as it should."""
     run_id = await house.begin(f"case {case.name}.", repository=repository, **case.body)
+    await check(house, case, run_id)
+
+
+async def check(house: WorkflowHouse, case: Case, run_id: str, *, seconds: float = 240) -> None:
+    """That the run ends as its case says, keeps what it had made, is paid for, and leaves nothing behind."""
     run = await house.ended(run_id, seconds=seconds)
     events = await house.events(run_id)
     said = run["error"]["detail"] if run["error"] else ""
@@ -302,7 +306,7 @@ async def test_the_model_is_the_requests_the_workflows_the_settings_or_the_clis(
             while (await house.client.get("/workflows/narrow")).status_code != 200:
                 await asyncio.sleep(0.2)
         runs = {
-            "usual": await house.begin("Task-usual", repository=repository),
+            "usual": await house.begin("Task-usual", repository=repository, executor="auto"),
             "own": await house.begin("Task-own", workflow="own", repository=repository),
             "request": await house.begin(
                 "Task-request", workflow="own", repository=repository, model="anthropic:claude-asked"
@@ -317,6 +321,7 @@ async def test_the_model_is_the_requests_the_workflows_the_settings_or_the_clis(
             "request": "completed",
             "narrow": "policy",  # neither the setting's model nor the CLI's own is one that it lists
         }
+        assert ended["usual"]["executor"] == "local"  # as the setting says, whatever else works here
         assert asked(house, "Task-usual") == {"claude-usual"}
         assert asked(house, "Task-own") == {"claude-own"}
         assert asked(house, "Task-request") == {"claude-asked"}
@@ -327,23 +332,45 @@ async def test_the_model_is_the_requests_the_workflows_the_settings_or_the_clis(
 
 @pytest.mark.long
 async def test_a_gateway_and_a_provider_that_stay_away_end_a_run_with_what_it_had_done(warm: WarmPython) -> None:
-    cases = [
-        Case("gateway", [bash("perl -e 'sleep 8'"), _SAY], "model_error", detail="gateway could not be reached"),
-        Case("provider", [bash("perl -e 'sleep 8'"), _SAY], "model_error", detail="The model's API can't be reached"),
-    ]
-    async with opened(script_of(cases), "local", warm) as (house, repository):
-        seen = [asyncio.create_task(see(house, repository, case, seconds=330)) for case in cases]
-        async with asyncio.timeout(60):
-            while house.api.count < 4:
-                await asyncio.sleep(0.1)
-        listed = (await house.client.get("/runs", params={"kind": "workflow"})).json()["data"]
-        doors = {
-            run["run_id"]: path
-            for run in listed
-            for path in Path(house.folder / "data").rglob("api.sock")
-            if run["run_id"] in str(path)
-        }
-        tasks = {run_id: (await house.run(run_id))["input"]["message_content"] for run_id in doors}
-        next(doors[run_id] for run_id, task in tasks.items() if "gateway" in task).unlink()
-        await house.api.refuse()
-        await asyncio.gather(*seen)
+    """Both last as long as the CLI asks again: over three minutes."""
+    waits = bash("perl -e 'sleep 5'")
+    away = Case("away", [waits, _SAY], "model_error", detail="The model's API can't be reached", warns="model_retry")
+    dead = Case("dead", [waits, _SAY], "model_error", detail="gateway could not be reached", warns="model_retry")
+
+    async def without_provider() -> None:
+        async with opened(script_of([away]), "local", warm) as (house, repository):
+            run_id = await house.begin("case away.", repository=repository)
+            await house.api.wait_for(2, timeout_seconds=60)
+            await house.api.refuse()
+            await check(house, away, run_id, seconds=330)
+
+    async def without_gateway() -> None:
+        async with opened(script_of([dead]), "local", warm) as (house, repository):
+            run_id = await house.begin("case dead.", repository=repository)
+            await house.api.wait_for(2, timeout_seconds=60)
+            house.server.kill()
+            async with asyncio.timeout(330):
+                while await asyncio.to_thread(processes_with, run_id):
+                    await asyncio.sleep(0.5)
+            await asyncio.to_thread(house.server.start)
+            await check(house, dead, run_id)
+
+    await asyncio.gather(without_provider(), without_gateway())
+
+
+@pytest.mark.long
+async def test_demos_whose_gateway_dies_in_the_middle_of_an_answer_still_commit(warm: WarmPython) -> None:
+    async with opened({"default": {"text": "OK"}}, "local", warm) as (house, repository):
+        runs: list[str] = []
+        for _ in range(3):  # each is at another step when the gateway dies
+            runs.append(await house.begin("Add a note", repository=repository, demo=True))
+            await asyncio.sleep(0.4)
+        await house.until_event(runs[0], "tool_result")
+        await asyncio.to_thread(house.server.kill)
+        await asyncio.to_thread(house.server.start)
+        for run_id in runs:
+            run = await house.ended(run_id, seconds=120)
+            assert (run["outcome"], run["attempt"]) == ("completed", 1), run["error"]
+            assert len(run["workspace"]["commits"]) == 1, run_id
+            assert float(run["usage"]["cost_usd"]) == 0
+        assert house.api.count == 0
