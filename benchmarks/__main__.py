@@ -27,6 +27,7 @@ from benchmarks import (
     startup,
     streams,
     throughput,
+    workflow_events,
 )
 from benchmarks.inprocess import micro, micro_table
 from benchmarks.running import Database, Ground, ground
@@ -63,6 +64,7 @@ BENCHMARKS: dict[str, Callable[[Ground], list[report.Result]]] = {
     "commit_extraction": commits.commit_extraction,
     "executor_local_start": executors.local_start,
     "executor_docker_start": executors.docker_start,
+    "workflow_event_seen": workflow_events.event_seen,
 }
 
 _UNPINNED = frozenset(
@@ -71,6 +73,7 @@ _UNPINNED = frozenset(
         "streams_1000_two_processes",
         "executor_local_start",
         "executor_docker_start",
+        "workflow_event_seen",
         "queue_dispatch_postgresql",
         "queue_drain_postgresql",
         "queue_takeover",
