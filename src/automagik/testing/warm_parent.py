@@ -35,11 +35,19 @@ _LOADED = (
     "automagik.store.backup",
     "automagik.store.postgres_backend",
     "alembic.command",
+    "anyio._backends._asyncio",
+    "dbos",
+    "genai_prices",
+    "uvicorn.lifespan.on",
+    "uvicorn.loops.auto",
+    "uvicorn.protocols.http.httptools_impl",
+    "uvicorn.protocols.websockets.auto",
     "rich.console",
     "rich.table",
     "typer.rich_utils",
 )
-"""What commands load, the servers' included. A command that needs more loads that itself."""
+"""What commands load, the servers' included, and what a server loads with its first queued run. A command that needs more loads
+that itself."""
 
 _LARGEST_WISH = 256 * 1024
 
