@@ -201,7 +201,20 @@ def read_results() -> list[dict[str, Any]]:
 
 
 def table(results: Iterable[dict[str, Any]]) -> str:
-    """Results as a Markdown table."""
+    """Results as Markdown: a table for each machine, the latest measured first."""
+    by_machine: dict[str, list[dict[str, Any]]] = {}
+    for one in results:
+        by_machine.setdefault(f"{one['machine']['cpu']}, {one['machine']['cores']} cores", []).append(one)
+    latest_first = sorted(by_machine.items(), key=lambda item: max(one["at"] for one in item[1]), reverse=True)
+    return "\n\n".join(f"{_heading(machine, found)}\n\n{_rows(found)}" for machine, found in latest_first)
+
+
+def _heading(machine: str, results: list[dict[str, Any]]) -> str:
+    days = sorted({one["at"][:10] for one in results})
+    return f"On {machine}, measured on {' and '.join(days)}:"
+
+
+def _rows(results: list[dict[str, Any]]) -> str:
     rows = ["| benchmark | platform | baseline | unit | ratio | target | met |", "|---|---:|---:|---|---:|---|---|"]
     for one in results:
         baseline = "" if one["baseline"] is None else f"{one['baseline']:.4g}"
