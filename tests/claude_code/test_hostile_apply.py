@@ -87,6 +87,17 @@ async def test_a_repositorys_hooks_and_the_variables_of_a_hook_have_no_say(
         pass
 
 
+async def test_what_a_ref_names_is_sent_as_the_server_takes_it_and_leaves_no_ref_behind(tmp_path: Path) -> None:
+    mine = make_repository(tmp_path / "mine")
+    first = git(mine, "rev-parse", "HEAD")
+    git(mine, "commit", "-q", "--allow-empty", "-m", "Second")
+    before = git(mine, "for-each-ref")
+    repositories = await open_repositories(tmp_path / "data")
+    with bundled(str(mine), "HEAD~1") as sent:
+        assert git(mine, "for-each-ref") == before
+        assert (await repositories.import_bundle(sent)).base_commit == first
+
+
 def test_of_a_shallow_clone_no_bundle_is_made(tmp_path: Path) -> None:
     mine = make_repository(tmp_path / "mine")
     git(mine, "commit", "-q", "--allow-empty", "-m", "Second")

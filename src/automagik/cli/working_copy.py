@@ -1,12 +1,12 @@
 """The user's own repository, as the command line reads it and puts a run's commits into it."""
 
 import os
-import secrets
 import subprocess
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from automagik.cli.failure import CliError, ExitCode
 
@@ -72,13 +72,11 @@ def bundled(folder: str, ref: str | None) -> Generator[Path]:
             _git(folder, "bundle", "create", "--quiet", str(bundle), "HEAD")
             yield bundle
             return
-        # A bundle holds refs, not commits: this one stands beside the user's branches for a moment.
-        name = f"refs/automagik/upload-{secrets.token_hex(8)}"
-        _git(folder, "update-ref", name, commit)
-        try:
-            _git(folder, "bundle", "create", "--quiet", str(bundle), name)
-        finally:
-            _git(folder, "update-ref", "-d", name)
+        # A bundle that git makes holds refs, not commits; and no ref is made in the user's repository for this.
+        with bundle.open("wb") as file:
+            file.write(f"# v2 git bundle\n{commit} HEAD\n\n".encode())
+            file.flush()
+            _pack(folder, commit, file)
         yield bundle
 
 
@@ -154,6 +152,31 @@ def _git(folder: str, *args: str, missing: str | None = None) -> str:
         detail = f"There is no commit '{missing}'." if missing else "The repository has no commit yet."
         raise CliError(detail, exit_code=ExitCode.USAGE, hint="Commit something first, or name another --ref.")
     raise CliError(f"git {args[0]} failed: {said[:500]}", exit_code=ExitCode.FAILED)
+
+
+def _pack(folder: str, commit: str, file: IO[bytes]) -> None:
+    """Write a pack of the commit with its whole history after what is in the file."""
+    done = subprocess.run(
+        [
+            *_CLEAN,
+            "git",
+            *_NO_MORE,
+            "-C",
+            folder,
+            "pack-objects",
+            "--quiet",
+            "--revs",
+            "--delta-base-offset",
+            "--stdout",
+        ],
+        input=f"{commit}\n".encode(),
+        stdout=file,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    if done.returncode != 0:
+        said = " ".join(done.stderr.decode("utf-8", "replace").split())
+        raise CliError(f"git pack-objects failed: {said[:500]}", exit_code=ExitCode.FAILED)
 
 
 def _run(folder: str, *args: str) -> "subprocess.CompletedProcess[str]":
