@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,16 +53,9 @@ def test_an_agent_answers_and_remembers_within_a_session(server: RunningServer) 
     assert ending(server, "sessions", "show", name)[0] == 5
 
 
-def test_chat_keeps_one_session(server: RunningServer) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "automagik", "chat", "simple", "--json"],
-        env=server.environment,
-        input="first\nsecond\n",
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
+def test_chat_keeps_one_session(server: RunningServer, warm: WarmPython) -> None:
+    done = warm.run(("chat", "simple", "--json"), env=server.environment, stdin="first\nsecond\n")
+    assert done.returncode == 0
     first, second = (json.loads(line) for line in done.stdout.splitlines())
     assert first["session_id"] == second["session_id"]
     assert "message 2" in second["output"]["message"]
@@ -166,16 +158,9 @@ def test_no_key_is_in_the_servers_log(server: RunningServer) -> None:
     assert "amk_" not in log.replace(server.key[:8], "")
 
 
-def test_a_port_that_is_taken_is_told_with_the_way_out(server: RunningServer, tmp_path: Path) -> None:
+def test_a_port_that_is_taken_is_told_with_the_way_out(server: RunningServer, tmp_path: Path, warm: WarmPython) -> None:
     taken = {"AUTOMAGIK_PORT": server.url.rsplit(":", 1)[1], "AUTOMAGIK_DATA_DIR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-m", "automagik", "serve"],
-        env={**server.environment, **taken},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = warm.run(("serve",), env={**server.environment, **taken})
     assert done.returncode == 1
     assert "AUTOMAGIK_PORT" in done.stderr
     assert "Traceback" not in done.stderr
