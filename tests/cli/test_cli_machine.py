@@ -9,6 +9,7 @@ import pytest
 from cli_harness import Command, StubApi, problem
 
 from automagik.store.locks import FileLock
+from automagik.testing.needs import need
 from automagik.testing.postgres import PostgresServer
 
 
@@ -82,6 +83,15 @@ def test_the_doctor_says_how_to_get_a_missing_claude_cli(command: Command, tmp_p
     if "Bubblewrap" not in found["detail"]:  # that is said first
         assert "names no program" in found["detail"]
         assert "pip install 'automagik-agents[claude]'" in found["fix"]
+
+
+def test_the_doctor_says_that_workflows_have_no_key_until_one_is_set_or_stored(command: Command) -> None:
+    need("bubblewrap")
+    need("claude")
+    told = findings(command, AUTOMAGIK_EXECUTOR="local")["workflows (key)"]
+    assert told["status"] == "warn" and "secrets set anthropic_api_key" in told["fix"]
+    assert command("secrets", "set", "anthropic_api_key", stdin="sk-ant-made-up\n").code == 0
+    assert "workflows (key)" not in findings(command, AUTOMAGIK_EXECUTOR="local")
 
 
 def test_the_doctor_tells_who_holds_the_port(command: Command, api: StubApi) -> None:

@@ -89,8 +89,33 @@ async def _workflows(settings: Settings) -> list[Finding]:
     finally:
         await factory.close()
     if any(finding.status == "ok" for finding in findings):
-        return [finding for finding in findings if finding.status != "warn"]
+        return [*(finding for finding in findings if finding.status != "warn"), *await _workflows_key(settings)]
     return findings
+
+
+async def _workflows_key(settings: Settings) -> list[Finding]:
+    """That the gateway has no key for what the CLI speaks. A server of one's own may need none."""
+    if (
+        settings.anthropic_api_key
+        or settings.anthropic_auth_token
+        or "api.anthropic.com" not in settings.anthropic_base_url
+    ):
+        return []
+    if settings.database_url is not None or (settings.data_dir / "automagik.db").exists():
+        try:
+            async with open_store(settings) as store:
+                if {"anthropic_api_key", "anthropic_auth_token"} & set(await store.read(lambda tx: tx.secrets.names())):
+                    return []
+        except AutomagikError:  # what is wrong with the database is a finding of its own
+            return []
+    return [
+        Finding(
+            "workflows (key)",
+            "warn",
+            "There is no key for Anthropic's API: workflows run with --demo only.",
+            "Set ANTHROPIC_API_KEY where the server runs, or store it: automagik secrets set anthropic_api_key",
+        )
+    ]
 
 
 async def _executor(settings: Settings, executor: Executor) -> Finding:
@@ -279,7 +304,9 @@ def _agents(settings: Settings) -> list[Finding]:
     found = list(find_agents(settings.agents_folder))
     broken = [agent for agent in found if isinstance(agent, BrokenAgent)]
     if not broken:
-        return [Finding("agents", "ok", f"{len(found)} found in code, packages and {settings.agents_folder}")]
+        return [
+            Finding("agents", "ok", f"{len(found)} besides claude_code, in code, packages and {settings.agents_folder}")
+        ]
     return [
         Finding("agents", "warn", f"{agent.name} can't be used: {agent.cause}", f"Mend or remove {_place(agent)}.")
         for agent in broken
