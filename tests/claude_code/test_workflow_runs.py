@@ -63,6 +63,14 @@ async def test_a_run_commits_on_a_branch_of_its_own_and_what_it_made_is_taken_ou
     assert house.places() == []
 
 
+async def test_a_host_on_which_no_workflow_can_run_ends_it_with_what_mends_that(warm: WarmPython) -> None:
+    async with workflow_house(committing(), settings={"AUTOMAGIK_CLAUDE_CLI": "/none"}, warm=warm) as house:
+        run = await house.ended(await house.begin())
+        assert (run["status"], run["outcome"]) == ("failed", "sandbox_error")
+        assert "The executor 'local' does not work here" in run["error"]["detail"]
+        assert "install" in run["error"]["hint"]
+
+
 async def test_what_a_tool_sees_holds_no_key_and_what_it_forges_changes_no_cost_and_no_commit(
     house: WorkflowHouse,
 ) -> None:

@@ -26,7 +26,7 @@ from automagik.claude_code.publish import PUBLISHING_WORKFLOW, Publishing, PullR
 from automagik.claude_code.transcript import Transcript
 from automagik.claude_code.work import Work
 from automagik.claude_code.workflow import ANTHROPIC, Workflow, own_name
-from automagik.errors import AutomagikError, Internal, RunFailed
+from automagik.errors import AutomagikError, ConfigurationError, Internal, RunFailed
 from automagik.gateway import Door, RunAccess
 from automagik.sandbox.confinement import Limits
 from automagik.sandbox.egress import EgressPolicy, EgressProxy
@@ -89,6 +89,14 @@ class Carrying:
         if run_id == self._run_id:
             self._told.set()
 
+    async def _executor(self) -> Executor:
+        """The one that is asked for. Raises: RunFailed where it does not work here, with what mends it."""
+        asked = self._work.executor
+        try:
+            return await self._house.executors.executor(None if asked == "auto" else asked)
+        except ConfigurationError as missing:
+            raise RunFailed(missing.detail, outcome="sandbox_error", hint=missing.hint) from missing
+
     async def _carry(self) -> AgentResponse:
         house = self._house
         known = former = await house.store.read(lambda tx: tx.executions.find(self._run_id))
@@ -100,8 +108,7 @@ class Carrying:
         if known is not None:
             executor = house.executors.named(known.executor)
         else:
-            asked = self._work.executor
-            executor = await house.executors.executor(None if asked == "auto" else asked)
+            executor = await self._executor()
         furnished: Furnished | None = None
         token = ""
         if known is None or known.stage == "preparing":
