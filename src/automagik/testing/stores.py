@@ -36,20 +36,27 @@ def lay_database(folder: Path) -> None:
         path.write_bytes(_migrated())
 
 
+@cache
+def _settings() -> Settings:
+    """What the environment says, read once in a process: each reading takes longer than opening a store."""
+    return Settings()
+
+
 @asynccontextmanager
 async def fresh_settings(
     dialect: Literal["sqlite", "postgresql"], folder: Path, *, server: PostgresServer | None = None
 ) -> AsyncGenerator[Settings]:
-    """Settings that name a fresh database: a file in `folder`, or a database of `server`, which is dropped at the end."""
+    """Settings that name a fresh database: a file in `folder`, or a database of `server`, which is dropped at the end. The rest
+    is as the environment was when the process asked first."""
     if dialect == "sqlite":
         lay_database(folder)
-        yield Settings(data_dir=folder)
+        yield _settings().model_copy(update={"data_dir": folder})
         return
     if server is None:
         raise ValueError("a PostgreSQL database needs the server that it is made on")
     url = server.create_database()
     try:
-        yield Settings(data_dir=folder, database_url=SecretStr(url))
+        yield _settings().model_copy(update={"data_dir": folder, "database_url": SecretStr(url)})
     finally:
         server.drop_database(url)
 
