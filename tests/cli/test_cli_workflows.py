@@ -100,7 +100,7 @@ def test_a_run_that_failed_is_summed_up_in_plain_words(api: StubApi, command: Co
     assert done.code == 1
     assert done.err.splitlines()[1:5] == [
         "1 commit on b, 2 files changed (+3 -0)",
-        "? turns, no call, failed (model_error)",
+        "0 turns, no call, failed (model_error)",
         "error: No key.",
         "hint: Set one.",
     ]
