@@ -362,3 +362,26 @@ async def test_a_path_that_is_too_long_or_taken_is_told(house: House) -> None:
     with pytest.raises(ConfigurationError, match="else than a socket"):
         await house.gateway.open_door(access, house.sockets / "file", tell=print)
     assert json.dumps((house.sockets / "file").read_text()) == '"mine"'
+
+
+async def test_the_head_of_an_answer_does_not_wait_for_its_body(open_house: OpenHouse) -> None:
+    seen = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
+        await seen.wait()
+        writer.write(b"data: 1\n\n")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        house = await open_house(anthropic_base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        await house.door()
+        async with (
+            asyncio.timeout(10),
+            raw(house.socket()) as client,
+            client.stream("POST", "/v1/messages", json=ASK) as answered,
+        ):
+            seen.set()
+            assert await answered.aread() == b"data: 1\n\n"

@@ -268,7 +268,8 @@ class Call:
                 meter.feed(piece)
                 if meter.reported is not None:
                     self._under_way.tokens = meter.reported
-            await exchange.write(watch.passed(piece))
+            passed, last = watch.passed(piece), reply.complete
+            await exchange.write(passed + watch.rest() if last else passed, last=last)
         await exchange.write(watch.rest())
         meter.finish()
         self._outcome = "completed"

@@ -112,6 +112,8 @@ class Exchange:
         """The status that was answered with."""
         self._connection = connection
         self._framed = False
+        self._ended = False
+        self._unsent = b""
         self._gone = False
         self._presence: _Presence | None = None
 
@@ -149,7 +151,7 @@ class Exchange:
             self._presence.task.cancel()
 
     def start(self, status: int, headers: Iterable[Header], *, length: int | None = None) -> None:
-        """Send the head. Without `length` the body is sent in chunks."""
+        """Send the head, with the first piece of the body where that is there already. Without `length` the body is sent in chunks."""
         self.status = status
         self._framed = length is None
         lines = [b"HTTP/1.1 %d %b\r\n" % (status, _phrase(status))]
@@ -158,26 +160,38 @@ class Exchange:
         if not self._connection.keeps_alive:
             lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")
-        self._connection.send(b"".join(lines))
+        self._unsent = b"".join(lines)
+        asyncio.get_running_loop().call_soon(self._send, b"")
 
-    async def write(self, data: bytes) -> None:
-        """Send a piece of the body; returns when the client has taken most of what was sent before."""
+    async def write(self, data: bytes, *, last: bool = False) -> None:
+        """Send a piece of the body; returns when the client has taken most of what was sent before. `last`: `end` comes next, whose
+        bytes go with it: each time that something is sent costs as much as all else that is done for a piece."""
         if data:
-            self._connection.send(b"%x\r\n%b\r\n" % (len(data), data) if self._framed else data)
+            self._ended = last
+            self._send(self._chunk(data) + self._end() if last else self._chunk(data))
             await self._connection.drained()
 
     def end(self) -> None:
         """The body is complete."""
-        if self._framed:
-            self._connection.send(b"0\r\n\r\n")
+        self._send(b"" if self._ended else self._end())
         self._connection.answered()
 
     def answer(self, answer: Answer) -> None:
         """Send a whole answer."""
         self.start(answer.status, answer.headers, length=len(answer.body))
-        if self.head.method != "HEAD":
-            self._connection.send(answer.body)
+        self._send(answer.body if self.head.method != "HEAD" else b"")
         self._connection.answered()
+
+    def _chunk(self, data: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(data), data) if self._framed else data
+
+    def _end(self) -> bytes:
+        return b"0\r\n\r\n" if self._framed else b""
+
+    def _send(self, data: bytes) -> None:
+        data, self._unsent = self._unsent + data, b""
+        if data:
+            self._connection.send(data)
 
     def cut(self) -> None:
         """Break the connection off, so that the client sees that the body is not complete."""

@@ -49,6 +49,11 @@ class Reply(Protocol):
         """The body's bytes as they come. Raises BrokeOff where it ends before its end."""
         ...
 
+    @property
+    def complete(self) -> bool:
+        """Whether all pieces were given and the body is known to have ended; it may have, where it isn't."""
+        ...
+
     async def close(self) -> None:
         """Let go of the connection; where the body wasn't read to its end, the provider is told by its end."""
         ...
@@ -151,6 +156,11 @@ class _Wire(asyncio.Protocol):
     def can_go_on(self) -> bool:
         """Whether another request may follow."""
         return self.complete and self._goes_on and self._lost is None
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the answer has come to its end, and all of it was taken."""
+        return self.complete and not self._pieces
 
     # -- of the pool
 
@@ -287,6 +297,10 @@ class _Answer:
 
     def value(self, name: bytes) -> bytes:
         return next((value for known, value in reversed(self.headers) if known == name), b"")
+
+    @property
+    def complete(self) -> bool:
+        return self._wire is None or self._wire.is_read
 
     async def pieces(self) -> AsyncIterator[bytes]:
         while self._wire is not None and (piece := await self._wire.piece()):

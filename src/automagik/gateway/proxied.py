@@ -54,6 +54,10 @@ class _Answer:
     def value(self, name: bytes) -> bytes:
         return next((value for known, value in reversed(self.headers) if known == name), b"")
 
+    @property
+    def complete(self) -> bool:
+        return False
+
     async def pieces(self) -> AsyncIterator[bytes]:
         try:
             async for piece in self._response.aiter_raw():
