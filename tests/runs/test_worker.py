@@ -338,6 +338,7 @@ async def test_a_host_that_stops_hands_back_what_can_be_done_again_and_tells_who
     other = await open_host(role="api")
     session = new_uuid()
     waiting = asyncio.create_task(one.runs.run(RunRequest("echo", "sleep 60", session_id=session), RUNNER))
+    await _until_accepted(other, session, 1)
     in_line = asyncio.create_task(one.runs.run(RunRequest("echo", "behind it", session_id=session), RUNNER))
     quick = asyncio.create_task(one.runs.run(RunRequest("echo", "sleep 0.1"), RUNNER))
     await _until_accepted(other, session, 2)
@@ -408,7 +409,7 @@ async def test_smaller_priorities_go_first(open_platform: OpenPlatform) -> None:
 async def test_a_session_with_a_long_line_does_not_keep_a_more_urgent_run_waiting(open_platform: OpenPlatform) -> None:
     platform = await open_platform(max_concurrent_background_runs=1)
     session = new_uuid()
-    line = [await sent(platform, "echo", f"sleep 0.2 {n}", session_id=session) for n in range(30)]
+    line = [await sent(platform, "echo", f"sleep 0.5 {n}", session_id=session) for n in range(30)]
     await until_status(platform, line[0].run_id, RunStatus.RUNNING)
     urgent = await sent(platform, "echo", "now", priority=-1)
     await ended(platform, urgent.run_id)
@@ -464,7 +465,7 @@ async def test_a_keys_limit_holds_over_two_hosts(open_host: OpenPlatform) -> Non
 
 async def test_a_full_queue_refuses_further_background_runs_and_no_others(open_host: OpenPlatform) -> None:
     platform = await open_host(max_queued_runs=3, max_concurrent_background_runs=1)
-    first = await sent(platform, "echo", "sleep 3")
+    first = await sent(platform, "echo", "sleep 60")
     await until_status(platform, first.run_id, RunStatus.RUNNING)
     await asyncio.sleep(0.6)  # the count may be half a second old
     for _ in range(3):
