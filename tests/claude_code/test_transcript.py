@@ -196,7 +196,7 @@ def test_lines_of_many_megabytes_are_read_and_cut_in_events_and_longer_ones_pass
     )
     assert [event.line for event in events] == [1, 3]
     assert transcript.broken_lines == 1
-    assert time.process_time() - begun < 5
+    assert time.process_time() - begun < 10
 
 
 HALVES = [
@@ -303,7 +303,7 @@ def test_a_hostile_line_costs_little(hostile: bytes) -> None:
     begun = time.process_time()
     _, events = read(hostile + b"\n", text("after"))
     assert told(events) == [("message_completed", "after")]
-    assert time.process_time() - begun < 2
+    assert time.process_time() - begun < 10, "a search that began anew at each sign would take hours"
 
 
 def test_many_hostile_lines_end_the_search_and_whole_lines_are_still_read() -> None:
