@@ -13,6 +13,7 @@ import uvloop
 from automagik.budget import Ledger, Party, Price, Prices
 from automagik.gateway import Gateway, RunAccess
 from automagik.security.secrets import SecretStore
+from automagik.server import settle_heap
 from automagik.settings import Settings
 from automagik.store import BeginRun, Store
 from automagik.types import SystemClock
@@ -47,6 +48,7 @@ async def main(folder: Path, provider_url: str) -> None:
     await gateway.open()
     access = RunAccess(RUN, Party(run_id=RUN), hashlib.sha256(TOKEN.encode()).digest())
     await gateway.open_door(access, folder / "api.sock", tell=lambda kind, data: print(kind, data))
+    settle_heap()
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     await asyncio.Event().wait()

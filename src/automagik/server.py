@@ -19,7 +19,7 @@ from automagik.errors import AutomagikError, ConfigurationError
 from automagik.settings import Settings
 from automagik.telemetry import configure_logging
 
-__all__ = ["Application", "create_app", "serve", "work"]
+__all__ = ["Application", "create_app", "serve", "settle_heap", "work"]
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -71,7 +71,7 @@ class Application:
             self._platform = platform
             self._api = create_api(platform)
             model = await platform.models.default_model_name()
-            _settle_heap()
+            settle_heap()
             _log.info(
                 "server_ready",
                 database=platform.store.dialect,
@@ -171,7 +171,7 @@ async def _work(settings: Settings) -> None:
     for wanted in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(wanted, stopping.set)
     async with Platform.open(settings, role="worker") as platform:
-        _settle_heap()
+        settle_heap()
         _log.info(
             "worker_ready",
             database=platform.store.dialect,
@@ -190,7 +190,7 @@ def _check_shared(settings: Settings, what: str) -> None:
         )
 
 
-def _settle_heap() -> None:
+def settle_heap() -> None:
     """Keep what the start has built out of full garbage collections, which took 135 ms in the midst of requests; and collect
     less often what is new: a run makes thousands of objects that its end frees by itself."""
     gc.collect()

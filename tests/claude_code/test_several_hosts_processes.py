@@ -26,7 +26,11 @@ from automagik.types import JsonObject
 
 pytestmark = [pytest.mark.anyio, pytest.mark.long, pytest.mark.timeout(300), pytest.mark.xdist_group("fleets")]
 
-COMMIT = "n=one; [ -f one.txt ] && n=two; [ -f two.txt ] && n=three; echo $n > $n.txt; git add -A; git commit -q -m $n"
+COMMIT = (
+    "[ -e /tmp/made ] || { touch /tmp/made; n=one; [ -f one.txt ] && n=two; [ -f two.txt ] && n=three;"
+    " echo $n > $n.txt; git add -A; git commit -q -m $n; }"
+)
+"""One commit in each sandbox, also where a message that comes late has the script begin again."""
 
 
 def bash(command: str) -> JsonObject:
@@ -179,7 +183,7 @@ async def test_runs_outlive_a_worker_and_then_their_host_and_are_had_from_every_
     assert saved["workspace"]["base_commit"] == gone["workspace"]["base_commit"]
     told = await hosts.events(again)
     assert [commit["subject"] for commit in hosts.of("commit", told)] == ["one", "two"]
-    assert len(hosts.of("tool_call", told)) == 4
+    assert len(hosts.of("tool_call", told)) in (4, 6), "the message is read with a tool's result, or as a further turn"
     assert "sandbox_lost" in [warning["code"] for warning in hosts.of("warning", told)]
     assert "begins again here" in json.dumps(hosts.api.calls[-1].body["system"])
     assert "Mind the gap." in json.dumps(hosts.api.calls[-1].body["messages"])
