@@ -49,7 +49,8 @@ test: $(TEST_STAMP) ## the whole suite but the tests of over 30 seconds
 	@$(BIN)/pytest -n "$$($(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 1)')" --dist worksteal -m "not long"
 
 test-long: $(TEST_STAMP) ## the tests of over 30 seconds
-	@$(BIN)/pytest -n 2 --dist loadgroup -m long
+	@$(BIN)/pytest -m long tests/chaos tests/runs  # these look at the time: nothing runs beside them
+	@$(BIN)/pytest -n 2 --dist worksteal -m long --ignore tests/chaos --ignore tests/runs
 
 check: $(DEV_STAMP) ## lint, types, room boundaries, generated references
 	@$(BIN)/ruff check .

@@ -13,7 +13,7 @@ from chaos_house import Fleet, open_fleet
 
 from automagik.testing.postgres import PostgresServer
 
-pytestmark = [pytest.mark.anyio, pytest.mark.long, pytest.mark.timeout(600), pytest.mark.xdist_group("fleets")]
+pytestmark = [pytest.mark.anyio, pytest.mark.long, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
@@ -72,11 +72,11 @@ async def test_cut_connections_never_make_a_living_process_be_taken_for_dead(fle
         await asyncio.to_thread(fleet.server.break_connections)
     await asking
     ended = await fleet.check()
-    assert {run["row"].attempt for run in ended.values()} == {1}
     for instance in fleet.instances:
         log = instance.log.read_text()
         assert "executor_taken_over" not in log
         assert "executor_renewed" not in log
+    assert {run["row"].attempt for run in ended.values()} == {1}
 
 
 async def test_the_service_recovers_by_itself_when_the_database_was_away(fleet: Fleet) -> None:

@@ -24,7 +24,7 @@ from automagik.testing.servers import RunningServer
 from automagik.testing.warm import WarmPython
 from automagik.types import JsonObject
 
-pytestmark = [pytest.mark.anyio, pytest.mark.long, pytest.mark.timeout(300), pytest.mark.xdist_group("fleets")]
+pytestmark = [pytest.mark.anyio, pytest.mark.long, pytest.mark.timeout(300)]
 
 COMMIT = (
     "[ -e /tmp/made ] || { touch /tmp/made; n=one; [ -f one.txt ] && n=two; [ -f two.txt ] && n=three;"

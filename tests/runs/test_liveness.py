@@ -25,7 +25,7 @@ from automagik.testing.postgres import PostgresServer
 from automagik.testing.stores import fresh_settings
 from automagik.types import SystemClock, new_id
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("fleets")]
+pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(scope="module")

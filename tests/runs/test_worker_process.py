@@ -17,7 +17,7 @@ from run_house import away, write_agents
 from automagik.testing.postgres import PostgresServer
 from automagik.testing.servers import RunningServer
 
-pytestmark = [pytest.mark.long, pytest.mark.xdist_group("fleets")]
+pytestmark = pytest.mark.long
 
 
 class House:
