@@ -76,9 +76,7 @@ async def test_cut_connections_never_make_a_living_process_be_taken_for_dead(fle
         log = instance.log.read_text()
         assert "executor_taken_over" not in log
         assert "executor_renewed" not in log
-    # A run whose own read met a cut connection has failed and is tried again; nobody was taken for dead.
-    retried = sum(instance.log.read_text().count("run_waits_again") for instance in fleet.instances)
-    assert sum(run["row"].attempt - 1 for run in ended.values()) == retried
+    assert {run["row"].attempt for run in ended.values()} == {1}
 
 
 async def test_the_service_recovers_by_itself_when_the_database_was_away(fleet: Fleet) -> None:

@@ -1,5 +1,6 @@
 """The stream parser: fed recordings of the real CLI, and what a hostile tool may write between its lines."""
 
+import gc
 import json
 import random
 import time
@@ -196,7 +197,7 @@ def test_lines_of_many_megabytes_are_read_and_cut_in_events_and_longer_ones_pass
     )
     assert [event.line for event in events] == [1, 3]
     assert transcript.broken_lines == 1
-    assert time.process_time() - begun < 10
+    assert time.process_time() - begun < 5
 
 
 HALVES = [
@@ -300,10 +301,14 @@ def test_what_a_tool_wrote_can_always_be_stored() -> None:
     ids=["braces", "open", "escapes", "quotes"],
 )
 def test_a_hostile_line_costs_little(hostile: bytes) -> None:
-    begun = time.process_time()
-    _, events = read(hostile + b"\n", text("after"))
-    assert told(events) == [("message_completed", "after")]
-    assert time.process_time() - begun < 10, "a search that began anew at each sign would take hours"
+    gc.disable()  # a collection walks all that the suite's process holds: seconds that the line does not cost
+    try:
+        begun = time.thread_time()
+        _, events = read(hostile + b"\n", text("after"))
+        assert told(events) == [("message_completed", "after")]
+        assert time.thread_time() - begun < 2
+    finally:
+        gc.enable()
 
 
 def test_many_hostile_lines_end_the_search_and_whole_lines_are_still_read() -> None:

@@ -122,7 +122,7 @@ async def test_no_connection_is_held_while_a_model_answers(open_host: OpenPlatfo
             await asyncio.sleep(0.05)
     began = time.monotonic()
     assert message((await platform.runs.run(RunRequest("echo", "quick"), RUNNER)).output) == "seen 1: quick"
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 1
     await asyncio.gather(*waiting, *in_line)
     for run in queued:
         assert (await ended(platform, run.run_id)).outcome == "completed"
@@ -138,7 +138,7 @@ async def test_a_queued_run_is_cancelled_at_once_by_any_host(open_host: OpenPlat
     run = await sent(busy, "echo", "never")
     began = time.monotonic()
     row = await idle.runs.cancel(run.run_id, RUNNER)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 0.5
     assert (row.status, row.outcome, row.started_at) == ("cancelled", "cancelled", None)
     assert stored(await busy.runs.events(run.run_id, SYSTEM)) == [(1, "run_queued"), (2, "run_finished")]
 
@@ -155,7 +155,7 @@ async def test_a_waiting_synchronous_run_is_cancelled_from_another_host(open_hos
     assert (await other.runs.cancel(waiting.run_id, RUNNER)).status == "cancelled"
     with pytest.raises(RunFailed) as failed:
         await second
-    assert time.monotonic() - began < 2, "its caller is told at once"
+    assert time.monotonic() - began < 1, "its caller is told at once"
     assert (failed.value.outcome, failed.value.run_id) == ("cancelled", waiting.run_id)
     assert message((await first).output) == "seen 1: sleep 2"
     third = await other.runs.run(RunRequest("echo", "go on", session_id=session), RUNNER)
@@ -178,7 +178,7 @@ async def test_a_run_that_runs_on_another_host_is_cancelled_within_a_second(
         run_id = running[0].run_id
     began = time.monotonic()
     row = await other.runs.cancel(run_id, RUNNER)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 1
     assert (row.status, row.outcome) == ("cancelled", "cancelled")
     if caller is not None:
         with pytest.raises(RunFailed):
