@@ -10,10 +10,10 @@ import httptools
 import orjson
 import uvloop
 
-from benchmarks.load import percentile
+from benchmarks.delays import TEXT, delay_results
 from benchmarks.queue_fleet import Fleet, fleet, now
 from benchmarks.queue_models import PAUSE_SECONDS, ROUNDS
-from benchmarks.report import Result, measured
+from benchmarks.report import Result
 from benchmarks.report import Target as Goal
 from benchmarks.running import Ground, quietly
 
@@ -21,10 +21,9 @@ __all__ = ["other_instance"]
 
 _RUNS = 5
 _WAITING = frozenset({"message_completed", "usage"})
-"""Events that are stored with the next one, or with the run's end: nobody sees them at once, wherever they are."""
+"""Events that are stored with the next one, with the run's end, or after a moment: nobody sees them at once."""
 _FIRST = frozenset({"run_queued", "run_started"})
 """Events that may have come before the reader did."""
-_DELTA = "text_delta"
 
 
 class _Reader(asyncio.Protocol):
@@ -60,11 +59,9 @@ class _Reader(asyncio.Protocol):
         self._end(exc or ConnectionError("the stream broke off"))
 
     def _note(self, event: dict[str, Any]) -> None:
-        if event["type"] == _DELTA:
-            said = [float(word) for word in event["data"]["text"].split()]
-        else:
-            said = [datetime.fromisoformat(event["at"]).timestamp()]
-        self.delays_ms[event["type"]] += [(self._at - at) * 1000 for at in said]
+        is_text = event["type"] == TEXT  # its words are the moments at which they were said
+        said = event["data"]["text"].split() if is_text else [datetime.fromisoformat(event["at"]).timestamp()]
+        self.delays_ms[event["type"]] += [(self._at - float(at)) * 1000 for at in said]
 
     def _end(self, error: Exception | None) -> None:
         if self.ended.done():
@@ -80,47 +77,19 @@ def other_instance(on: Ground) -> list[Result]:
     with fleet(on, "postgresql", workers=1) as ours:
         _read_runs(ours)
         taken = [quietly(on, lambda: _read_runs(ours)) for _ in range(on.repetitions)]
-    events = [
-        [delay for kind, delays in found.items() if kind not in _WAITING | _FIRST | {_DELTA} for delay in delays]
-        for found, _ in taken
-    ]
-    texts = [found[_DELTA] for found, _ in taken]
     notes = {
         "streams_at_once": _RUNS,
         "events_a_run": 2 * ROUNDS + 1,
         "seconds_between_pieces_of_text": PAUSE_SECONDS,
         "left_out": sorted(_WAITING),
     }
-    samples = [
-        {
-            "events": len(delays),
-            **{f"p{percent}_ms": percentile(delays, percent) for percent in (50, 95, 99)},
-            **{f"{kind}_p95_ms": percentile(of_kind, 95) for kind, of_kind in sorted(found.items())},
-            "cores_used_by_others": others,
-        }
-        for delays, (found, others) in zip(events, taken, strict=True)
-    ]
-    return [
-        measured(
-            "queue_event_other_instance",
-            [percentile(delays, 95) for delays in events],
-            unit="ms, p95",
-            target=Goal("figure", "at most", 50.0),
-            samples=samples,
-            notes=notes,
-        ),
-        measured(
-            "queue_text_other_instance",
-            [percentile(delays, 95) for delays in texts],
-            unit="ms, p95",
-            target=None,
-            samples=[
-                {"pieces": len(delays), **{f"p{percent}_ms": percentile(delays, percent) for percent in (50, 95, 99)}}
-                for delays in texts
-            ],
-            notes=notes,
-        ),
-    ]
+    return delay_results(
+        taken,
+        events=("queue_event_other_instance", Goal("figure", "at most", 50.0)),
+        texts=("queue_text_other_instance", None),
+        left_out=_WAITING | _FIRST,
+        notes=notes,
+    )
 
 
 def _read_runs(ours: Fleet) -> dict[str, list[float]]:

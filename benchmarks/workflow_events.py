@@ -18,8 +18,8 @@ import httpx2
 
 from automagik.testing.scripted_messages import ScriptedMessages
 from automagik.testing.servers import RunningServer
-from benchmarks.load import percentile
-from benchmarks.report import Result, measured
+from benchmarks.delays import TEXT, delay_results
+from benchmarks.report import Result
 from benchmarks.report import Target as Goal
 from benchmarks.running import Ground, quietly
 
@@ -29,7 +29,6 @@ _LOOK_SECONDS = 0.001
 _ROUNDS = 12
 """Calls of a tool in a run, each with text before it."""
 _SECONDS = 120
-_FIRST_TYPE = "text_delta"
 
 
 def event_seen(on: Ground) -> list[Result]:
@@ -46,40 +45,12 @@ def event_seen(on: Ground) -> list[Result]:
         finally:
             runner.run(ready.__aexit__(None, None, None))
     notes = {"executor": "local", "tools_a_run": _ROUNDS, "log_is_looked_at_every_ms": _LOOK_SECONDS * 1000}
-    events = [
-        [delay for kind, delays in found.items() if kind != _FIRST_TYPE for delay in delays] for found, _ in taken
-    ]
-    texts = [found[_FIRST_TYPE] for found, _ in taken]
-    samples = [
-        {
-            "events": len(delays),
-            **{f"p{percent}_ms": percentile(delays, percent) for percent in (50, 95, 99)},
-            **{f"{kind}_p95_ms": percentile(of_kind, 95) for kind, of_kind in sorted(found.items())},
-            "cores_used_by_others": others,
-        }
-        for delays, (found, others) in zip(events, taken, strict=True)
-    ]
-    return [
-        measured(
-            "workflow_event_seen",
-            [percentile(delays, 95) for delays in events],
-            unit="ms, p95",
-            target=Goal("figure", "at most", 100.0),
-            samples=samples,
-            notes=notes,
-        ),
-        measured(
-            "workflow_text_seen",
-            [percentile(delays, 95) for delays in texts],
-            unit="ms, p95",
-            target=Goal("figure", "at most", 100.0),
-            samples=[
-                {"pieces": len(delays), **{f"p{percent}_ms": percentile(delays, percent) for percent in (50, 95, 99)}}
-                for delays in texts
-            ],
-            notes=notes,
-        ),
-    ]
+    return delay_results(
+        taken,
+        events=("workflow_event_seen", Goal("figure", "at most", 100.0)),
+        texts=("workflow_text_seen", Goal("figure", "at most", 100.0)),
+        notes=notes,
+    )
 
 
 class _Written:
@@ -217,9 +188,9 @@ def _delays(came: list[tuple[float, dict[str, Any]]], written: _Written) -> dict
     chars = 0
     for at, event in came:
         data = event["data"]
-        if event["type"] == _FIRST_TYPE:
+        if event["type"] == TEXT:
             chars += len(cast("str", data["text"]))
-            found[_FIRST_TYPE].append((at - written.text_at[bisect_left(written.text_chars, chars)]) * 1000)
+            found[TEXT].append((at - written.text_at[bisect_left(written.text_chars, chars)]) * 1000)
         elif "line" in data:
             found[event["type"]].append((at - written.at[cast("int", data["line"]) - 1]) * 1000)
     return found
