@@ -265,6 +265,25 @@ async def test_a_server_that_goes_is_unavailable_and_used_again_when_it_is_back(
             await store.check()
 
 
+async def test_a_read_whose_connection_is_cut_begins_again_once(tmp_path: Path) -> None:
+    with PostgresServer() as server:
+        async with open_store("postgresql", tmp_path, server=server) as store:
+            begun: list[int] = []
+
+            def wait(tx: Transaction, cuts: int) -> int:
+                begun.append(tx.connection.scalar(text("SELECT pg_backend_pid()")) or 0)
+                if len(begun) <= cuts:
+                    server.break_connections()
+                return tx.connection.scalar(text("SELECT 7")) or 0
+
+            assert await store.read(lambda tx: wait(tx, 1)) == 7
+            assert len(set(begun)) == 2, "on a connection of its own"
+            begun.clear()
+            with pytest.raises(ServiceUnavailable):
+                await store.read(lambda tx: wait(tx, 2))
+            assert len(begun) == 2
+
+
 async def _outcome(use: object) -> str:
     try:
         await cast("asyncio.Future[object]", use)

@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import asyncpg
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from automagik.errors import ConfigurationError, ServiceUnavailable
@@ -32,6 +32,9 @@ _MIGRATION_LOCK = 0x6175746F
 _CONNECT_SECONDS = 10.0
 _STATEMENT_SECONDS = 60.0
 _POOL_WAIT_SECONDS = 30.0
+
+_ENDED_BY_THE_SERVER = frozenset({"57P01", "57P02", "57P03", "08003", "08006"})
+"""How a server says that it ends a connection, or that it is gone (PostgreSQL's appendix A, classes 57 and 08)."""
 
 _LANE_SETTINGS = {
     # A statement of the hot path looks up a few rows by index, whatever the tables hold. It is planned once, and the plan
@@ -166,13 +169,17 @@ class PostgresDatabase:
         return await asyncio.shield(asyncio.create_task(self._write(work)))
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        """What `work` returns; it sees one moment."""
+        """What `work` returns; it sees one moment. Where its connection is cut it begins again, once, on another one."""
         engine = self._opened().execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        try:
-            async with engine.connect() as connection:
-                return await connection.run_sync(work)
-        except DATABASE_ERRORS as error:
-            raise postgres_meaning(error) from error
+        cut = False
+        while True:
+            try:
+                async with engine.connect() as connection:
+                    return await connection.run_sync(work)
+            except DATABASE_ERRORS as error:
+                if cut or not _is_cut(error):
+                    raise postgres_meaning(error) from error
+                cut = True
 
     async def connect_lane(self) -> DriverConnection:
         """A new connection for the hot path."""
@@ -189,6 +196,13 @@ class PostgresDatabase:
         if self._engine is None:
             raise ServiceUnavailable("The database is closed: the server is stopping.", hint="Retry later.")
         return self._engine
+
+
+def _is_cut(error: Exception) -> bool:
+    """Whether the connection went away while it was used. A server that can't be reached is not meant."""
+    if not isinstance(error, DBAPIError):
+        return False
+    return error.connection_invalidated or getattr(error.orig, "sqlstate", None) in _ENDED_BY_THE_SERVER
 
 
 def _root_cause(error: BaseException) -> BaseException:
