@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from chaos_house import Fleet, open_fleet
+from chaos_house import Fleet, Instance, open_fleet
 
 from automagik.testing.postgres import PostgresServer
 
@@ -51,18 +51,34 @@ async def test_three_hundred_runs_survive_twelve_kills(fleet: Fleet) -> None:
 
 
 async def test_a_worker_that_was_frozen_under_load_writes_nothing_more(fleet: Fleet) -> None:
-    asking = asyncio.create_task(fleet.ask_all(80, 16, seconds=1.0, over=30))
-    await asyncio.sleep(4)
+    asking = asyncio.create_task(fleet.ask_all(80, 16, seconds=1.0, over=20))
+    await asyncio.sleep(2)
     frozen = fleet.workers[0]
-    frozen.send(signal.SIGSTOP)
-    await asyncio.sleep(20)
+    held = await _freeze_at_work(fleet, frozen)
+    await asyncio.sleep(12)  # four times as long as the dead are waited for
     frozen.send(signal.SIGCONT)
     await asking
     ended = await fleet.check()
     log = frozen.log.read_text()
     assert "executor_renewed" in log
     assert frozen.starts == 1, "it went on under a fresh id, in the same process"
-    assert any(run["row"].attempt == 2 for run in ended.values()), "what it held was taken over"
+    assert {ended[run_id]["row"].attempt for run_id in held} == {2}, "what it held was taken over"
+
+
+async def _freeze_at_work(fleet: Fleet, worker: Instance) -> set[str]:
+    """Freeze the worker while it has runs under way; their ids."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        worker.send(signal.SIGSTOP)
+        await asyncio.sleep(0.2)  # a commit that it sent before is carried out by then
+        log = worker.log.read_text()
+        running = (await fleet.store.read(lambda tx: tx.runs.list(status="running", limit=100))).data
+        held = {row.run_id for row in running if row.owner is not None and str(row.owner) in log}
+        if held:
+            return held
+        worker.send(signal.SIGCONT)
+        await asyncio.sleep(0.3)
+    raise AssertionError("the worker never had a run under way")
 
 
 async def test_cut_connections_never_make_a_living_process_be_taken_for_dead(fleet: Fleet) -> None:
