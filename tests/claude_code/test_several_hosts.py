@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,17 +15,18 @@ from automagik.artifacts import ArtifactStore
 from automagik.claude_code import reaper
 from automagik.claude_code.factory import ExecutorFactory
 from automagik.claude_code.history import Taken
-from automagik.claude_code.moving import earlier_execution
+from automagik.claude_code.moving import Spent, earlier_execution
 from automagik.claude_code.repositories import Repositories
 from automagik.claude_code.work import RepositorySource, Work
+from automagik.claude_code.workflow import Workflow
 from automagik.claude_code.workspaces import BUNDLE_TYPE, Workspaces
 from automagik.errors import InvalidInput, NotFound, RunFailed
 from automagik.settings import Settings
-from automagik.store import BeginRun, Store
+from automagik.store import BeginRun, NewEvent, Store
 from automagik.store.queue import ClaimLimits
 from automagik.store.workflows import ExecutionRow
 from automagik.testing.needs import need
-from automagik.types import Caller, JsonObject, SystemClock, new_id, new_uuid
+from automagik.types import Caller, JsonObject, RunOutcome, SystemClock, new_id, new_uuid
 
 pytestmark = pytest.mark.anyio
 
@@ -283,6 +285,71 @@ async def test_an_execution_in_the_place_of_a_lost_one_keeps_what_was_taken_out_
     )
     assert await one.store.read(lambda tx: tx.words.waiting(run.run_id)) == [word]
     assert (now.base_commit, now.head_commit, now.bundle) == (former.base_commit, taken.head_commit, former.bundle)
+
+
+async def test_what_a_run_used_on_hosts_that_are_gone_counts_for_its_limits(
+    hosts: tuple[Host, Host], asked: RepositorySource, tmp_path: Path
+) -> None:
+    one, _ = hosts
+    store = one.store
+    await store.write(lambda tx: tx.executors.register(OWNER, host="one", role="worker", version="1"))
+    run = await RunHouse.begin(one.repositories, await one.workspaces.source(asked), tmp_path / "ws")
+    await one.began(run, Work("plain", asked))
+    await store.write(lambda tx: tx.executors.beat(OWNER))
+    for number, turn in ((2, 1), (3, 4)):
+        event = NewEvent(number, "message_completed", SystemClock().now(), json.dumps({"text": "x", "turn": turn}))
+        assert await store.append_events(run.run_id, OWNER, [event])
+    later = SystemClock().now() + timedelta(hours=1)
+
+    first = await one.execution(run.run_id)
+    assert Spent.of(first) == Spent()
+    moved = await Spent.with_lost(store, first, moved=True, now=later)
+    assert (moved.restarts, moved.turns) == (1, 4)
+    assert moved.seconds < 600, "what it waited for another host does not count"
+    prepared = await Spent.with_lost(store, first, moved=False, now=later)
+    assert (prepared.restarts, prepared.turns) == (0, 4)
+    assert prepared.seconds > 3000
+
+    spent = Spent(restarts=2, seconds=100.0, turns=7)
+    await store.write(
+        lambda tx: tx.executions.begin(
+            run.run_id,
+            OWNER,
+            executor="local",
+            host="one",
+            cli_session_id=new_uuid(),
+            token_hash=b"y" * 32,
+            former=first,
+            told=3,
+            spent=spent.to_json(),
+        )
+    )
+    second = await one.execution(run.run_id)
+    assert Spent.of(second) == spent
+    further = await Spent.with_lost(store, second, moved=True, now=later)
+    assert (further.restarts, further.turns) == (3, 7), "only what came since it began again is added"
+    assert further.seconds >= 100
+
+
+@pytest.mark.parametrize(
+    ("spent", "host_gone", "outcome", "words"),
+    [
+        (Spent(restarts=2, seconds=99.0, turns=9), "restart", None, ""),
+        (Spent(restarts=3), "restart", RunOutcome.SANDBOX_LOST, "begun again 2 times already"),
+        (Spent(restarts=1, seconds=100.0), "restart", RunOutcome.TIMED_OUT, "used up its time"),
+        (Spent(restarts=1, turns=10), "restart", RunOutcome.MAX_TURNS, "limit of turns"),
+        (Spent(restarts=1), "fail", RunOutcome.SANDBOX_LOST, "sandbox of the run is gone"),
+        (Spent(seconds=100.0), "fail", RunOutcome.TIMED_OUT, "used up its time"),
+    ],
+)
+def test_a_run_begins_again_only_within_its_limits(
+    spent: Spent, host_gone: str, outcome: RunOutcome | None, words: str
+) -> None:
+    toml = f'host_gone = "{host_gone}"\n[limits]\nmax_restarts = 2\n'
+    workflow = Workflow.parse("plain", {"prompt.md": "Work.", "workflow.toml": toml})
+    verdict = spent.ends(workflow, max_turns=10, timeout_seconds=100)
+    assert (verdict and verdict.outcome) == outcome
+    assert words in (verdict.detail if verdict else "")
 
 
 async def test_a_run_that_goes_on_with_another_says_what_of_it_is_not_kept(

@@ -112,6 +112,8 @@ async def hosts(postgres_server: PostgresServer, warm: WarmPython) -> AsyncGener
             api = await stack.enter_async_context(ScriptedMessages(SCRIPT, port=0))
             write_workflow(folder / "workflows" / "plain")
             write_workflow(folder / "workflows" / "again", toml='host_gone = "restart"\n')
+            once = 'host_gone = "restart"\n[limits]\nmax_restarts = 0\n'
+            write_workflow(folder / "workflows" / "once", toml=once)
             (folder / "shared").mkdir()
             settings = {
                 "ANTHROPIC_API_KEY": KEY,
@@ -147,7 +149,8 @@ async def test_runs_outlive_a_worker_and_then_their_host_and_are_had_from_every_
     await hosts.start("one")
     lost, again = await hosts.begin("Lose it"), await hosts.begin("Save it", workflow="again")
     both = (lost, again)
-    await hosts.until_told(both, "tool_call", 2)
+    once, spent = await hosts.begin(workflow="once"), await hosts.begin(workflow="again", max_turns=2)
+    await hosts.until_told([*both, once, spent], "tool_call", 2)
     words = {"message_content": "Mind the gap."}
     assert (await hosts.client.post(f"/runs/{again}/messages", json=words)).status_code == 202
     await hosts.until_told([again], "guidance", 1)
@@ -162,7 +165,7 @@ async def test_runs_outlive_a_worker_and_then_their_host_and_are_had_from_every_
         assert [commit["subject"] for commit in run["workspace"]["commits"]] == ["one"]
         assert "+one" in (await hosts.client.get(f"/runs/{run_id}/diff")).text
     hosts.workers["one"].freeze()
-    assert hosts.left("one") == sorted(both)
+    assert hosts.left("one") == sorted([*both, once, spent])
     assert hosts.at_work("one")
 
     # The host is taken for gone.
@@ -177,17 +180,23 @@ async def test_runs_outlive_a_worker_and_then_their_host_and_are_had_from_every_
     )
     assert git(hosts.repository, "log", "-1", "--format=%s", "got") == "one"
 
+    # What has lost its host too often, or has used its turns up, does not begin again.
+    for run_id, outcome in ((once, "sandbox_lost"), (spent, "max_turns")):
+        ended = await hosts.ended(run_id)
+        assert (ended["outcome"], len(hosts.of("tool_call", await hosts.events(run_id)))) == (outcome, 2)
+
     saved = await hosts.ended(again)
     assert saved["outcome"] == "completed", saved["error"]
     assert [commit["subject"] for commit in saved["workspace"]["commits"]] == ["one", "two"]
     assert saved["workspace"]["base_commit"] == gone["workspace"]["base_commit"]
+    assert saved["turns"] == 2 + hosts.of("message_completed", await hosts.events(again))[-1]["turn"]
     told = await hosts.events(again)
     assert [commit["subject"] for commit in hosts.of("commit", told)] == ["one", "two"]
     assert len(hosts.of("tool_call", told)) in (4, 6), "the message is read with a tool's result, or as a further turn"
     assert "sandbox_lost" in [warning["code"] for warning in hosts.of("warning", told)]
     assert "begins again here" in json.dumps(hosts.api.calls[-1].body["system"])
     assert "Mind the gap." in json.dumps(hosts.api.calls[-1].body["messages"])
-    used = [run["usage"] for run in (gone, saved)]
+    used = [run["usage"] for run in (gone, saved, await hosts.run(once), await hosts.run(spent))]
     assert sum(usage["requests"] for usage in used if usage) == len(hosts.api.calls)
 
     # The host comes back: it ends what it has at work for them, and changes nothing of what is told.

@@ -25,6 +25,7 @@ host_gone = "restart"
 max_turns = 20
 timeout_seconds = 600
 stall_seconds = 60
+max_restarts = 0
 
 [budget]
 limit_usd = 2.50
@@ -49,6 +50,7 @@ def test_a_workflow_is_what_its_files_say() -> None:
     assert (workflow.display_name, workflow.description) == ("Do it", "Does it.")
     assert workflow.allowed_tools == ("Read", "Bash(git *)", "mcp__notes__add", "WebFetch")
     assert (workflow.limits.max_turns, workflow.limits.timeout_seconds, workflow.limits.stall_seconds) == (20, 600, 60)
+    assert workflow.limits.max_restarts == 0
     assert (workflow.model, workflow.models) == ("anthropic:some-model", ("some-*", "other"))
     assert workflow.egress == ("registries", "api.example.com")
     assert workflow.budget_usd == Decimal("2.5")
@@ -66,6 +68,7 @@ def test_only_a_prompt_is_needed() -> None:
     workflow = Workflow.parse("small", {"prompt.md": "Look around."})
     assert (workflow.allowed_tools, workflow.egress, workflow.budget_usd, workflow.model) == ((), (), None, None)
     assert workflow.display_name == "small"
+    assert workflow.limits.max_restarts == 3
 
 
 def test_a_prompt_is_filled_once_and_the_guide_comes_as_data() -> None:

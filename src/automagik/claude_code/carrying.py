@@ -20,7 +20,7 @@ from automagik.claude_code.executor import Execution, ExecutionSpec, Executor, E
 from automagik.claude_code.following import Following, Limit
 from automagik.claude_code.furnishing import Furnished, Furnishing
 from automagik.claude_code.house import House
-from automagik.claude_code.moving import LOST, earlier_execution, ended_with_its_host
+from automagik.claude_code.moving import LOST, Spent, earlier_execution, ended_without_sandbox
 from automagik.claude_code.outcome import Verdict, classify
 from automagik.claude_code.publish import PUBLISHING_WORKFLOW, Publishing, PullRequest
 from automagik.claude_code.transcript import Transcript
@@ -65,6 +65,7 @@ class Carrying:
         self._control = control
         self._run_id = row.run_id
         self._told = asyncio.Event()
+        self._spent = Spent()
 
     @classmethod
     async def of(cls, house: House, task: str, options: RunOptions, control: Control) -> Self:
@@ -100,9 +101,14 @@ class Carrying:
     async def _carry(self) -> AgentResponse:
         house = self._house
         known = former = await house.store.read(lambda tx: tx.executions.find(self._run_id))
-        if known is not None and known.host != house.host:
-            if self._workflow.host_gone != "restart":
-                return await ended_with_its_host(house.store, house.ledger, self._run_id, self._task)
+        self._spent = Spent.of(known)
+        moved = known is not None and known.host != house.host
+        if known is not None and (moved or known.stage == "preparing"):  # it begins again
+            self._spent = await Spent.with_lost(house.store, known, moved=moved, now=house.clock.now())
+            ended = self._spent.ends(self._workflow, max_turns=self._max_turns, timeout_seconds=self._timeout_seconds)
+            if ended is not None:
+                return await ended_without_sandbox(house.store, house.ledger, self._run_id, self._task, ended)
+        if known is not None and moved:
             self._tell_moved(known)
             known = None
         if known is not None:
@@ -155,6 +161,7 @@ class Carrying:
                 token_hash=hashlib.sha256(token.encode()).digest(),
                 former=former,
                 told=max((event.seq for event in told), default=0),
+                spent=self._spent.to_json(),
             )
         )
         if self._limit_usd is not None and not self._work.demo:
@@ -180,7 +187,7 @@ class Carrying:
             session_id=known.cli_session_id,
             resume=furnished.resumes,
             model=self._model,
-            max_turns=self._max_turns,
+            max_turns=self._max_turns - self._spent.turns,
             append_system_prompt_file=furnished.prompt_file,
             allowed_tools=workflow.allowed_tools,
             disallowed_tools=workflow.disallowed_tools,
@@ -255,7 +262,7 @@ class Carrying:
         house = self._house
         clock = house.clock
         seen = await self._seen(known, collecting)
-        age = (clock.now() - known.created_at).total_seconds()
+        age = (clock.now() - known.created_at).total_seconds() + self._spent.seconds
         following = Following(
             run_id=self._run_id,
             owner=self._options.owner,
@@ -336,7 +343,9 @@ class Carrying:
             except AutomagikError as refused_by:
                 detail = f"The branch is ready, but could not be published: {refused_by.detail}"
                 verdict = Verdict(RunOutcome.TOOL_ERROR, detail, refused_by.hint, retryable=True)
-        await self._describe(known, collecting.workspace, turns=transcript.num_turns, published=published)
+        await self._describe(
+            known, collecting.workspace, turns=self._spent.turns + transcript.num_turns, published=published
+        )
         await self._tell_at_end(verdict, exit_status)
         await executor.remove(self._run_id)
         await self._update(stage="ended")
@@ -377,7 +386,8 @@ class Carrying:
     def _tell_moved(self, known: ExecutionRow) -> None:
         """The run's host is gone for good, and this one has it now: it begins anew here."""
         _log.warning("run_starts_elsewhere", run_id=self._run_id, was=known.host, host=self._house.host)
-        detail = f"The host '{known.host}' is gone; the run starts again from what was taken out of it last."
+        count = f"{self._spent.restarts} of {self._workflow.limits.max_restarts}"
+        detail = f"The host '{known.host}' is gone; the run starts again from what was taken out of it last (restart {count})."
         self._options.emit("warning", {"code": "sandbox_lost", "detail": detail})
 
     # -- what it is

@@ -118,7 +118,7 @@ class Following:
             self.emit(event.type, event.data)
             return
         self._worked = self._worked or event.type == "tool_result"
-        self.emit(event.type, {**event.data, "line": event.line, "part": event.part})
+        self.emit(event.type, {**event.data, "line": event.line, "part": event.part, "turn": self.transcript.num_turns})
 
     async def _turn_over(self) -> None:
         """The CLI waits for another message, or for the end of its input."""

@@ -1,20 +1,24 @@
-"""Moving: what a run needs from other hosts: what an earlier run left on one, and its own end where its host is gone for good."""
+"""Moving: what a run needs from other hosts: what an earlier run left on one, what it used where it was, and its end where it can't
+begin again."""
 
 from collections.abc import Callable
-from typing import Final
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, Final, Self, cast
 
 from pydantic_ai import ModelRequest, ModelResponse, TextPart, UserPromptPart
 
 from automagik.agents import AgentResponse
 from automagik.budget import Ledger
-from automagik.claude_code.outcome import Verdict
+from automagik.claude_code.outcome import TIMED_OUT, TURNS_USED_UP, Verdict
 from automagik.claude_code.work import Work
+from automagik.claude_code.workflow import Workflow
 from automagik.errors import RunFailed
 from automagik.store import Store
 from automagik.store.workflows import ExecutionRow
 from automagik.types import JsonObject, RunOutcome
 
-__all__ = ["LOST", "earlier_execution", "ended_with_its_host"]
+__all__ = ["LOST", "Spent", "earlier_execution", "ended_without_sandbox"]
 
 LOST: Final = Verdict(
     RunOutcome.SANDBOX_LOST,
@@ -22,6 +26,59 @@ LOST: Final = Verdict(
     "What was taken out of it last is kept: `automagik runs diff`. Start a new run with `resume_of`.",
     retryable=True,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a run's earlier executions used of its limits: they hold for the run, however often it begins again."""
+
+    restarts: int = 0
+    """How often it lost its host."""
+    seconds: float = 0.0
+    """How long they were at work; what the run then waited for another host does not count."""
+    turns: int = 0
+
+    @classmethod
+    def of(cls, known: ExecutionRow | None) -> Self:
+        """What those before this execution used."""
+        spent = None if known is None else known.place.get("spent")
+        return cls() if spent is None else cls(**cast("dict[str, Any]", spent))
+
+    @classmethod
+    async def with_lost(cls, store: Store, lost: ExecutionRow, *, moved: bool, now: datetime) -> Self:
+        """What those before and this one used, which is lost: with its host where the run has `moved`, else before the CLI worked."""
+        before = cls.of(lost)
+        seen_at, events = await store.read(
+            lambda tx: (tx.executors.host_seen_at(lost.host), tx.events.list(lost.run_id))
+        )
+        told = cast("int", lost.place.get("told", 0))
+        turns = [cast("int", event.data["turn"]) for event in events if event.seq > told and "turn" in event.data]
+        until = min(now, seen_at or lost.updated_at) if moved else now
+        return cls(
+            before.restarts + moved,
+            before.seconds + max(0.0, (until - lost.created_at).total_seconds()),
+            before.turns + max(turns, default=0),
+        )
+
+    def to_json(self) -> JsonObject:
+        """As its next execution keeps it."""
+        return cast("JsonObject", asdict(self))
+
+    def ends(self, workflow: Workflow, *, max_turns: int, timeout_seconds: float) -> Verdict | None:
+        """Why the run may not begin again; None where it may."""
+        limit = workflow.limits.max_restarts
+        if self.restarts and workflow.host_gone != "restart":
+            return LOST
+        if self.restarts > limit:
+            return Verdict(
+                RunOutcome.SANDBOX_LOST,
+                f"The sandbox of the run is gone, and the run has begun again {limit} times already.",
+                "What was taken out of it last is kept: `automagik runs diff`. See why its hosts go, or raise `max_restarts`"
+                " of the workflow; a new run with `resume_of` goes on with it.",
+            )
+        if self.seconds >= timeout_seconds:
+            return TIMED_OUT
+        return TURNS_USED_UP if self.turns >= max_turns else None
 
 
 async def earlier_execution(
@@ -47,23 +104,27 @@ async def earlier_execution(
     return earlier
 
 
-async def ended_with_its_host(store: Store, ledger: Ledger, run_id: str, task: str) -> AgentResponse:
-    """How a run ends, on another host, whose own is gone for good: with what it used there."""
+async def ended_without_sandbox(
+    store: Store, ledger: Ledger, run_id: str, task: str, verdict: Verdict
+) -> AgentResponse:
+    """How a run ends whose sandbox is lost, and that does not begin again: with what it used."""
     await ledger.hold(run_id)  # what its host left of calls under way is settled
     try:
         usage = await store.read(lambda tx: tx.calls.usage_of(run_id))
     finally:
         ledger.let_go(run_id)
     return AgentResponse(
-        message=LOST.detail,
+        message=verdict.detail,
         data=None,
         new_messages=[
             ModelRequest(parts=[UserPromptPart(task)]),
-            ModelResponse(parts=[TextPart(LOST.detail)]),
+            ModelResponse(parts=[TextPart(verdict.detail)]),
         ],
         usage=usage,
         tool_calls=[],
         tool_outputs=[],
         model=None,
-        failure=RunFailed(LOST.detail, outcome=LOST.outcome.value, hint=LOST.hint, retryable=LOST.retryable),
+        failure=RunFailed(
+            verdict.detail, outcome=verdict.outcome.value, hint=verdict.hint, retryable=verdict.retryable
+        ),
     )

@@ -2,14 +2,14 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from automagik.claude_code.executor import ExitStatus
 from automagik.claude_code.transcript import Transcript
 from automagik.memory import clean_text
 from automagik.types import Json, JsonObject, RunOutcome
 
-__all__ = ["EndedBy", "Refusal", "Verdict", "classify"]
+__all__ = ["TIMED_OUT", "TURNS_USED_UP", "EndedBy", "Refusal", "Verdict", "classify"]
 
 EndedBy = Literal["cancel", "interrupt", "timeout", "stall", "budget", "size"]
 """Why the platform ended a run: by a person's word, or by one of the run's limits (`size`: of its workspace)."""
@@ -33,6 +33,19 @@ class Verdict:
     hint: str | None = None
     retryable: bool = False
     """Whether the same again may go better."""
+
+
+TIMED_OUT: Final = Verdict(
+    RunOutcome.TIMED_OUT,
+    "The run used up its time.",
+    "Give it more (timeout_seconds), or a smaller task. What it had done is under its commits and its wip commit.",
+    retryable=True,
+)
+TURNS_USED_UP: Final = Verdict(
+    RunOutcome.MAX_TURNS,
+    "The run reached its limit of turns.",
+    "Raise max_turns, or give it a smaller task. What it had done is under its commits and its wip commit.",
+)
 
 
 def classify(
@@ -104,12 +117,7 @@ def _ended_by_us(ended_by: EndedBy) -> Verdict:
         case "interrupt":
             return Verdict(RunOutcome.INTERRUPTED, "The run was interrupted, and no message followed.")
         case "timeout":
-            return Verdict(
-                RunOutcome.TIMED_OUT,
-                "The run used up its time.",
-                "Give it more (timeout_seconds), or a smaller task. What it had done is under its commits and its wip commit.",
-                retryable=True,
-            )
+            return TIMED_OUT
         case "stall":
             return Verdict(
                 RunOutcome.STALLED,
@@ -258,11 +266,7 @@ def _claimed_failure(result: JsonObject) -> Verdict:
     said = _said(result)
     match result.get("subtype"):
         case "error_max_turns":
-            return Verdict(
-                RunOutcome.MAX_TURNS,
-                "The run reached its limit of turns.",
-                "Raise max_turns, or give it a smaller task. What it had done is under its commits and its wip commit.",
-            )
+            return TURNS_USED_UP
         case "error_max_budget_usd":
             return _budget_exceeded()
         case "error_max_structured_output_retries":

@@ -69,6 +69,8 @@ class WorkflowLimits:
     timeout_seconds: float = 3600
     stall_seconds: float = 900
     """How long nothing may come from the CLI."""
+    max_restarts: int = 3
+    """How often a run that lost its host begins again elsewhere, where it does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,13 +236,15 @@ def _prompt(files: Mapping[str, str]) -> PromptTemplate:
 
 
 def _limits(keys: Keys) -> WorkflowLimits:
-    keys.only("max_turns", "timeout_seconds", "stall_seconds")
+    keys.only("max_turns", "timeout_seconds", "stall_seconds", "max_restarts")
     usual = WorkflowLimits()
     timeout = keys.number("timeout_seconds", least=1, most=7 * _DAY) or usual.timeout_seconds
+    restarts = keys.number("max_restarts", least=0, most=100, whole=True)
     return WorkflowLimits(
         max_turns=int(keys.number("max_turns", least=1, most=10_000, whole=True) or usual.max_turns),
         timeout_seconds=timeout,
         stall_seconds=keys.number("stall_seconds", least=1, most=_DAY) or min(usual.stall_seconds, timeout),
+        max_restarts=usual.max_restarts if restarts is None else int(restarts),
     )
 
 

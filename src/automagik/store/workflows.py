@@ -167,11 +167,12 @@ class Executions(Repository):
         token_hash: bytes,
         former: ExecutionRow | None = None,
         told: int = 0,
+        spent: JsonObject | None = None,
     ) -> ExecutionRow:
         """A new execution, in the place of an earlier one; the run belongs to `host` from now on.
 
         What was taken out of the `former` one stays, and what it was told is to be told again. The run's events up to number
-        `told` are of earlier ones.
+        `told` are of earlier ones, and `spent` is what those used of its limits.
 
         Raises: Conflict (`taken_over`) where the run is not `owner`'s.
         """
@@ -179,6 +180,11 @@ class Executions(Repository):
         self._connection.execute(delete(_executions).where(_executions.c.run_id == run_id))
         if former is not None:
             self._connection.execute(update(_words).where(_words.c.run_id == run_id).values(taken_at=None))
+        place: JsonObject = {"told": told}
+        if spent is not None:
+            place["spent"] = spent
+        if former is not None and "base" in former.place:
+            place["base"] = former.place["base"]
         row = ExecutionRow(
             run_id=run_id,
             executor=executor,
@@ -191,8 +197,7 @@ class Executions(Repository):
             head_commit=None if former is None else former.head_commit,
             bundle=None if former is None else former.bundle,
             conversation=None,
-            place={"told": told}
-            | ({} if former is None or "base" not in former.place else {"base": former.place["base"]}),
+            place=place,
             created_at=self._now,
             updated_at=self._now,
         )

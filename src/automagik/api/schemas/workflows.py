@@ -58,6 +58,8 @@ class WorkflowDefinition(Resource):
     max_turns: int
     timeout_seconds: float
     stall_seconds: float
+    max_restarts: int
+    """How often a run that lost its host begins again elsewhere, where `host_gone` is `restart`."""
     model: str | None
     models: list[str]
     """Patterns of the models that its runs may use; empty: any."""
@@ -151,6 +153,7 @@ def _definition(workflow: Workflow) -> JsonObject:
         "max_turns": workflow.limits.max_turns,
         "timeout_seconds": workflow.limits.timeout_seconds,
         "stall_seconds": workflow.limits.stall_seconds,
+        "max_restarts": workflow.limits.max_restarts,
         "model": workflow.model,
         "models": list[Json](workflow.models),
         "egress": list[Json](workflow.egress),
