@@ -5,6 +5,7 @@ import os
 import pty
 import signal
 import tempfile
+import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -171,12 +172,20 @@ class Command:
         done = self._warm.run(arguments, env={**self.environment, **environment}, stdin=stdin)
         return Done(done.returncode, done.stdout, done.stderr)
 
-    def on_terminal(self, *arguments: str, types: Sequence[tuple[str, str]] = (), **environment: str) -> Done:
-        """The same on a terminal. A person who sees the first text of `types` types the second, and so on.
+    def on_terminal(
+        self,
+        *arguments: str,
+        types: Sequence[tuple[str, str]] = (),
+        columns: int | None = None,
+        **environment: str,
+    ) -> Done:
+        """The same on a terminal, of a real width with `columns`. A person who sees the first text of `types` types the second, and so on.
 
         `out` is all that the terminal shows.
         """
         ours, theirs = pty.openpty()
+        if columns is not None:
+            termios.tcsetwinsize(theirs, (24, columns))
         environment = {**self.environment, "TERM": "xterm", "COLUMNS": "200", **environment}
         process = self._warm.start(
             arguments, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, own_terminal=True

@@ -174,3 +174,12 @@ def test_the_version_is_told(command: Command) -> None:
 def test_the_shells_completion_knows_the_commands(command: Command) -> None:
     done = command(_AUTOMAGIK_COMPLETE="complete_bash", COMP_WORDS="automagik se", COMP_CWORD="1")
     assert set(done.out.split()) == {"secrets", "serve", "sessions"}
+
+
+def test_only_what_the_first_word_names_is_built(command: Command) -> None:
+    assert "requeue" in command("runs", "--help").out
+    assert command("runs", "workflows").code == 2, "a noun is none of another noun's verbs"
+    whole = command("--help").out
+    assert all(noun in whole for noun in ("workflows", "budgets", "serve", "doctor"))
+    guessed = command("workflow", "list")
+    assert guessed.code == 2 and "Did you mean" in guessed.err

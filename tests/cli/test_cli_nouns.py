@@ -134,7 +134,10 @@ def test_a_verb_makes_its_request(
     api.on(method, path, Answer(status=204) if method == "DELETE" else RESOURCE)
     done = command(*arguments, "--json")
     assert done.code == 0, done
-    assert done.lines == ([] if method == "DELETE" else [RESOURCE])
+    if method == "DELETE":  # of what is gone there is nothing to show but its name
+        assert done.lines == [{"revoked" if "revoke" in arguments else "deleted": arguments[2]}]
+    else:
+        assert done.lines == [RESOURCE]
     assert [(asked.method, asked.path, asked.body) for asked in api.asked] == [(method, path, body)]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_harness import Command, StubApi, event, problem, run_document
+from cli_harness import Answer, Command, StubApi, event, problem, run_document
 
 WORKFLOW: dict[str, Any] = {
     "name": "tidy",
@@ -77,7 +77,7 @@ def test_what_is_wrong_in_a_file_names_the_file_once(api: StubApi, command: Comm
 
 
 def test_a_run_to_go_on_with_is_named_by_its_id(api: StubApi, command: Command) -> None:
-    done = command("workflows", "run", "tidy", "Go on", "--resume", "yesterday's")
+    done = command("workflows", "run", "tidy", "Go on", "--resume", "run_yesterday")
     assert done.code == 5 and "There is no run" in done.err and api.asked == []
 
 
@@ -120,3 +120,39 @@ def test_a_folder_that_is_no_repository_to_send_is_told_from_others(
             subprocess.run(["git", "-C", str(folder), *made], check=True)
     done = command("workflows", "run", "tidy", "Do it", "--repo", str(folder))
     assert done.code == 2 and said in done.err and api.asked == []
+
+
+def test_the_live_view_keeps_a_line_a_line_on_a_narrow_terminal(
+    api: StubApi, command: Command, repository: Path
+) -> None:
+    api.on("POST", "/api/v1/repositories", {"bundle": "b" * 64})
+    api.on("POST", "/api/v1/workflows/tidy/run", run_document(status="queued"))
+    said = event("message_completed", {"text": "漢" * 100}, 1) + event("message_completed", {"text": "a" * 300}, 2)
+    api.on("GET", "/api/v1/runs/run_1/events", said + event("run_finished", {"run": run_document()}, 3))
+    done = command.on_terminal("workflows", "run", "tidy", "Do it", "--repo", str(repository), columns=60)
+    told = [line for line in done.out.splitlines() if "漢" in line or "aaa" in line]
+    assert [line.count("漢") for line in told] == [24, 0]  # 10 signs of time, 24 wide ones of two cells, and the mark
+    assert told[0].endswith("漢…") and len(told[1]) == 60 and told[1].endswith("a…")
+    piped = command("workflows", "run", "tidy", "Do it", "--repo", str(repository))
+    assert "a" * 159 + "…" in piped.err
+
+
+def test_a_person_is_told_that_the_server_is_away(api: StubApi, command: Command, repository: Path) -> None:
+    api.on("POST", "/api/v1/repositories", {"bundle": "b" * 64})
+    api.on("POST", "/api/v1/workflows/tidy/run", run_document(status="queued"))
+    away = problem(503, "service_unavailable", "Starting.")
+    answers = [
+        Answer(event("run_started", {}, 1), breaks=True),
+        away,
+        away,
+        Answer(event("run_finished", {"run": run_document()}, 2)),
+    ]
+    api.on("GET", "/api/v1/runs/run_1/events", lambda asked: answers.pop(0))
+    done = command("workflows", "run", "tidy", "Do it", "--repo", str(repository))
+    assert done.code == 0 and done.err.count("is away. The run goes on") == 1
+
+
+def test_a_hint_to_go_on_with_a_run_is_a_command(api: StubApi, command: Command) -> None:
+    hint = 'A new run goes on with it: `"resume_of": "run_1"`.'
+    api.on("POST", "/api/v1/runs/run_1/messages", problem(409, "conflict", "The run has ended.", hint=hint))
+    assert "`automagik workflows run WORKFLOW TASK --resume run_1`" in command("runs", "message", "run_1", "Hi").err

@@ -7,7 +7,7 @@ import typer
 
 from automagik.cli.failure import CliError, ExitCode
 from automagik.cli.options import AsJson, Url, Yes, confirm, connect, given, read_object
-from automagik.cli.output import note, print_fields, print_json, print_table
+from automagik.cli.output import note, print_fields, print_json, print_table, tell_done
 from automagik.types import JsonObject
 
 __all__ = ["app"]
@@ -121,5 +121,4 @@ def delete(name: Name, yes: Yes = False, as_json: AsJson = False, url: Url = Non
     confirm(f"Delete the agent '{name}' with its prompts?", yes=yes)
     with connect(url) as client:
         client.delete(f"/api/v1/agents/{quote(name, safe='')}")
-    if not as_json:
-        note(f"Deleted the agent '{name}'.")
+    tell_done(f"Deleted the agent '{name}'.", {"deleted": name}, as_json=as_json)

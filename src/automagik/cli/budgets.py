@@ -8,7 +8,7 @@ import typer
 
 from automagik.cli.failure import CliError, ExitCode
 from automagik.cli.options import AsJson, Limit, Url, Yes, confirm, connect, given
-from automagik.cli.output import note, print_fields, print_json, print_table
+from automagik.cli.output import note, print_fields, print_json, print_table, tell_done
 from automagik.types import JsonObject
 
 __all__ = ["app"]
@@ -107,8 +107,7 @@ def delete(budget: BudgetId, yes: Yes = False, as_json: AsJson = False, url: Url
     confirm(f"Delete {budget}?", yes=yes)
     with connect(url) as client:
         client.delete(_path(budget))
-    if not as_json:
-        note(f"Deleted {budget}.")
+    tell_done(f"Deleted {budget}.", {"deleted": budget}, as_json=as_json)
 
 
 def _path(budget: str) -> str:

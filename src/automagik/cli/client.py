@@ -15,6 +15,7 @@ import httpx2
 
 from automagik import __version__
 from automagik.cli.failure import CliError, ExitCode, failure_of_problem
+from automagik.cli.output import note
 from automagik.cli.profile import load_profile, origin
 from automagik.settings import ClientSettings
 from automagik.types import Json, JsonObject
@@ -27,6 +28,8 @@ _ANSWER_SECONDS = 60.0
 """Longest silence of the server; an event stream has pings in shorter intervals."""
 _RESUME_DELAYS = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0)
 """Seconds before each attempt to go on with a stream that broke off."""
+_TOLD_AFTER = 2
+"""Attempts that failed, before a person is told: a proxy that ends long answers is no news."""
 _MAKE_ONE = "run `automagik keys create --first` on the server's machine"
 _MAX_EVENT_BYTES = 256 * 1024 * 1024
 
@@ -242,6 +245,9 @@ class ApiClient:
                 raise self._cut_off()
             if failures == len(_RESUME_DELAYS):
                 raise self._lost(run_id) from broken
+            if failures == _TOLD_AFTER:
+                left = sum(_RESUME_DELAYS[failures:])
+                note(f"{self.url} is away. The run goes on; looking for the server for {left:.0f} s more ...")
             time.sleep(_RESUME_DELAYS[failures])
             failures += 1
             method, path, body = "GET", _events_path(run_id), None

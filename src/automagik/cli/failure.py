@@ -28,6 +28,7 @@ _NOUNS = {
 }
 """What a `NotFound` names, and the command that lists it."""
 _LISTS = re.compile(r"GET /api/v1/([a-z]+) lists")
+_RESUMES = re.compile(r'`"resume_of": "(run_[0-9a-z]+)"`')
 _LISTS_DELIVERIES = "GET /api/v1/webhooks/{webhook_id}/deliveries lists"
 _PLACES = {"body", "query", "files"}
 """Where a field stands, which is of no interest to who gave an option."""
@@ -120,6 +121,7 @@ def _in_commands(hint: str | None) -> str | None:
     listed = _TO_LIST.match(hint)
     if listed is not None and listed[1] in _NOUNS:
         return f"`automagik {_NOUNS[listed[1]]} list` lists what there is."
+    hint = _RESUMES.sub(r"`automagik workflows run WORKFLOW TASK --resume \1`", hint)
     return _LISTS.sub(r"`automagik \1 list` lists", hint).replace(
         _LISTS_DELIVERIES, "`automagik webhooks deliveries WEBHOOK` lists"
     )

@@ -23,7 +23,7 @@ from automagik.cli.options import (
     given,
     server_settings,
 )
-from automagik.cli.output import note, print_fields, print_json, print_table, print_text, warn
+from automagik.cli.output import note, print_fields, print_json, print_table, print_text, tell_done, warn
 from automagik.cli.profile import Profile, load_profile, profile_path, save_profile
 from automagik.types import utc_text
 
@@ -141,8 +141,7 @@ def revoke(
     confirm(f"Revoke {key} for good?", yes=yes)
     with connect(url) as client:
         client.delete(f"/api/v1/keys/{quote(key, safe='')}")
-    if not as_json:
-        note(f"Revoked {key}.")
+    tell_done(f"Revoked {key}.", {"revoked": key}, as_json=as_json)
 
 
 @dataclass(frozen=True, slots=True)

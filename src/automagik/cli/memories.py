@@ -7,7 +7,7 @@ import typer
 
 from automagik.cli.failure import CliError, ExitCode
 from automagik.cli.options import AsJson, Limit, Url, Yes, confirm, connect, given, session_id
-from automagik.cli.output import note, print_fields, print_json, print_table
+from automagik.cli.output import print_fields, print_json, print_table, tell_done
 
 __all__ = ["app"]
 
@@ -90,5 +90,4 @@ def delete(memory: MemoryId, yes: Yes = False, as_json: AsJson = False, url: Url
     confirm(f"Delete the memory {memory}?", yes=yes)
     with connect(url) as client:
         client.delete(f"/api/v1/memories/{quote(memory, safe='')}")
-    if not as_json:
-        note(f"Deleted the memory {memory}.")
+    tell_done(f"Deleted the memory {memory}.", {"deleted": memory}, as_json=as_json)

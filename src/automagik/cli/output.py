@@ -1,13 +1,27 @@
 """What a command prints: JSON for programs, tables and text for people, nothing that could steer their terminal."""
 
 import json
+import os
 import re
 import sys
+import unicodedata
 from collections.abc import Container, Iterable, Sequence
 
 from automagik.types import Json, JsonObject
 
-__all__ = ["note", "print_fields", "print_json", "print_table", "print_text", "printable", "to_the_second", "warn"]
+__all__ = [
+    "fitted",
+    "note",
+    "note_width",
+    "print_fields",
+    "print_json",
+    "print_table",
+    "print_text",
+    "printable",
+    "tell_done",
+    "to_the_second",
+    "warn",
+]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """Control characters but tab and newline, and those that turn the direction of writing."""
@@ -40,6 +54,36 @@ def note(text: str) -> None:
 def warn(text: str) -> None:
     """A warning on standard error."""
     note(f"warning: {text}")
+
+
+def note_width() -> int | None:
+    """How many cells a line of standard error has; None where it is no terminal."""
+    if not sys.stderr.isatty():
+        return None
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or None
+    except OSError:
+        return None
+
+
+def fitted(line: str, cells: int) -> str:
+    """The line, cut where it takes more than `cells` of a terminal (a wide character takes two, a combining one none)."""
+    taken, kept = 0, 0
+    for count, char in enumerate(line, 1):
+        taken += _cells(char)
+        if taken > cells:
+            return f"{line[:kept]}…"
+        if taken < cells:  # there is room for the mark
+            kept = count
+    return line
+
+
+def tell_done(text: str, document: JsonObject, *, as_json: bool) -> None:
+    """What was done to a thing of which nothing is left to show: `text` for people, `document` where JSON is asked for."""
+    if as_json:
+        print_json(document)
+    else:
+        note(text)
 
 
 def print_table(
@@ -117,6 +161,12 @@ def _shown(value: Json, *, whole: bool) -> str:
     """The value in one line of a table: times to the second, long texts cut."""
     line = to_the_second(printable(_cell(value)).replace("\n", " "))
     return line if whole or len(line) <= _CELL_CHARS else f"{line[: _CELL_CHARS - 1]}…"
+
+
+def _cells(char: str) -> int:
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in {"W", "F"} else 1
 
 
 def _write(text: str) -> None:

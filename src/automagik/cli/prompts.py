@@ -9,7 +9,7 @@ import typer
 
 from automagik.cli.failure import CliError, ExitCode
 from automagik.cli.options import AsJson, Limit, Url, Yes, confirm, connect, given
-from automagik.cli.output import note, print_fields, print_json, print_table
+from automagik.cli.output import note, print_fields, print_json, print_table, tell_done
 
 __all__ = ["app"]
 
@@ -136,8 +136,7 @@ def delete(prompt: PromptId, yes: Yes = False, as_json: AsJson = False, url: Url
     confirm(f"Delete the prompt {prompt}?", yes=yes)
     with connect(url) as client:
         client.delete(f"/api/v1/prompts/{quote(prompt, safe='')}")
-    if not as_json:
-        note(f"Deleted the prompt {prompt}.")
+    tell_done(f"Deleted the prompt {prompt}.", {"deleted": prompt}, as_json=as_json)
 
 
 def _text(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -86,12 +87,24 @@ def _whole(
 
 def main() -> None:
     """Carry out the command of this process, and end the process with the exit code that tells how it went."""
+    _leave_out_what_is_not_asked_for(sys.argv[1:2])
     try:
         app(prog_name="automagik")
     except CliError as failure:
         sys.exit(_report(failure))
     except AutomagikError as error:
         sys.exit(_report(failure_of_error(error)))
+
+
+def _leave_out_what_is_not_asked_for(words: Sequence[str]) -> None:
+    """Keep of the nouns and verbs the one that the first word names: to build them all takes longer than most requests.
+
+    A word that names none leaves them all, for the help and for the guess at what was meant.
+    """
+    groups = [group for group in app.registered_groups if group.name in words]
+    commands = [command for command in app.registered_commands if command.name in words]
+    if groups or commands:
+        app.registered_groups, app.registered_commands = groups, commands
 
 
 def _report(failure: CliError) -> int:

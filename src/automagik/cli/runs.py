@@ -10,7 +10,7 @@ import typer
 
 from automagik.cli.failure import CliError, ExitCode
 from automagik.cli.options import AsJson, Limit, Url, connect, session_id
-from automagik.cli.output import note, print_fields, print_json, print_table, print_text
+from automagik.cli.output import note, print_fields, print_json, print_table, print_text, tell_done
 from automagik.cli.working_copy import fetch_bundle
 from automagik.types import JsonObject
 
@@ -147,6 +147,7 @@ def apply(
     repo: Annotated[str, typer.Option("--repo", metavar="FOLDER", help="Your repository.")] = ".",
     branch: Annotated[str | None, typer.Option("--branch", help="The branch that is made; else the run's own.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Also where the branch is there already.")] = False,
+    as_json: AsJson = False,
     url: Url = None,
 ) -> None:
     """Fetch a run's commits into your repository, as a branch: nothing else in it changes."""
@@ -167,7 +168,11 @@ def apply(
             for chunk in chunks:
                 file.write(chunk)
         commit = fetch_bundle(repo, bundle, name, made_on=own, head=head, force=force)
-    note(f"The branch '{name}' is at {commit[:12]}. Look at it: git log {name}")
+    tell_done(
+        f"The branch '{name}' is at {commit[:12]}. Look at it: git log {name}",
+        {"branch": name, "commit": commit},
+        as_json=as_json,
+    )
 
 
 def _brief(data: JsonObject) -> str:

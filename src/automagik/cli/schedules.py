@@ -7,7 +7,7 @@ import typer
 
 from automagik.cli.failure import CliError, ExitCode
 from automagik.cli.options import AsJson, Limit, Url, Yes, confirm, connect, given, is_uuid, read_object
-from automagik.cli.output import note, print_fields, print_json, print_table, to_the_second
+from automagik.cli.output import note, print_fields, print_json, print_table, tell_done, to_the_second
 from automagik.types import Json, JsonObject
 
 __all__ = ["app"]
@@ -199,8 +199,7 @@ def delete(schedule: Schedule, yes: Yes = False, as_json: AsJson = False, url: U
     confirm(f"Delete the schedule '{schedule}'?", yes=yes)
     with connect(url) as client:
         client.delete(_path(schedule))
-    if not as_json:
-        note(f"Deleted the schedule '{schedule}'.")
+    tell_done(f"Deleted the schedule '{schedule}'.", {"deleted": schedule}, as_json=as_json)
 
 
 def _path(schedule: str) -> str:

@@ -6,7 +6,7 @@ from urllib.parse import quote
 import typer
 
 from automagik.cli.options import AsJson, Limit, Url, Yes, confirm, connect
-from automagik.cli.output import note, print_fields, print_json, print_table, print_text
+from automagik.cli.output import print_fields, print_json, print_table, print_text, tell_done
 
 __all__ = ["app"]
 
@@ -67,5 +67,4 @@ def delete(session: SessionId, yes: Yes = False, as_json: AsJson = False, url: U
     confirm(f"Delete the session {session} with its messages?", yes=yes)
     with connect(url) as client:
         client.delete(f"/api/v1/sessions/{quote(session, safe='')}")
-    if not as_json:
-        note(f"Deleted the session {session}.")
+    tell_done(f"Deleted the session {session}.", {"deleted": session}, as_json=as_json)

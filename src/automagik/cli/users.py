@@ -7,7 +7,7 @@ import typer
 
 from automagik.cli.failure import CliError, ExitCode
 from automagik.cli.options import AsJson, Limit, Url, Yes, confirm, connect, given, read_object
-from automagik.cli.output import note, print_fields, print_json, print_table
+from automagik.cli.output import print_fields, print_json, print_table, tell_done
 
 __all__ = ["app"]
 
@@ -85,5 +85,4 @@ def delete(user: UserId, yes: Yes = False, as_json: AsJson = False, url: Url = N
     confirm(f"Delete the user {user} with all sessions and memories?", yes=yes)
     with connect(url) as client:
         client.delete(f"/api/v1/users/{quote(user, safe='')}")
-    if not as_json:
-        note(f"Deleted the user {user}.")
+    tell_done(f"Deleted the user {user}.", {"deleted": user}, as_json=as_json)

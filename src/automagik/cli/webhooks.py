@@ -8,7 +8,7 @@ import typer
 
 from automagik.cli.failure import CliError, ExitCode
 from automagik.cli.options import AsJson, Limit, Url, Yes, confirm, connect, given
-from automagik.cli.output import note, print_fields, print_json, print_table, print_text
+from automagik.cli.output import note, print_fields, print_json, print_table, print_text, tell_done
 from automagik.types import JsonObject
 
 __all__ = ["app"]
@@ -122,8 +122,7 @@ def delete(webhook: WebhookId, yes: Yes = False, as_json: AsJson = False, url: U
     confirm(f"Delete {webhook} with its deliveries?", yes=yes)
     with connect(url) as client:
         client.delete(_path(webhook))
-    if not as_json:
-        note(f"Deleted {webhook}.")
+    tell_done(f"Deleted {webhook}.", {"deleted": webhook}, as_json=as_json)
 
 
 @app.command("rotate-secret")

@@ -1,6 +1,7 @@
 """`automagik workflows run`: give a workflow a task, and look on while it works."""
 
 import os
+import re
 import time
 from typing import TYPE_CHECKING, Annotated, cast
 from urllib.parse import quote
@@ -9,7 +10,7 @@ import typer
 
 from automagik.cli.failure import CliError, ExitCode
 from automagik.cli.options import AsJson, Url, connect, given
-from automagik.cli.output import note, print_json, print_text, warn
+from automagik.cli.output import fitted, note, note_width, print_json, print_text, printable, warn
 from automagik.cli.working_copy import bundled, is_address, repository_name, uncommitted
 from automagik.types import Json, JsonObject
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["follow_workflow", "run_workflow"]
 
 _WIDTH = 160
+"""Most signs of one remark where the terminal has no width of its own."""
+
+_RUN_ID = re.compile(r"run_[0-9a-z]{26}")
 
 
 def run_workflow(
@@ -60,7 +64,7 @@ def run_workflow(
     """Give a workflow a task on a repository. Ctrl-C leaves it at work; `automagik runs cancel` stops it."""
     if (repo is None) == (resume is None):
         raise CliError("Name the repository with --repo, or a run to go on with by --resume.", exit_code=ExitCode.USAGE)
-    if resume is not None and not resume.startswith("run_"):
+    if resume is not None and not _RUN_ID.fullmatch(resume):
         raise CliError(
             f"There is no run '{resume}'.", exit_code=ExitCode.NOT_FOUND, hint="`automagik runs list` lists the runs."
         )
@@ -93,7 +97,7 @@ def run_workflow(
             ended = follow_workflow(client.events(run_id), as_json=as_json)
         except KeyboardInterrupt:
             note(
-                f"\nThe run goes on. Follow it: automagik runs events {run_id}; stop it: automagik runs cancel {run_id}"
+                f"\nThe run goes on.\nFollow it: automagik runs events {run_id}\nStop it:   automagik runs cancel {run_id}"
             )
             raise
     _end(ended, as_json=as_json)
@@ -120,8 +124,11 @@ class _View:
 
     def show(self, event: "StreamEvent") -> None:
         line = self._line(event)
-        if line:
-            note(f"{time.monotonic() - self._began:7.1f}s  {line}")
+        if not line:
+            return
+        shown = printable(f"{time.monotonic() - self._began:7.1f}s  {line}").replace("\n", " ")
+        width = note_width()  # each time: a window may change
+        note(shown if width is None else fitted(shown, width))
 
     def _line(self, event: "StreamEvent") -> str | None:
         data = event.data
@@ -209,4 +216,5 @@ def _summarise(run: JsonObject) -> None:
             note(f"hint: {error.get('hint')}")
     if isinstance(workspace, dict) and (workspace.get("commits") or workspace.get("wip_commit")):
         run_id = run.get("run_id")
-        note(f"See it: automagik runs diff {run_id}; take it: automagik runs apply {run_id} --repo .")
+        note(f"See it:  automagik runs diff {run_id}")
+        note(f"Take it: automagik runs apply {run_id} --repo .")

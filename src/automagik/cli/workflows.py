@@ -8,7 +8,7 @@ import typer
 
 from automagik.cli.failure import CliError, ExitCode
 from automagik.cli.options import AsJson, Limit, Url, Yes, confirm, connect, given
-from automagik.cli.output import note, print_fields, print_json, print_table, print_text, warn
+from automagik.cli.output import note, print_fields, print_json, print_table, print_text, tell_done, warn
 from automagik.cli.workflow_runs import run_workflow
 from automagik.types import JsonObject
 
@@ -138,8 +138,7 @@ def delete(workflow: Workflow, yes: Yes = False, as_json: AsJson = False, url: U
     confirm(f"Delete the workflow '{workflow}'?", yes=yes)
     with connect(url) as client:
         client.delete(_path(workflow))
-    if not as_json:
-        note(f"Deleted the workflow '{workflow}'.")
+    tell_done(f"Deleted the workflow '{workflow}'.", {"deleted": workflow}, as_json=as_json)
 
 
 def _told(document: JsonObject) -> JsonObject:
