@@ -210,6 +210,7 @@ class Platform:
             runs = RunService(runtime, models=models)
             claude_code.attach(runs)
             alone = settings.database_url is None
+            runtime.settle_lost = ledger.refresh
             runtime.admits_workflows = HostAdmission(settings, house.executors, clock, alone=alone)
             metrics.active_runs.set_function(lambda: runs.live_runs)
             stack.push_async_callback(runs.close)

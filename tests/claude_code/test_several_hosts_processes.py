@@ -224,3 +224,18 @@ async def test_runs_outlive_a_worker_and_then_their_host_and_are_had_from_every_
     assert [commit["subject"] for commit in without["workspace"]["commits"]] == ["two"]
     warnings = [warning["code"] for warning in hosts.of("warning", await hosts.events(without["run_id"]))]
     assert warnings == ["conversation_lost"]
+
+    # A host that is away when somebody stops its run ends what is at work for it when it comes back.
+    stopped = await hosts.begin("Stop it")
+    await hosts.until_told([stopped], "tool_call", 2)
+    hosts.workers["one"].kill()
+    cancelled = (await hosts.client.post(f"/runs/{stopped}/cancel")).json()
+    assert (cancelled["status"], cancelled["outcome"]) == ("cancelled", "cancelled")
+    assert "while its host was away" in cancelled["error"]["detail"]
+    assert cancelled["usage"]["requests"] >= 2
+    assert (hosts.left("one"), bool(hosts.at_work("one"))) == ([stopped], True)
+    await hosts.start("one")
+    async with asyncio.timeout(60):
+        while hosts.left("one") or hosts.at_work("one"):
+            await asyncio.sleep(0.2)
+    assert await hosts.run(stopped) == cancelled

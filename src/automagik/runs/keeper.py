@@ -10,7 +10,7 @@ import structlog
 from automagik import __version__
 from automagik.errors import AutomagikError, ServiceUnavailable
 from automagik.runs.liveness import Heart, PulseLine
-from automagik.runs.outcomes import CANCELLED, WORKER_LOST, Failure
+from automagik.runs.outcomes import CANCELLED, CANCELLED_AWAY, WORKER_LOST, Failure
 from automagik.runs.runtime import Runtime
 from automagik.store.queue import Rescued
 from automagik.store.transaction import Transaction
@@ -28,6 +28,9 @@ _HEAL_SECONDS = 2.0
 And how long a run may be this process's without being known here, before it is taken for one whose answer was lost."""
 _MEND_SECONDS = 10.0
 """How often sessions are looked for whose turn was lost with a process."""
+_RETURN_SECONDS = 10.0
+"""How long it is waited for a worker of a run's host to come back and stop the run, which takes out what it has made: as long as a
+restart takes."""
 _KEY_HOURS = 24
 """How long an idempotency key is kept."""
 _FORGET_SECONDS = 600.0
@@ -203,6 +206,7 @@ class Keeper:
             now = clock.monotonic()
             try:
                 await self._end_expired()
+                await self._end_away()
                 if now - healed >= _HEAL_SECONDS:
                     await self._heal()
                     healed = now
@@ -221,6 +225,26 @@ class Keeper:
             ended = await store.write(
                 lambda tx, run_id=run_id: tx.queue.end(
                     run_id, _EXPIRED.outcome, _EXPIRED.to_json(), statuses=(RunStatus.QUEUED,)
+                )
+            )
+            if ended is not None:
+                self._runtime.tell_ended(ended)
+
+    async def _end_away(self) -> None:
+        """End runs that are to be stopped and whose host is away. What works for them there is ended when it comes back."""
+        store = self._runtime.store
+        run_ids = await store.read(lambda tx: tx.queue.cancelled_away(_RETURN_SECONDS))
+        if run_ids:
+            await self._runtime.settle_lost()
+        for run_id in run_ids:
+            ended = await store.write(
+                lambda tx, run_id=run_id: tx.queue.end(
+                    run_id,
+                    CANCELLED_AWAY.outcome,
+                    CANCELLED_AWAY.to_json(),
+                    statuses=(RunStatus.QUEUED,),
+                    unclaimed=True,
+                    usage=tx.calls.usage_of(run_id),
                 )
             )
             if ended is not None:

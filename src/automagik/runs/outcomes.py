@@ -25,7 +25,7 @@ from pydantic_ai.exceptions import (
 from automagik.errors import ArtifactDamaged, AutomagikError, RunFailed, ServiceUnavailable
 from automagik.types import JsonObject, RunOutcome
 
-__all__ = ["CANCELLED", "WORKER_LOST", "Failure", "failure_of", "worker_lost"]
+__all__ = ["CANCELLED", "CANCELLED_AWAY", "WORKER_LOST", "Failure", "failure_of", "worker_lost"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,13 @@ class Failure:
 
 CANCELLED = Failure(RunOutcome.CANCELLED, "The run was cancelled.")
 """Why a run ended that somebody stopped."""
+
+CANCELLED_AWAY = Failure(
+    RunOutcome.CANCELLED,
+    "The run was cancelled while its host was away: what it had made since it was taken out last is lost.",
+    "What was taken out of it is kept: `automagik runs diff`. What may still work for it is ended when its host comes back.",
+)
+"""The same, where nobody was there to stop it."""
 
 WORKER_LOST = Failure(
     RunOutcome.WORKER_LOST, "The server stopped before the run ended.", "Send the request again.", retryable=True

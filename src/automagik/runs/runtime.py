@@ -28,6 +28,10 @@ def _nobody() -> None:
     """Who is woken in a process without a worker."""
 
 
+async def _nothing_owed() -> None:
+    """What is settled of dead processes where nobody keeps accounts."""
+
+
 async def _always() -> bool:
     """Whether there is room for a workflow where nobody looks."""
     return True
@@ -72,6 +76,8 @@ class Runtime:
         """Whether the worker of this process has claimed a run, and means to carry it out."""
         self.admits_workflows: Callable[[], Awaitable[bool]] = _always
         """Whether this host has room for another workflow."""
+        self.settle_lost: Callable[[], Awaitable[None]] = _nothing_owed
+        """Records the calls of models that processes had under way which are gone."""
         self._memories = memories
         self._observer = observer
         self._tracing = tracing

@@ -178,7 +178,8 @@ class RunService:
         return RunStream(row, self._watch(run_id, after))
 
     async def cancel(self, run_id: str, caller: Caller) -> RunRow:
-        """The run, cancelled: a queued one at once, a running one as soon as its agent has stopped, wherever it runs.
+        """The run, cancelled: a queued one at once, a running one as soon as its agent has stopped, wherever it runs. Where its
+        host is away, it ends without it, ten seconds after that was heard of last.
 
         A run that has ended is returned as it ended.
         """

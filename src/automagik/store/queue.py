@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,7 +17,7 @@ from automagik.store.rescue import EndedRun, Rescued, add_events, rescue_runs
 from automagik.store.rows import ClaimedRun, RunRow
 from automagik.store.runs import claimed_of, last_seq, run_of
 from automagik.store.turns import give_turn, hold_sessions, notify
-from automagik.types import OUTCOME_STATUS, JsonObject, RunOutcome, RunStatus
+from automagik.types import OUTCOME_STATUS, JsonObject, RunOutcome, RunStatus, Usage
 
 __all__ = ["ClaimLimits", "EndedRun", "Queue", "Rescued"]
 
@@ -38,6 +38,14 @@ _host_lives = exists(
 # One that was declared lost, and does not know it yet, would get back what was taken from it.
 _is_lost = exists(
     select(_others.c.executor_id).where(_others.c.executor_id == bindparam("me"), _others.c.lost_at.is_not(None))
+)
+# One that only answers requests carries out nothing of its host's.
+_is_worked_on = exists(
+    select(_others.c.executor_id).where(
+        _others.c.host == _runs.c.host,
+        _others.c.role != "api",
+        or_(_others.c.lost_at.is_(None), _others.c.beat_at > bindparam("since")),
+    )
 )
 # Made once: to put such a statement together takes longer than to run it.
 _CLAIMABLE = (
@@ -207,9 +215,11 @@ class Queue(Repository):
         *,
         statuses: Iterable[RunStatus],
         owner: str | None = None,
+        unclaimed: bool = False,
+        usage: Usage | None = None,
     ) -> EndedRun | None:
         """End a run whose status is among `statuses`, with its last event; None where it has another one, or where `owner`
-        is given and it is not that one's."""
+        is given and it is not that one's, or `unclaimed` and it is somebody's. `usage` is what it used, where it began."""
         in_line = select(_runs.c.session_id).where(_runs.c.run_id == run_id, _runs.c.turn.is_not(None))
         session_id = self._connection.scalar(in_line)
         if session_id is not None:
@@ -221,6 +231,7 @@ class Queue(Repository):
                 _runs.c.run_id == run_id,
                 _runs.c.status.in_([status.value for status in statuses]),
                 true() if owner is None else _runs.c.owner == owner,
+                _runs.c.owner.is_(None) if unclaimed else true(),
             )
             .values(
                 status=OUTCOME_STATUS[outcome].value,
@@ -228,6 +239,7 @@ class Queue(Repository):
                 error=error,
                 finished_at=self._now,
                 waiting_for=None,
+                **({} if usage is None else asdict(usage)),
             )
         ).one_or_none()
         if ended is None:
@@ -329,6 +341,20 @@ class Queue(Repository):
             _runs.c.status == RunStatus.QUEUED.value, _ACTIVE, _runs.c.queue_until <= self._now
         )
         return list(self._connection.scalars(late.limit(_SWEPT)))
+
+    def cancelled_away(self, unseen_seconds: float) -> list[str]:
+        """Runs that are to be stopped and belong to a host on which no worker has shown life for so long: nobody is there to
+        stop them."""
+        asked = select(_runs.c.run_id).where(
+            _WAITING, _runs.c.owner.is_(None), _runs.c.cancel_requested, _runs.c.host.is_not(None)
+        )
+        if not self._connection.scalar(select(exists(asked))):
+            return []
+        now = self._now
+        if self._connection.dialect.name == "postgresql":  # beats are told by the database's clock
+            now = self._connection.scalars(select(func.clock_timestamp())).one()
+        left = asked.where(~_is_worked_on).limit(_SWEPT)
+        return list(self._connection.scalars(left, {"since": now - timedelta(seconds=unseen_seconds)}))
 
     def stuck_sessions(self) -> list[uuid.UUID]:
         """Sessions with open runs of which none has the turn: what a process left that died between an end and the next turn."""

@@ -191,7 +191,8 @@ async def get_events(
     responses={200: {"model": RunResource, "description": "The run, as it ended"}, **problems(404)},
 )
 async def cancel_run(run_id: str, platform: PlatformOf, caller: Writer) -> Response:
-    """Stops a queued or running run; one that has ended is answered as it ended."""
+    """Stops a queued or running run; one that has ended is answered as it ended. A workflow whose host is away ends ten seconds after
+    that was heard of last, without what it had made since it was taken out last; the host ends what is at work when it is back."""
     return answer(run_document(await platform.runs.cancel(run_id, caller)))
 
 
