@@ -223,3 +223,16 @@ async def test_a_platform_that_stops_leaves_the_run_at_work_for_the_next_one() -
 
         assert (run["outcome"], run["attempt"]) == ("completed", 1), run["error"]
         assert len(run["workspace"]["commits"]) == 1
+
+
+async def test_a_cli_that_was_stopped_and_reads_no_words_is_ended_by_its_limit_of_time(house: WorkflowHouse) -> None:
+    house.api.script = script(bash("kill -STOP $PPID; sleep 300"), {"text": "Never."})
+    run_id = await house.begin(timeout_seconds=12)
+    await house.until_event(run_id, "tool_call")
+    for _ in range(4):  # more than the pipe to it holds
+        said = await house.client.post(f"/runs/{run_id}/messages", json={"message_content": "x" * 90_000})
+        assert said.status_code == 202
+    run = await house.ended(run_id, seconds=60)
+
+    assert run["outcome"] == "timed_out"
+    assert house.places() == []

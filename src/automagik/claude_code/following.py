@@ -80,6 +80,8 @@ class Following:
         reading = loop.create_task(self._read(), name=f"read {self.run_id}")
         helpers = [
             loop.create_task(self._watch(), name=f"watch {self.run_id}"),
+            loop.create_task(self._measure(), name=f"measure {self.run_id}"),
+            loop.create_task(self._listen(), name=f"listen {self.run_id}"),
             loop.create_task(self._take_out(), name=f"take out {self.run_id}"),
         ]
         pulled = loop.create_task(self.control.pulled())
@@ -138,6 +140,17 @@ class Following:
 
     # -- words
 
+    async def _listen(self) -> None:
+        """Apart from the limits: words wait for as long as the CLI does not read them, and one that was stopped never does."""
+        while True:
+            try:
+                async with asyncio.timeout(_WORDS_SECONDS):
+                    await self.told.wait()
+            except TimeoutError:
+                pass
+            self.told.clear()
+            await self._speak()
+
     async def _speak(self) -> bool:
         """Whether the CLI was told a message that it had not been told before."""
         spoken = False
@@ -163,22 +176,9 @@ class Following:
     # -- limits
 
     async def _watch(self) -> None:
-        looked = measured = self.clock.monotonic()
         while True:
-            try:
-                async with asyncio.timeout(_TICK_SECONDS):
-                    await self.told.wait()
-            except TimeoutError:
-                pass
-            now = self.clock.monotonic()
-            if self.told.is_set() or now - looked >= _WORDS_SECONDS:
-                self.told.clear()
-                looked = now
-                await self._speak()
-            self._check(now)
-            if now - measured >= _SIZE_SECONDS:
-                await self._measure()
-                measured = self.clock.monotonic()
+            await asyncio.sleep(_TICK_SECONDS)
+            self._check(self.clock.monotonic())
 
     def _check(self, now: float) -> None:
         if now - self.limit.began >= self.limit.timeout_seconds:
@@ -190,8 +190,10 @@ class Following:
 
     async def _measure(self) -> None:
         # Memory is held by the executor, which kills the process that takes too much, and not the run.
-        if await self.executor.size(self.run_id) > self.limits.workspace_bytes:
-            self.control.end("size")
+        while True:
+            await asyncio.sleep(_SIZE_SECONDS)
+            if await self.executor.size(self.run_id) > self.limits.workspace_bytes:
+                self.control.end("size")
 
     async def _take_out(self) -> None:
         while True:
