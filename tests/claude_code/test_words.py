@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from automagik.errors import Conflict
 from automagik.store import BeginRun, Store
 from automagik.store.queue import ClaimLimits
 from automagik.types import SystemClock, new_id, new_uuid
@@ -43,3 +44,25 @@ async def test_no_message_is_taken_once_nobody_is_heard_and_an_interrupt_until_t
     assert await store.write(lambda tx: tx.words.say(run_id, "interrupt", "", key_id=None))
     await store.write(lambda tx: tx.executions.update(run_id, OWNER, stage="collecting"))
     assert not await store.write(lambda tx: tx.words.say(run_id, "interrupt", "", key_id=None))
+
+
+async def test_so_much_waits_for_a_run_that_reads_nothing_and_no_more(store: Store) -> None:
+    run_id = new_id("run")
+    begin = BeginRun(
+        run_id=run_id,
+        kind="workflow",
+        name="plain",
+        created_at=SystemClock().now(),
+        background=True,
+        input_json=json.dumps({"work": {}}),
+    )
+    await store.accept_run(begin)
+    for number in range(100):
+        assert await store.write(lambda tx, said=str(number): tx.words.say(run_id, "message", said, key_id=None))
+    with pytest.raises(Conflict) as refused:
+        await store.write(lambda tx: tx.words.say(run_id, "message", "One more", key_id=None))
+    assert refused.value.code == "words_waiting"
+    first, *_ = waiting = await store.read(lambda tx: tx.words.waiting(run_id))
+    assert len(waiting) == 100
+    await store.write(lambda tx: tx.words.take(first.id))
+    assert await store.write(lambda tx: tx.words.say(run_id, "message", "One more", key_id=None))

@@ -204,7 +204,8 @@ class RunService:
     async def say(self, run_id: str, caller: Caller, text: str) -> RunRow:
         """A workflow's run under way, whose model will read `text`: with the next result of a tool, or as its next turn.
 
-        Raises: NotFound; Conflict for a run that has ended (`run_ended`), is ending (`run_ending`), or is none of a workflow.
+        Raises: NotFound; Conflict for a run that has ended (`run_ended`), is ending (`run_ending`), is none of a workflow, or
+        has 100 messages to read first (`words_waiting`).
         """
         return await self._speak(run_id, caller, "message", text)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, cast
 
-from sqlalchemy import Row, delete, exists, insert, or_, select, text, update
+from sqlalchemy import Row, delete, exists, func, insert, or_, select, text, update
 
 from automagik.errors import Conflict, NotFound, PreconditionFailed
 from automagik.store import schema
@@ -25,6 +25,8 @@ _words = schema.run_words
 _runs = schema.runs
 
 _CHANGED = "changed workflows"
+_MOST_WAITING = 100
+"""How many words may wait for a run: each may be 100,000 characters, and all are read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +258,10 @@ class Words(Repository):
     __slots__ = ()
 
     def say(self, run_id: str, kind: Literal["message", "interrupt"], words: str, *, key_id: str | None) -> bool:
-        """Whether the run is under way and hears this, so that it is kept for it."""
+        """Whether the run is under way and hears this, so that it is kept for it.
+
+        Raises: Conflict where so much waits for the run already that it must read first (`words_waiting`).
+        """
         running = select(_runs.c.run_id).where(_runs.c.run_id == run_id, text(schema.OPEN_RUNS)).with_for_update()
         if self._connection.execute(running).one_or_none() is None:
             return False
@@ -264,6 +269,13 @@ class Words(Repository):
         closed = select(_executions.c.run_id).where(_executions.c.run_id == run_id, _executions.c.stage.in_(deaf))
         if self._connection.execute(closed).one_or_none() is not None:
             return False
+        waiting = select(func.count()).where(_words.c.run_id == run_id, _words.c.taken_at.is_(None))
+        if self._connection.execute(waiting).scalar_one() >= _MOST_WAITING:
+            raise Conflict(
+                f"The run '{run_id}' has not read {_MOST_WAITING} messages yet.",
+                code="words_waiting",
+                hint="Say more when it has read them; `cancel` stops the run.",
+            )
         self._connection.execute(
             insert(_words).values(run_id=run_id, kind=kind, text=words, key_id=key_id, created_at=self._now)
         )
