@@ -36,6 +36,8 @@ from automagik.tools import AgentContext
 pytestmark = pytest.mark.anyio
 
 LIMITS = UsageLimits()
+THROUGH_THE_GRAPH = UsageLimits(total_tokens_limit=1_000_000)
+"""With a limit of tokens, the pieces of an answer travel through Pydantic AI's graph, which must stop it in its midst."""
 
 
 def options(house: House, **changes: Any) -> RunOptions:
@@ -87,15 +89,21 @@ def calculator() -> Agent[Any, Any]:
     return agent
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
-async def test_a_run_tells_its_tools_and_answers_the_same_streamed_or_not(house: House, stream: bool) -> None:
+@pytest.mark.parametrize(
+    ("stream", "limits"),
+    [(False, LIMITS), (True, LIMITS), (True, THROUGH_THE_GRAPH)],
+    ids=["plain", "streamed", "streamed-through-the-graph"],
+)
+async def test_a_run_tells_its_tools_and_answers_the_same_streamed_or_not(
+    house: House, stream: bool, limits: UsageLimits
+) -> None:
     recorder = Recorder()
     response = await run_agent(
         calculator(),
         AgentInput("what is 2+3 and 1-1?"),
         options(house, stream=stream, emit=recorder, instructions="Be brief."),
         model=FunctionModel(adder, stream_function=adder_stream),
-        limits=LIMITS,
+        limits=limits,
     )
     assert (response.message, response.data) == ("5 and 0", None)
     assert response.tool_calls == [
@@ -240,6 +248,61 @@ async def test_a_model_that_fails_raises_its_own_error_and_what_was_used_is_know
             calculator(), AgentInput("1+1"), options(house, usage=used), model=FunctionModel(model), limits=LIMITS
         )
     assert (used.requests, used.tool_calls) == (1, 1)
+
+
+@pytest.mark.parametrize("limits", [LIMITS, THROUGH_THE_GRAPH], ids=["straight", "through-the-graph"])
+@pytest.mark.parametrize("pieces", [0, 2])
+async def test_what_an_answer_used_that_broke_off_is_known(house: House, limits: UsageLimits, pieces: int) -> None:
+    async def model(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str]:
+        for _ in range(pieces):
+            yield "three words more "
+        raise ModelHTTPError(503, "scripted")
+
+    recorder = Recorder()
+    used = RunUsage()
+    with pytest.raises(ModelHTTPError):
+        await run_agent(
+            Agent(name="x"),
+            AgentInput("go"),
+            options(house, stream=True, usage=used, emit=recorder),
+            model=FunctionModel(stream_function=model),
+            limits=limits,
+        )
+    assert len(recorder.events) == pieces
+    assert used.requests == (1 if pieces else 0)
+    assert used.output_tokens == 3 * pieces
+    assert (used.input_tokens > 0) == (pieces > 0)
+
+
+async def test_what_a_tool_asks_the_runs_model_for_is_not_told(house: House) -> None:
+    async def model(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[Any]:
+        if not info.function_tools:
+            yield "whispered"
+        elif len(messages) == 1:
+            yield {0: DeltaToolCall("think", "{}", tool_call_id="c1")}
+        else:
+            yield "aloud"
+
+    agent: Agent[Any, Any] = Agent(name="x", deps_type=AgentContext)
+
+    @agent.tool
+    async def think(ctx: RunContext[AgentContext]) -> str:
+        """Ask the model beside the run."""
+        async with Agent(ctx.model).run_stream("well?") as inner:
+            streamed = await inner.get_output()
+        return streamed + (await Agent(ctx.model).run("well?")).output
+
+    recorder = Recorder()
+    response = await run_agent(
+        agent,
+        AgentInput("go"),
+        options(house, stream=True, emit=recorder),
+        model=FunctionModel(lambda _, __: ModelResponse(parts=[TextPart("whole")]), stream_function=model),
+        limits=LIMITS,
+    )
+    assert response.message == "aloud"
+    assert [output["content"] for output in response.tool_outputs] == ["whisperedwhole"]
+    assert recorder.text() == ["aloud"]
 
 
 async def test_limits_travel_as_pydantic_ai_raises_them(house: House) -> None:

@@ -32,6 +32,7 @@ from pydantic_core import to_json
 from pydantic_graph import End
 
 from automagik.agents.agent import AgentInput, AgentResponse, RunOptions
+from automagik.agents.telling import TellingModel, may_tell
 from automagik.errors import Internal, RunFailed
 from automagik.memory import clean_text, to_clean_json
 from automagik.providers import cost
@@ -91,10 +92,13 @@ async def _run(
 ) -> AgentResponse:
     used = options.usage if options.usage is not None else RunUsage()
     context = options.context
+    telling: TellingModel | None = None
+    if options.stream and model is not None and not capabilities and may_tell(agent, model, limits):
+        telling = TellingModel(model, told.text_of, used)
     async with agent.iter(
         [message.text, *message.media] if message.media else message.text,
         message_history=options.history or None,
-        model=model,
+        model=telling or model,
         instructions=options.instructions,
         deps=context,
         usage_limits=limits,
@@ -107,6 +111,9 @@ async def _run(
         node = run.next_node
         while not isinstance(node, End):
             if options.stream and Agent.is_model_request_node(node):
+                if telling is not None:
+                    node = await telling.during(run.next(node))
+                    continue
                 async with node.stream(run.ctx) as events:
                     await told.text_of(events)
             elif Agent.is_call_tools_node(node):
