@@ -1,7 +1,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from agent_house import House, Recorder
@@ -26,6 +26,7 @@ from pydantic_ai.messages import (
     ToolCallPart,
     UserPromptPart,
 )
+from pydantic_ai.models import Model
 from pydantic_ai.models.function import AgentInfo, DeltaThinkingPart, DeltaToolCall, FunctionModel
 
 from automagik.agents import AgentInput, RunOptions
@@ -288,9 +289,10 @@ async def test_what_a_tool_asks_the_runs_model_for_is_not_told(house: House) -> 
     @agent.tool
     async def think(ctx: RunContext[AgentContext]) -> str:
         """Ask the model beside the run."""
-        async with Agent(ctx.model).run_stream("well?") as inner:
+        asked = Agent(cast("Model", ctx.model))
+        async with asked.run_stream("well?") as inner:
             streamed = await inner.get_output()
-        return streamed + (await Agent(ctx.model).run("well?")).output
+        return streamed + (await asked.run("well?")).output
 
     recorder = Recorder()
     response = await run_agent(
