@@ -1,4 +1,4 @@
-"""A process with one door, to be killed: `python gateway_killed.py SOCKET EXECUTOR LIMIT_USD [DEAD_EXECUTOR]`.
+"""A process with one door, to be killed: `python gateway_killed.py SOCKET EXECUTOR LIMIT_USD [DEAD_EXECUTOR]` (0: no limit).
 
 Its settings come from the environment, as a platform's do. It prints `ready`, and at SIGTERM what the run used.
 """
@@ -39,12 +39,13 @@ async def main(socket: Path, executor: str, limit_usd: float, dead: str | None) 
     await store.write(lambda tx: tx.executors.register(executor, host="h", role="all", version="1"))
     ledger = Ledger(store, clock, executor_id=lambda: executor)
     await ledger.open()
-    await ledger.limit_run(RUN, round(limit_usd * USD))
+    if limit_usd:
+        await ledger.limit_run(RUN, round(limit_usd * USD))
     secrets = SecretStore(store, settings)
     await secrets.open()
     gateway = Gateway(settings, store, ledger, _ListPrices(settings), secrets, clock)
     await gateway.open()
-    access = RunAccess(RUN, Party(run_id=RUN), hashlib.sha256(TOKEN.encode()).digest())
+    access = RunAccess(RUN, Party(run_id=RUN, agents=("coder",)), hashlib.sha256(TOKEN.encode()).digest())
     door = await gateway.open_door(access, socket, tell=lambda _kind, _data: None)
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)

@@ -272,3 +272,21 @@ async def party_of(house: House) -> Any:
 
     del house
     return Party(run_id=RUN)
+
+
+async def test_a_call_under_way_counts_in_a_budget_that_is_set_meanwhile(house: House, api: ScriptedMessages) -> None:
+    say(api, {"text": "one two three " * 5, "chunk_delay": 0.05})
+    await house.door()
+    async with (
+        raw(house.socket()) as client,
+        client.stream("POST", "/v1/messages", json={**ASK, "stream": True}) as answer,
+    ):
+        pieces = answer.aiter_bytes()
+        await anext(pieces)
+        await house.limit(1)
+        assert await house.budget() == (0, 0)
+        async for _ in pieces:
+            pass
+    (call,) = await house.until_calls(1)
+    assert call.reserved_nano == 0 and call.cost_nano
+    assert await house.budget() == (call.cost_nano, 0)

@@ -14,6 +14,7 @@ import httpx2
 import pytest
 from gateway_house import KEY, MODEL, USD, House, raw, say
 
+from automagik.store import Transaction
 from automagik.testing.scripted_messages import ScriptedMessages
 
 pytestmark = pytest.mark.anyio
@@ -105,3 +106,34 @@ async def test_a_gateway_that_is_killed_passes_no_limit_and_settles_each_call_on
     assert sum(costs) <= LIMIT * USD
     assert all(call.cost_nano == call.reserved_nano > 0 for call in calls if call.outcome == "lost")
     assert (int(told[0]), Decimal(told[1])) == (3 + statuses[200], Decimal(sum(costs)).scaleb(-9))
+
+
+async def test_a_call_under_no_budget_leaves_a_row_when_its_process_is_killed(
+    either_house: House, api: ScriptedMessages
+) -> None:
+    house, path = either_house, str(either_house.socket())
+    say(api, {"text": "one two three " * 40, "chunk_delay": 0.2, "usage": USAGE})
+    async with (
+        process(house, path, "exec_one", "0") as first,
+        raw(house.socket()) as client,
+        client.stream("POST", "/v1/messages", json=ASK) as answer,
+    ):
+        async with asyncio.timeout(10):
+            while not await house.store.read(_reserved):
+                await asyncio.sleep(0.05)
+        first.kill()
+        await first.wait()
+        with pytest.raises(httpx2.TransportError):
+            await answer.aread()
+    await house.limit(1)
+    async with process(house, path, "exec_two", "0", "exec_one") as second:
+        (lost,) = await house.calls()
+        second.terminate()
+        await second.wait()
+    assert (lost.outcome, lost.wire, lost.model, lost.agent) == ("lost", "anthropic", MODEL, "coder")
+    assert (lost.cost_nano or 0) > 4000 * 15_000
+    assert await house.budget() == (lost.cost_nano, 0)
+
+
+def _reserved(tx: Transaction) -> int:
+    return int(tx.connection.exec_driver_sql("SELECT count(*) FROM reservations").scalar_one())

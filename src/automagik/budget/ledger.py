@@ -14,7 +14,7 @@ from automagik.errors import AutomagikError, BudgetBusy, BudgetExceeded, Service
 from automagik.store import Store
 from automagik.store.budgets import BUDGETS_CHANGED
 from automagik.store.calls import ModelCall
-from automagik.store.reservations import Limit, Reserve, Settle, call_of
+from automagik.store.reservations import CallHead, Limit, Reserve, Settle, call_of
 from automagik.types import Clock, JsonObject, new_id
 
 __all__ = ["Ledger", "Reservation", "Settled"]
@@ -29,6 +29,8 @@ _BATCH = 200
 _RETRY_AFTER_SECONDS = 1
 _MOST_NANO = 2 * 10**18
 """More than any budget can have, and what both databases can still count with."""
+_NOTE_SECONDS = 0.1
+"""How long a call that no budget applies to may be under way before it is noted in the store: a short one costs nothing by that."""
 _SURE = timedelta(seconds=60)
 """How long before it expires a reservation is certainly still there, whatever the clocks of other hosts say."""
 
@@ -55,6 +57,20 @@ class _Open:
     expires_at: datetime
     amount_nano: int
     counters: Sequence[tuple[str, str]]
+    scopes: Sequence[tuple[str, str]]
+
+
+@dataclass(slots=True)
+class _Begun:
+    """A call under way that no budget applied to when it began."""
+
+    party: Party
+    asks: tuple[str, str]
+    most: Callable[[], int | None]
+    began: datetime
+    seconds: float
+    is_recorded: bool
+    is_noted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +97,9 @@ class Ledger:
         self._held: Counter[str] = Counter()
         """The runs that can make calls through this process, whether or not their rows say that they have ended."""
         self._open: dict[str, _Open] = {}
+        self._begun: dict[str, _Begun] = {}
+        self._noting: asyncio.TimerHandle | None = None
+        self._notes: set[asyncio.Task[None]] = set()
         self._later: dict[str, Settle] = {}
         self._wake = asyncio.Event()
         self._stale = False
@@ -102,6 +121,11 @@ class Ledger:
             self._task.cancel()
             await asyncio.wait([self._task])
             self._task = None
+        if self._noting is not None:
+            self._noting.cancel()
+            self._noting = None
+        if self._notes:
+            await asyncio.wait(self._notes)
         await self._settle_later()
 
     async def refresh(self) -> None:
@@ -115,6 +139,8 @@ class Ledger:
         self._given.difference_update(ended)
         over = {("run", run_id) for run_id in ended if run_id not in self._held}
         self._limited = (frozenset(limited) - over) | {("run", run_id) for run_id in new}
+        if self._limited and any(not one.is_recorded for one in self._begun.values()):
+            self._note_now()
         while left:
             await self._store.settle(left)
             _log.warning("reservations_left_behind", count=len(left))
@@ -125,24 +151,50 @@ class Ledger:
         limited = self._limited
         return bool(limited) and not limited.isdisjoint(party.scopes)
 
+    def begin(
+        self,
+        party: Party,
+        asks: tuple[str, str],
+        most: Callable[[], int | None],
+        *,
+        seconds: float = 900,
+        is_recorded: bool = True,
+    ) -> Reservation:
+        """What a call is settled by that no budget applies to, at no cost in time: it is settled into those that were set meanwhile.
+
+        `asks` is the wire and the model. One that takes longer is noted soon, so that it leaves a row where this process dies;
+        only then `most` is asked, for the most that it can cost (None: that is not known). With `is_recorded` false, it is noted
+        only if a budget is set meanwhile.
+        """
+        reservation_id = new_id("resv")
+        self._begun[reservation_id] = _Begun(party, asks, most, self._clock.now(), seconds, is_recorded)
+        if is_recorded and self._noting is None:
+            self._noting = asyncio.get_running_loop().call_later(_NOTE_SECONDS, self._note_now)
+        return Reservation(reservation_id, 0, is_counted=False)
+
     async def reserve(
-        self, party: Party, amount_nano: int, *, at_least_nano: int | None = None, seconds: float = 900
+        self,
+        party: Party,
+        amount_nano: int,
+        *,
+        at_least_nano: int | None = None,
+        seconds: float = 900,
+        asks: tuple[str, str] = ("unknown", "unknown"),
     ) -> Reservation:
         """`amount_nano` reserved in every budget of the party at once; or what is left, where that is `at_least_nano` and
         nobody else has anything reserved there; or an error, and nothing is.
 
-        It must be settled or released within `seconds`; after that it counts as spent in full.
+        It must be settled or released within `seconds`; after that it counts as spent in full. `asks` is the wire and the model.
 
         Raises:
             BudgetBusy: it does not fit now, but for what calls under way have reserved.
             BudgetExceeded: it does not fit, and waiting does not help. The text names whom the budget limits and what is spent.
             ServiceUnavailable: the store is away.
         """
-        reservation_id = new_id("resv")
         amount_nano = min(amount_nano, _MOST_NANO)
         if not self.applies(party):
-            return Reservation(reservation_id, amount_nano, is_counted=False)
-        now = self._clock.now()
+            return self._beside(party, asks, amount_nano, seconds)
+        reservation_id, now = new_id("resv"), self._clock.now()
         least = amount_nano if at_least_nano is None else min(at_least_nano, amount_nano)
         asked = Reserve(
             reservation_id,
@@ -153,6 +205,7 @@ class Ledger:
             now,
             now + timedelta(seconds=seconds),
             party.run_id,
+            _head(party, asks),
         )
         reserving = asyncio.ensure_future(self._store.reserve(asked))
         try:
@@ -164,9 +217,9 @@ class Ledger:
         if reserved.granted_nano is None:
             raise _refusal(amount_nano, least, reserved.limits)
         if not reserved.limits:
-            return Reservation(reservation_id, reserved.granted_nano, is_counted=False)
+            return self._beside(party, asks, amount_nano, seconds)
         counters = [(limit.budget_id, limit.period_start) for limit in reserved.limits]
-        self._open[reservation_id] = _Open(asked.owner, asked.expires_at, reserved.granted_nano, counters)
+        self._open[reservation_id] = _Open(asked.owner, asked.expires_at, reserved.granted_nano, counters, asked.scopes)
         return Reservation(reservation_id, reserved.granted_nano)
 
     async def settle(
@@ -178,12 +231,12 @@ class Ledger:
         settled when it is back, and nothing is raised: what was answered must not be lost for that.
         """
         if not reservation.is_counted and call is None:
-            return Settled()
+            return await self._drop(reservation)
         settle = self._end_of(reservation, cost_nano, call)
         try:
             settled = await self._store.settle([settle])
         except ServiceUnavailable:
-            self._later[settle.reservation_id] = replace(settle, counters=None)  # it may have been stored all the same
+            self._later[settle.reservation_id] = _again(settle)
             return Settled()
         return Settled([limit_document(limit) for limit in settled[0].passed])
 
@@ -196,6 +249,8 @@ class Ledger:
         if reservation.is_counted or call is not None:
             self._later[reservation.reservation_id] = self._end_of(reservation, cost_nano, call)
             self._wake.set()
+        else:
+            self._begun.pop(reservation.reservation_id, None)
 
     async def limit_run(self, run_id: str, limit_nano: int) -> None:
         """Give a run a budget of its own, in all; one that it has already stays as it is. Raises ServiceUnavailable."""
@@ -256,22 +311,99 @@ class Ledger:
                 await self._store.settle(batch)
             except BaseException:
                 # It may be stored all the same, also where who waited for it was cancelled.
-                self._later |= {one.reservation_id: replace(one, counters=None) for one in batch}
+                self._later |= {one.reservation_id: _again(one) for one in batch}
                 raise
             for settle in batch:
                 del self._later[settle.reservation_id]
 
     def _end_of(self, reservation: Reservation, cost_nano: int | None, call: ModelCall | None) -> Settle:
         """What the store is told. It must find the reservation where this is its first end, and nobody can have taken it."""
-        opened = self._open.pop(reservation.reservation_id, None)
+        reservation_id, now = reservation.reservation_id, self._clock.now()
         row = call.to_row() if call is not None else None
-        if opened is None or opened.owner != self._executor_id() or self._clock.now() > opened.expires_at - _SURE:
-            return Settle(reservation.reservation_id, cost_nano, row)
-        return Settle(reservation.reservation_id, cost_nano, row, opened.counters, opened.amount_nano)
+        begun = self._begun.pop(reservation_id, None)
+        if begun is not None:
+            return Settle(reservation_id, cost_nano, row, (), 0, begun.party.scopes, now)
+        opened = self._open.pop(reservation_id, None)
+        if opened is None:
+            return Settle(reservation_id, cost_nano, row)
+        if opened.owner != self._executor_id() or now > opened.expires_at - _SURE:
+            return Settle(reservation_id, cost_nano, row, scopes=opened.scopes, at=now)
+        return Settle(reservation_id, cost_nano, row, opened.counters, opened.amount_nano, opened.scopes, now)
+
+    def _beside(self, party: Party, asks: tuple[str, str], amount_nano: int, seconds: float) -> Reservation:
+        """What is granted where no budget applies after all."""
+        begun = self.begin(party, asks, lambda: amount_nano, seconds=seconds, is_recorded=False)
+        return replace(begun, granted_nano=amount_nano)
+
+    async def _drop(self, reservation: Reservation) -> Settled:
+        """Forget a call that is not recorded."""
+        begun = self._begun.pop(reservation.reservation_id, None)
+        if begun is not None and begun.is_noted:
+            await self._store.settle([Settle(reservation.reservation_id, 0)])
+        return Settled()
+
+    # -- noting what no budget applied to
+
+    def _note_now(self) -> None:
+        self._noting = None
+        task = asyncio.get_running_loop().create_task(self._note())
+        self._notes.add(task)
+        task.add_done_callback(self._notes.discard)
+
+    async def _note(self) -> None:
+        """Keep a row of each call under way, so that it leaves one where this process dies."""
+        due = {
+            name: one
+            for name, one in self._begun.items()
+            if not one.is_noted and (one.is_recorded or self.applies(one.party))
+        }
+        if not due:
+            return
+        for one in due.values():
+            one.is_noted = True
+        rows = [self._noted(name, one) for name, one in due.items()]
+        try:
+            await self._store.write(lambda tx: tx.budgets.note(rows))
+            ended = [Settle(name, 0) for name in due if name not in self._begun]
+            if ended:  # perhaps before its row was there
+                await self._store.settle(ended)
+        except AutomagikError as error:
+            _log.warning("calls_not_noted", reason=error.detail)
+            for one in due.values():
+                one.is_noted = False
+            if self._noting is None and self._task is not None:
+                self._noting = asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._note_now)
+
+    def _noted(self, reservation_id: str, begun: _Begun) -> Reserve:
+        most, party = begun.most(), begun.party
+        return Reserve(
+            reservation_id,
+            self._executor_id(),
+            min(most or 0, _MOST_NANO),
+            0,
+            party.scopes,
+            begun.began,
+            begun.began + timedelta(seconds=begun.seconds),
+            party.run_id,
+            _head(party, begun.asks),
+            is_priced=most is not None,
+        )
 
     def _forget_expired(self) -> None:
         now = self._clock.now()
         self._open = {name: opened for name, opened in self._open.items() if opened.expires_at > now}
+        over = [name for name, one in self._begun.items() if one.began + timedelta(seconds=one.seconds) < now]
+        for name in over:
+            del self._begun[name]
+
+
+def _head(party: Party, asks: tuple[str, str]) -> CallHead:
+    return CallHead(*asks, party.agent, party.key_id, party.user_id)
+
+
+def _again(settle: Settle) -> Settle:
+    """The same once more, where the first may have been stored all the same: a call's row then says so, else nothing does."""
+    return settle if settle.call is not None else replace(settle, counters=None)
 
 
 def _refusal(amount_nano: int, least_nano: int, limits: Sequence[Limit]) -> BudgetBusy | BudgetExceeded:

@@ -19,6 +19,11 @@ class Party:
     epic_id: str | None = None
 
     @property
+    def agent(self) -> str | None:
+        """Whose call it is: the workflow's or the agent's name."""
+        return self.agents[-1] if self.agents else None
+
+    @property
     def scopes(self) -> Sequence[tuple[str, str]]:
         """The scopes that a call of the party counts in, each with whom it names."""
         scopes = [("organisation", "")]

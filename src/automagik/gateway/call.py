@@ -128,8 +128,8 @@ class Call:
         plain = self._wire.prepared(ask)
         most = (ask.max_output or _UNTOLD_OUTPUT) * ask.answers
         if not ledger.applies(party):
-            nothing = await ledger.reserve(party, 0, seconds=self._seconds)
-            return _Held(nothing, None, plain, most)
+            begun = ledger.begin(party, self._asks(ask), lambda: self._at_most(ask, most), seconds=self._seconds)
+            return _Held(begun, None, plain, most)
         if extra is not None:
             raise Refusal(
                 403,
@@ -162,7 +162,11 @@ class Call:
         amount = price.ceiling(bound.tokens, most)
         least = price.ceiling(bound.tokens, self._wire.least(ask) * ask.answers)
         reservation = await self._services.ledger.reserve(
-            self._access.party, amount, at_least_nano=min(least, amount), seconds=self._seconds
+            self._access.party,
+            amount,
+            at_least_nano=min(least, amount),
+            seconds=self._seconds,
+            asks=self._asks(ask),
         )
         granted = reservation.granted_nano
         if granted >= amount:
@@ -171,6 +175,14 @@ class Call:
         self._tally.warn("The budget is nearly used up: answers are kept shorter than was asked for.")
         document = self._wire.with_max_output(ask, tokens)
         return _Held(reservation, bound, document, tokens * ask.answers)
+
+    def _asks(self, ask: Ask) -> tuple[str, str]:
+        return self._wire.vendor, ask.model
+
+    def _at_most(self, ask: Ask, most: int) -> int | None:
+        """The most that a call costs which no budget limits; None where that isn't known."""
+        price = self._under_way.price
+        return None if price is None else price.ceiling(self._conversations.bound(self._wire, ask).tokens, most)
 
     @property
     def _seconds(self) -> float:
@@ -328,7 +340,7 @@ class Call:
             return Tokens(), held.reservation.granted_nano
         if price is None:
             return Tokens(), None
-        return Tokens(), price.ceiling(self._conversations.bound(self._wire, ask).tokens, held.most)
+        return Tokens(), self._at_most(ask, held.most)
 
     def _row(self, ask: Ask, reservation: Reservation, tokens: Tokens, cost: int | None) -> ModelCall:
         clock, party = self._services.clock, self._access.party
@@ -350,4 +362,5 @@ class Call:
             cost_nano=cost,
             reserved_nano=reservation.granted_nano,
             first_byte_ms=round((self._first_byte - self._began) * 1000) if self._first_byte is not None else None,
+            agent=party.agent,
         )

@@ -205,6 +205,7 @@ class Door:
                 outcome="refused",
                 created_at=self._services.clock.now(),
                 duration_ms=0,
+                agent=party.agent,
             )
             await self._services.ledger.settle(nothing, 0, call=row)
 

@@ -28,9 +28,10 @@ from sqlalchemy import (
 from automagik.errors import NotFound, PreconditionFailed
 from automagik.store import schema
 from automagik.store.calls import ModelCall
+from automagik.store.columns import clean
 from automagik.store.pages import fetch_page
 from automagik.store.repository import Repository, conflicts, insert_new
-from automagik.store.reservations import Limit, Period, Scope, Settle, call_of, period_start
+from automagik.store.reservations import Limit, Period, Reserve, Scope, Settle, call_of, period_start
 from automagik.store.rows import Page
 from automagik.store.turns import notify
 from automagik.store.usage import spent_since
@@ -212,12 +213,18 @@ class Budgets(Repository):
         )
         left = expired.union(lost).limit(limit).subquery()
         found = (
-            select(_reservations, _runs.c.key_id, _runs.c.user_id)
+            select(_reservations, _runs.c.key_id.label("run_key"), _runs.c.user_id.label("run_user"))
             .join(left, left.c.reservation_id == _reservations.c.reservation_id)
             .outerjoin(_runs, _runs.c.run_id == _reservations.c.run_id)
         )
         return [
-            Settle(record.reservation_id, None, self._lost_call(record).to_row())
+            Settle(
+                record.reservation_id,
+                None,
+                self._lost_call(record).to_row(),
+                scopes=[(scope, name) for scope, name in record.scopes or ()],
+                at=record.created_at,
+            )
             for record in self._connection.execute(found)
         ]
 
@@ -226,17 +233,46 @@ class Budgets(Repository):
         return ModelCall(
             call_id=call_of(record.reservation_id),
             run_id=record.run_id,
-            key_id=record.key_id,
-            user_id=record.user_id,
-            wire="unknown",
-            model="unknown",
+            key_id=record.key_id or record.run_key,
+            user_id=record.user_id or record.run_user,
+            wire=record.wire or "unknown",
+            model=record.model or "unknown",
+            agent=record.agent,
             status=None,
             outcome="lost",
             created_at=record.created_at,
             duration_ms=max(0, round((self._now - record.created_at).total_seconds() * 1000)),
-            cost_nano=record.amount_nano,
-            reserved_nano=record.amount_nano,
+            cost_nano=None if record.priced is False else record.amount_nano,
+            reserved_nano=record.amount_nano if record.counters else 0,
         )
+
+    def note(self, begun: Sequence[Reserve]) -> None:
+        """Keep what calls are under way that no budget applies to, so that those of a process that dies leave a row. What has
+        ended meanwhile is left out."""
+        called = {call_of(one.reservation_id): one for one in begun}
+        calls = schema.model_calls
+        ended = select(calls.c.call_id).where(calls.c.call_id.in_([*called]))
+        for call_id in self._connection.scalars(ended):
+            del called[call_id]
+        for one in called.values():
+            head = one.head
+            values = {
+                "reservation_id": one.reservation_id,
+                "run_id": one.run_id,
+                "owner": one.owner,
+                "amount_nano": one.amount_nano,
+                "counters": [],
+                "created_at": one.created_at,
+                "expires_at": one.expires_at,
+                "key_id": head.key_id,
+                "user_id": head.user_id,
+                "wire": head.wire,
+                "model": clean(head.model),
+                "agent": head.agent,
+                "scopes": [*one.scopes],
+                "priced": one.is_priced,
+            }
+            insert_new(self._connection, _reservations, values)
 
     def forget_runs(self, run_ids: Sequence[str]) -> int:
         """How many budgets of these runs were deleted."""
@@ -255,6 +291,9 @@ class Budgets(Repository):
         key_id: str | None,
     ) -> str:
         values = _new(scope, scope_id, period, limit_nano, soft_limit_nano, key_id, self._now)
+        if self._connection.dialect.name == "postgresql":
+            # A call that is settled now is either in what is spent already, or finds the new budget.
+            self._connection.exec_driver_sql("LOCK TABLE model_calls IN SHARE ROW EXCLUSIVE MODE")
         with _made_once():
             self._connection.execute(insert(_budgets).values(**values))
         start = period_start(period, self._now)

@@ -28,8 +28,8 @@ class ModelCall:
     key_id: str | None
     user_id: uuid.UUID | None
     wire: str
-    """By what it was asked: `anthropic` or `openai` through the gateway, `agent` by an agent of this process; `unknown` where it
-    was lost."""
+    """By what it was asked: `anthropic` or `openai` through the gateway, `agent` by an agent of this process; `unknown` where an
+    earlier version lost it."""
     model: str
     status: int | None
     """HTTP, as the caller got it; None: there was none, or it was cut before."""
@@ -46,6 +46,13 @@ class ModelCall:
     """None: no price is known."""
     reserved_nano: int = 0
     first_byte_ms: int | None = None
+    agent: str | None = None
+    """The agent's or workflow's name."""
+
+    @property
+    def over_reservation(self) -> bool:
+        """Whether it cost more than was reserved for it: its provider did not keep to the limit of its output, say."""
+        return self.cost_nano is not None and 0 < self.reserved_nano < self.cost_nano
 
     def to_row(self) -> JsonObject:
         """The row of `model_calls`, as both databases take it."""
@@ -67,6 +74,8 @@ class ModelCall:
             "first_byte_ms": self.first_byte_ms,
             "duration_ms": self.duration_ms,
             "created_at": utc_text(self.created_at),
+            "agent": self.agent,
+            "over_reservation": self.over_reservation,
         }
 
 
@@ -130,4 +139,5 @@ def _call(record: Row[Any]) -> ModelCall:
         cost_nano=record.cost_nano,
         reserved_nano=record.reserved_nano,
         first_byte_ms=record.first_byte_ms,
+        agent=record.agent,
     )

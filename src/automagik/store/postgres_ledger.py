@@ -7,12 +7,16 @@ Neither waits for the disk (`synchronous_commit` off): a call of a model must no
 the last moment before a crash of the database can lose is the end of a reservation, which then counts in full when it expires;
 or one that was just begun, whose settlement brings along what it would have counted in (`lost`). Where the call has its row
 already, it was not lost: somebody who took this process for dead has settled it.
+
+A call counts in budgets, too, that were set while it was under way (`touched`, of its scopes), whose counters of the period may
+have to be made (`made`).
 """
 
 import json
 from collections.abc import Sequence
 from typing import Any
 
+from automagik.store.columns import clean
 from automagik.store.reservations import Limit, Reserve, Settle, period_start
 from automagik.types import utc_text
 
@@ -25,7 +29,7 @@ RESERVE = """
 WITH asked AS (
   SELECT * FROM json_to_recordset($1::json) AS a(
     place integer, id text, run_id text, owner text, amount bigint, at_least bigint, scopes json, day text, month text,
-    created_at timestamptz, expires_at timestamptz)
+    created_at timestamptz, expires_at timestamptz, key_id text, user_id uuid, wire text, model text, agent text)
 ), limits AS (
   SELECT a.place, a.amount, a.at_least, b.budget_id, b.scope, b.scope_id, b.period, b.limit_nano, b.soft_limit_nano,
     CASE b.period WHEN 'day' THEN a.day WHEN 'month' THEN a.month ELSE '' END AS period_start
@@ -61,8 +65,10 @@ WITH asked AS (
   ) g
   WHERE c.budget_id = g.budget_id AND c.period_start = g.period_start
 ), kept AS (
-  INSERT INTO reservations (reservation_id, run_id, owner, amount_nano, counters, created_at, expires_at)
-  SELECT a.id, a.run_id, a.owner, d.granted, d.counters, a.created_at, a.expires_at
+  INSERT INTO reservations (reservation_id, run_id, owner, amount_nano, counters, created_at, expires_at,
+    key_id, user_id, wire, model, agent, scopes, priced)
+  SELECT a.id, a.run_id, a.owner, d.granted, d.counters, a.created_at, a.expires_at,
+    a.key_id, a.user_id, a.wire, a.model, a.agent, a.scopes, true
   FROM asked a JOIN decided d ON d.place = a.place WHERE d.granted IS NOT NULL AND d.counters IS NOT NULL
 )
 SELECT id AS run_id, granted, is_missing, is_exact, limits::text AS limits,
@@ -72,21 +78,28 @@ FROM decided
 
 SETTLE = """
 WITH asked AS (
-  SELECT * FROM json_to_recordset($1::json) AS a(place integer, id text, cost bigint, amount bigint, counters json)
+  SELECT a.*, EXISTS (SELECT FROM model_calls m WHERE m.call_id = 'call_' || split_part(a.id, '_', 2)) AS has_row
+  FROM json_to_recordset($1::json) AS a(
+    place integer, id text, cost bigint, amount bigint, counters json, scopes json, day text, month text)
 ), gone AS (
   DELETE FROM reservations r USING asked a WHERE r.reservation_id = a.id
-  RETURNING a.place, a.id, coalesce(a.cost, r.amount_nano) AS cost, r.amount_nano, r.counters
+  RETURNING a.place, a.id, CASE WHEN a.has_row THEN 0 ELSE coalesce(a.cost, r.amount_nano) END AS cost, r.amount_nano, r.counters
 ), lost AS (
   SELECT a.place, coalesce(a.cost, a.amount) AS cost, 0::bigint AS amount_nano, a.counters
-  FROM asked a WHERE a.counters IS NOT NULL AND NOT EXISTS (SELECT FROM gone g WHERE g.place = a.place)
-    AND NOT EXISTS (SELECT FROM model_calls m WHERE m.call_id = 'call_' || split_part(a.id, '_', 2))
+  FROM asked a WHERE a.counters IS NOT NULL AND NOT a.has_row AND NOT EXISTS (SELECT FROM gone g WHERE g.place = a.place)
+), ended AS (
+  SELECT place, cost, amount_nano, counters FROM gone UNION ALL SELECT * FROM lost
 ), touched AS (
-  SELECT g.place, g.cost, g.amount_nano, p->>0 AS budget_id, p->>1 AS period_start
-  FROM (SELECT place, cost, amount_nano, counters FROM gone UNION ALL SELECT * FROM lost) g
-  CROSS JOIN LATERAL json_array_elements(g.counters) p
+  SELECT e.place, e.cost, e.amount_nano, p->>0 AS budget_id, p->>1 AS period_start, false AS is_more
+  FROM ended e CROSS JOIN LATERAL json_array_elements(e.counters) p
+  UNION ALL
+  SELECT e.place, e.cost, 0, b.budget_id, CASE b.period WHEN 'day' THEN a.day WHEN 'month' THEN a.month ELSE '' END, true
+  FROM ended e JOIN asked a ON a.place = e.place CROSS JOIN LATERAL json_array_elements(a.scopes) s
+  JOIN budgets b ON b.scope = s->>0 AND b.scope_id = s->>1
+  WHERE e.cost > 0 AND NOT EXISTS (SELECT FROM json_array_elements(e.counters) k WHERE k->>0 = b.budget_id)
 ), changes AS (
   SELECT t.budget_id, t.period_start, sum(t.cost)::bigint AS cost, sum(t.amount_nano)::bigint AS amount,
-    min(t.place) AS place
+    min(t.place) AS place, bool_or(t.is_more) AS has_more
   FROM touched t GROUP BY t.budget_id, t.period_start
 ), held AS (
   SELECT c.budget_id, c.period_start, c.warned FROM budget_counters c
@@ -105,11 +118,28 @@ WITH asked AS (
   WHERE c.budget_id = n.budget_id AND c.period_start = n.period_start
   RETURNING n.place, c.warned AND NOT n.was_warned AS is_new, json_build_array(c.budget_id, n.scope, n.scope_id, n.period,
     c.period_start, n.limit_nano, n.soft_limit_nano, c.spent_nano, c.reserved_nano) AS passed
+), made AS (
+  INSERT INTO budget_counters AS c (budget_id, period_start, spent_nano, reserved_nano, warned)
+  SELECT ch.budget_id, ch.period_start, ch.cost, 0, coalesce(ch.cost >= b.soft_limit_nano, false)
+  FROM changes ch JOIN budgets b ON b.budget_id = ch.budget_id
+  WHERE ch.has_more AND NOT EXISTS (
+    SELECT FROM held h WHERE h.budget_id = ch.budget_id AND h.period_start = ch.period_start)
+  ORDER BY ch.budget_id, ch.period_start
+  ON CONFLICT (budget_id, period_start) DO UPDATE
+    SET spent_nano = c.spent_nano + excluded.spent_nano, warned = c.warned OR excluded.warned
+  RETURNING c.budget_id, c.period_start, c.spent_nano, c.reserved_nano, c.warned
+), told AS (
+  SELECT place, passed FROM changed WHERE is_new
+  UNION ALL
+  SELECT ch.place, json_build_array(m.budget_id, b.scope, b.scope_id, b.period, m.period_start, b.limit_nano,
+    b.soft_limit_nano, m.spent_nano, m.reserved_nano)
+  FROM made m JOIN changes ch ON ch.budget_id = m.budget_id AND ch.period_start = m.period_start
+  JOIN budgets b ON b.budget_id = m.budget_id WHERE m.warned
 ), calls AS (
   INSERT INTO model_calls SELECT * FROM json_populate_recordset(NULL::model_calls, $2::json) ON CONFLICT DO NOTHING
 )
 SELECT a.id AS run_id, g.place IS NOT NULL AS was_open, set_config('synchronous_commit', 'off', true) AS unsynchronised,
-  (SELECT json_agg(c.passed) FROM changed c WHERE c.place = a.place AND c.is_new)::text AS passed
+  (SELECT json_agg(t.passed) FROM told t WHERE t.place = a.place)::text AS passed
 FROM asked a LEFT JOIN gone g ON g.place = a.place
 """
 
@@ -129,6 +159,11 @@ def reserve_parameters(asked: Sequence[Reserve]) -> list[str]:
             "month": period_start("month", one.created_at),
             "created_at": utc_text(one.created_at),
             "expires_at": utc_text(one.expires_at),
+            "key_id": one.head.key_id,
+            "user_id": str(one.head.user_id) if one.head.user_id is not None else None,
+            "wire": one.head.wire,
+            "model": clean(one.head.model),
+            "agent": one.head.agent,
         }
         for place, one in enumerate(asked, start=1)
     ]
@@ -144,6 +179,9 @@ def settle_parameters(settled: Sequence[Settle]) -> list[str]:
             "cost": one.cost_nano,
             "amount": one.amount_nano,
             "counters": one.counters,
+            "scopes": one.scopes,
+            "day": period_start("day", one.at) if one.at is not None else None,
+            "month": period_start("month", one.at) if one.at is not None else None,
         }
         for place, one in enumerate(settled, start=1)
     ]

@@ -1,5 +1,6 @@
 """What the statements of the ledger take and give: a reservation in all limits at once, and its end."""
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,6 +9,7 @@ from typing import Literal
 from automagik.types import JsonObject
 
 __all__ = [
+    "CallHead",
     "Limit",
     "Period",
     "Reserve",
@@ -47,6 +49,18 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
+class CallHead:
+    """What is known of a call before it is made, so that its row can say it also where its process dies."""
+
+    wire: str = "unknown"
+    model: str = "unknown"
+    agent: str | None = None
+    """The agent's or workflow's name."""
+    key_id: str | None = None
+    user_id: uuid.UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Reserve:
     """A call that is to be reserved for in every budget of `scopes` (pairs of scope and whom it names)."""
 
@@ -58,6 +72,9 @@ class Reserve:
     created_at: datetime
     expires_at: datetime
     run_id: str | None = None
+    head: CallHead = CallHead()
+    is_priced: bool = True
+    """Whether `amount_nano` is known to be the most that it can cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +90,11 @@ class Settle:
     """The end of a reservation: what the call cost (None: all that was reserved), and the row of `model_calls` that tells of it.
 
     `counters` (pairs of a budget and the start of its period) and `amount_nano` are given where the reservation must still be
-    there: where it isn't, because the database crashed and lost it, the cost counts all the same.
+    there: where it isn't, because the database crashed and lost it, the cost counts all the same. Where nothing was reserved, as
+    no budget applied, `counters` are none.
+
+    The cost counts in budgets of `scopes`, too, that are not among the reservation's: they were set meanwhile. `at` says in which
+    period. What has its row already counts nothing again.
     """
 
     reservation_id: str
@@ -81,6 +102,8 @@ class Settle:
     call: JsonObject | None = None
     counters: Sequence[tuple[str, str]] | None = None
     amount_nano: int = 0
+    scopes: Sequence[tuple[str, str]] = ()
+    at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

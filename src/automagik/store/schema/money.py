@@ -50,6 +50,15 @@ reservations = Table(
     Column("counters", JsonValue, nullable=False),
     created_column(),
     Column("expires_at", UtcTime, nullable=False),
+    # What the call is, for the row of one whose process died.
+    Column("key_id", Identifier),
+    Column("user_id", Uid),
+    Column("wire", SafeText),
+    Column("model", SafeText),
+    Column("agent", SafeText),
+    # Pairs of scope and whom it names: a budget that was set meanwhile counts the call, too.
+    Column("scopes", JsonValue),
+    Column("priced", Boolean),  # false: what it can cost is not known, and `amount_nano` is 0
     Index(None, "expires_at"),
     Index(None, "owner"),
     Index(None, "run_id"),
@@ -75,6 +84,8 @@ model_calls = Table(
     Column("first_byte_ms", Integer),
     Column("duration_ms", Integer, nullable=False),
     created_column(),
+    Column("agent", SafeText),  # the agent's or workflow's name
+    Column("over_reservation", Boolean),  # it cost more than was reserved for it
     Index(None, "run_id", "call_id"),
 )
 
