@@ -154,8 +154,19 @@ class Settings(BaseSettings):
     managers are set to."""
     sandbox_image: str = "automagik-claude"
     """The container image of workflows that name none."""
-    docker_url: str | None = None
-    """The Docker engine, as `unix:///var/run/docker.sock`; unset: the local one."""
+    workflow_images: _CommaList = []
+    """Images (comma-separated, `*` for anything) that workflows made through the API may name, of those on the host, besides the
+    platform's own."""
+    image_seconds: float = Field(default=1800, gt=0)
+    """How long fetching a workflow's image may take, and building it."""
+    docker_url: str | None = Field(default=None, validation_alias=AliasChoices("AUTOMAGIK_DOCKER_URL", "DOCKER_HOST"))
+    """The Docker engine's socket on this host, as `unix:///run/user/1000/docker.sock`; unset: that of Docker's context, else
+    `unix:///var/run/docker.sock`."""
+    docker_config: Path | None = Field(
+        default=None, validation_alias=AliasChoices("AUTOMAGIK_DOCKER_CONFIG", "DOCKER_CONFIG")
+    )
+    """The folder of Docker's `config.json`, by whose logins images are fetched and whose context names the engine; unset:
+    `~/.docker`."""
     sandbox_memory_bytes: int = Field(default=4 * 1024**3, ge=256 * 1024**2)
     """How much memory a workflow's sandbox may take."""
     sandbox_cpus: float = Field(default=2, gt=0)
@@ -190,6 +201,7 @@ class Settings(BaseSettings):
         "repository_roots",
         "repository_hosts",
         "registry_hosts",
+        "workflow_images",
         mode="before",
     )(_split)
 

@@ -10,7 +10,9 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
+from automagik.claude_code.engine_address import EngineAddress
 from automagik.claude_code.executor import Area, Resources
+from automagik.claude_code.image_names import normalised, registry_of
 from automagik.errors import ConfigurationError, Conflict, NotFound, ServiceUnavailable
 from automagik.sandbox.confinement import Availability
 from automagik.settings import Settings
@@ -31,7 +33,6 @@ _OUTPUT_LABEL = "automagik.output_bytes"
 
 Role = Literal["run", "once"]
 
-_DEFAULT_URL = "unix:///var/run/docker.sock"
 _INSTALL = "apt-get install docker.io, and let the platform's user into the group docker"
 _CALL_SECONDS = 60.0
 _CHUNK_BYTES = 256 * 1024
@@ -91,18 +92,15 @@ class ContainerManager:
     """Containers, volumes and images of one data folder. Everything raises ServiceUnavailable while the engine is away."""
 
     def __init__(self, settings: Settings, *, instance: str) -> None:
-        self._url = settings.docker_url or _DEFAULT_URL
+        self.address = EngineAddress.of(settings)
         self._instance = instance
         self._docker: aiodocker.Docker | None = None
+        self._machine: str | None = None
 
     async def check(self) -> Availability:
         """Whether there is an engine whose containers can be used."""
-        if not self._url.startswith("unix://"):
-            return Availability(
-                False,
-                f"AUTOMAGIK_DOCKER_URL is {self._url}, and sandboxes reach the platform by sockets of its own host.",
-                "Name a unix socket: unix:///var/run/docker.sock.",
-            )
+        if self.address.socket is None:
+            return Availability(False, *self.address.refusal)
         try:
             import aiodocker as _  # noqa: F401, PLC0415 - an optional extra
         except ImportError:
@@ -111,12 +109,20 @@ class ContainerManager:
             async with _meanings():
                 version = await self._engine().version()
         except ServiceUnavailable as away:
-            return Availability(False, away.detail, _INSTALL)
+            return Availability(False, f"{away.detail} It was asked at {self.address.url}.", _INSTALL)
         if version["Os"] != "linux":
             return Availability(
                 False, f"The engine runs containers of {version['Os']}.", "Switch it to Linux containers."
             )
+        self._machine = str(version["Arch"])
         return Availability(True)
+
+    async def machine(self) -> str:
+        """What kind of machine the engine runs on, as `amd64`."""
+        if self._machine is None:
+            async with _meanings(seconds=_CALL_SECONDS):
+                self._machine = str((await self._engine().version())["Arch"])
+        return self._machine
 
     async def close(self) -> None:
         """Close the connections to the engine."""
@@ -306,13 +312,36 @@ class ContainerManager:
         except NotFound:
             return None
 
-    async def pull(self, name: str) -> None:
-        """Fetch an image from its registry. Raises: ConfigurationError where that fails."""
-        reference = (
-            name if ":" in name.rpartition("/")[2] or "@" in name else f"{name}:latest"
-        )  # else all of its tags come
-        async with _meanings(f"image {name}"):
-            await self._engine().images.pull(reference)
+    async def tag_image(self, image: str, repository: str, tag: str) -> None:
+        """Name an image; where it has the name, it was named last now."""
+        async with _meanings("image", image, seconds=_CALL_SECONDS):
+            await self._engine().images.tag(image, repository, tag=tag)
+
+    async def pull(
+        self, name: str, *, login: Mapping[str, str] | None = None, tell: Callable[[str, str], None] | None = None
+    ) -> None:
+        """Fetch an image from its registry, as whom `login` says. `tell` hears of a layer how it stands.
+
+        Raises: ConfigurationError with what the engine or the registry says where that fails.
+        """
+        from aiodocker import DockerError  # noqa: PLC0415 - an optional extra
+
+        # Without a tag all of them would come; with a login aiodocker wants to see the registry.
+        full = normalised(name)
+        if login is not None and registry_of(full) == "docker.io":
+            full = f"docker.io/{full if '/' in full else f'library/{full}'}"
+        try:
+            async with _meanings(f"image {name}"):
+                try:
+                    async for step in self._engine().images.pull(full, auth=login, stream=True):
+                        if tell is not None and step.get("id"):
+                            tell(str(step["id"]), str(step.get("status", "")))
+                except DockerError as error:
+                    if not _is_away(error.status, error.message):
+                        raise _not_pulled(name, error.message.strip()) from error
+                    raise
+        except NotFound as error:
+            raise _not_pulled(name, error.detail) from error
 
     async def build(
         self, archive: IO[bytes], *, tag: str, arguments: Mapping[str, str], tell: Callable[[str], None] | None = None
@@ -358,7 +387,9 @@ class ContainerManager:
             import aiohttp  # noqa: PLC0415 - comes with it
 
             # Each run holds several connections for as long as it lasts, so their number has no limit.
-            connector = aiohttp.UnixConnector(self._url.removeprefix("unix://"), limit=0)
+            if self.address.socket is None:
+                raise ConfigurationError(self.address.refusal[0], hint=self.address.refusal[1])
+            connector = aiohttp.UnixConnector(self.address.socket, limit=0)
             session = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(sock_connect=10))
             self._docker = aiodocker.Docker(url="unix://localhost", connector=connector, session=session)
         return self._docker
@@ -417,6 +448,27 @@ async def _meanings(
                 raise ConfigurationError(f"The container engine refuses the {what}: {message}.") from error
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise _away(str(error) or type(error).__name__) from error
+
+
+def _not_pulled(name: str, said: str) -> ConfigurationError:
+    registry, low = registry_of(name), said.lower()
+    if any(word in low for word in ("unauthorized", "no basic auth", "denied", "authentication required", "forbidden")):
+        return ConfigurationError(
+            f"The registry {registry} gives the image {name} to nobody who is not let in: {said}.",
+            hint=f"As the user of the platform run: docker login {registry}. Is the image's name right?",
+        )
+    if any(word in low for word in ("manifest unknown", "not found", "name unknown", "no such image")):
+        return ConfigurationError(
+            f"The registry {registry} has no image {name}: {said}.", hint="See its name in the workflow."
+        )
+    if "no matching manifest" in low or "does not match the specified platform" in low:
+        return ConfigurationError(
+            f"There is no image {name} for this host's kind of machine: {said}.", hint="Name one that is made for it."
+        )
+    return ConfigurationError(
+        f"The image {name} can't be fetched from {registry}: {said}.",
+        hint=f"Can the engine's host reach {registry}? Try there: docker pull {name}",
+    )
 
 
 def _is_away(status: int, message: str) -> bool:

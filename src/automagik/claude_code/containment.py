@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from automagik.claude_code.executor import Inside
+from automagik.claude_code.image_facts import ImageFacts
 from automagik.sandbox.confinement import AGENT_UID, Limits
 from automagik.sandbox.seccomp import docker_profile
 
@@ -34,8 +35,8 @@ class Containment:
     open_input: bool = False
     kept_log: bool = False
     """Whether the engine keeps what the command writes; else it goes to whoever is attached."""
-    image_path: str = ""
-    """The image's own `PATH`."""
+    facts: ImageFacts = field(default_factory=ImageFacts)
+    """What the image says of itself."""
 
 
 def container_config(closed: Containment, inside: Inside) -> dict[str, Any]:
@@ -45,10 +46,11 @@ def container_config(closed: Containment, inside: Inside) -> dict[str, Any]:
         "Image": closed.image,
         "Entrypoint": [closed.command[0]],
         "Cmd": list(closed.command[1:]),
-        "Env": [f"{name}={value}" for name, value in _environment(closed, inside).items()],
+        "Env": _variables(closed, inside),
         "WorkingDir": inside.workspace,
         "User": f"{AGENT_UID}:{AGENT_UID}",
         "Hostname": "sandbox",
+        "Healthcheck": {"Test": ["NONE"]},
         "NetworkDisabled": True,
         "OpenStdin": closed.open_input,
         "StdinOnce": closed.open_input,
@@ -83,6 +85,13 @@ def container_config(closed: Containment, inside: Inside) -> dict[str, Any]:
     }
 
 
+def _variables(closed: Containment, inside: Inside) -> list[str]:
+    env = _environment(closed, inside)
+    # A name without a value takes the image's own variable away.
+    taken = [name for name in closed.facts.steering if name not in env]
+    return [*(f"{name}={value}" for name, value in env.items()), *taken]
+
+
 def _environment(closed: Containment, inside: Inside) -> dict[str, str]:
     env = {
         "HOME": inside.home,
@@ -93,7 +102,7 @@ def _environment(closed: Containment, inside: Inside) -> dict[str, str]:
         **closed.env,
     }
     # An image's own folders come first: they are why a workflow names it.
-    folders = closed.image_path.split(":") if closed.image_path else []
+    folders = list(closed.facts.path)
     folders += [folder for folder in env.get("PATH", _DEFAULT_PATH).split(":") if folder not in folders]
     if closed.toolchain is not None:
         env["TOOLCHAIN"] = inside.toolchain
@@ -110,6 +119,12 @@ def _mounts(closed: Containment, inside: Inside) -> list[dict[str, Any]]:
         mounts.append({"Type": "bind", "Source": str(closed.sockets), "Target": inside.sockets, "ReadOnly": True})
     if closed.toolchain is not None:
         mounts.append(_volume(closed.toolchain, inside.toolchain, writable=closed.toolchain_writable))
+    # What an image declares as a volume would be one of the engine's, without a bound: it is memory, as the other folders are.
+    taken = {inside.tmp, inside.home, *(str(mount["Target"]) for mount in mounts)}
+    size = {"SizeBytes": closed.limits.tmp_bytes, "Mode": 0o1777}
+    mounts += [
+        {"Type": "tmpfs", "Target": path, "TmpfsOptions": size} for path in closed.facts.volumes if path not in taken
+    ]
     return mounts
 
 

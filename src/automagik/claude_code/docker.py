@@ -51,14 +51,14 @@ class DockerExecutor:
         return found
 
     async def prepare(
-        self, run_id: str, *, image: str | None = None, dockerfile: str | None = None, pull: bool = True
+        self, run_id: str, *, image: str | None = None, dockerfile: str | None = None, trusted: bool = True
     ) -> None:
         found = await self._manager.check()
         if not found.works:
             raise ConfigurationError(f"Docker can't be used: {found.reason}", hint=found.remedy)
         sockets = self.socket(run_id, "longest").parent
         await asyncio.to_thread(_make_sockets, sockets)
-        used = await self._images.ready(image=image, dockerfile=dockerfile, pull=pull)
+        used = await self._images.ready(image=image, dockerfile=dockerfile, trusted=trusted)
         for area in ("workspace", "credentials"):
             await self._manager.make_volume(run_id, area, image=used)
 
@@ -271,7 +271,7 @@ class DockerExecutor:
             toolchain_writable=toolchain_writable,
             open_input=open_input,
             kept_log=role == "run",
-            image_path=await self._images.path_of(image),
+            facts=await self._images.facts_of(image),
         )
         return await self._manager.create(run_id, role, container_config(closed, _INSIDE), output_bytes=output_bytes)
 

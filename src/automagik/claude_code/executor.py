@@ -170,13 +170,14 @@ class Executor(Protocol):
         ...
 
     async def prepare(
-        self, run_id: str, *, image: str | None = None, dockerfile: str | None = None, pull: bool = True
+        self, run_id: str, *, image: str | None = None, dockerfile: str | None = None, trusted: bool = True
     ) -> None:
         """Make the run's areas and the folder of its sockets; what is there already is kept.
 
         What the run's commands run on is settled here: the platform's image, or one made of `image` (its name) or of the
-        Dockerfile's text and kept for the next run. It may take minutes the first time. `pull`: whether an image may be fetched that
-        is not on this host; making ours of it runs its programs outside of the sandbox.
+        Dockerfile's text and kept for the next run. It may take minutes the first time. `trusted`: whether whoever names the image has
+        access to the machine; else it must be one that the settings list, and is not fetched: making ours of it runs its programs
+        outside of the sandbox.
 
         Raises: ConfigurationError when the machine, the image or the length of a path does not allow it.
         """

@@ -95,7 +95,7 @@ class Furnishing:
         branch = branch_name(self._workflow.name, self._run_id)
         workflow = self._workflow
         await executor.prepare(
-            self._run_id, image=workflow.image, dockerfile=workflow.dockerfile, pull=workflow.trusted
+            self._run_id, image=workflow.image, dockerfile=workflow.dockerfile, trusted=workflow.trusted
         )
         inside = executor.inside(self._run_id)
         script = make_workspace(

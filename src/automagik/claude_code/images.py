@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from automagik.claude_code.containers import ContainerManager
 from automagik.claude_code.image import (
     BuildContext,
@@ -15,6 +17,8 @@ from automagik.claude_code.image import (
     own_context,
 )
 from automagik.claude_code.image import host_root as write_host_root
+from automagik.claude_code.image_facts import ImageFacts, check_image
+from automagik.claude_code.image_names import bases_of, login_for, may_use, refused, registry_of
 from automagik.errors import ConfigurationError
 from automagik.settings import Settings
 
@@ -23,21 +27,25 @@ __all__ = ["Images", "build_image"]
 _OWN_LABEL = "automagik.sandbox"
 _DERIVED = "automagik-derived"
 _BASE = "automagik-base"
+_TELL_SECONDS = 15.0
+
+_log = structlog.stdlib.get_logger(__name__)
 
 
 class Images:
-    """Finds, builds and names images. Each is built once: its name is the digest of what it is built from."""
+    """Finds, fetches, builds and names images. Each is built once: its name is the digest of what it is built from."""
 
     def __init__(self, settings: Settings, manager: ContainerManager) -> None:
         self._settings = settings
         self._manager = manager
-        self._paths: dict[str, str] = {}
-        self._building = asyncio.Lock()
+        self._facts: dict[str, ImageFacts] = {}
+        self._making: dict[str, asyncio.Lock] = {}
 
-    async def ready(self, *, image: str | None = None, dockerfile: str | None = None, pull: bool = True) -> str:
+    async def ready(self, *, image: str | None = None, dockerfile: str | None = None, trusted: bool = True) -> str:
         """The id of an image that has the Claude CLI: the platform's own, or one upon `image` or the Dockerfile.
 
-        Raises: ConfigurationError where it is missing (and may not be pulled), or can't be built.
+        Raises: ConfigurationError where it is missing and can't (or, not being trusted, must not) be fetched or used, is not fit for
+        this host, or can't be built.
         """
         if image is None and dockerfile is None:
             found = await self._manager.find_image(self._settings.sandbox_image)
@@ -46,12 +54,18 @@ class Images:
                     f"There is no image {self._settings.sandbox_image}.", hint="Run: automagik image build"
                 )
             return str(found["Id"])
-        async with self._building:
-            base = await self._base(image, dockerfile, pull=pull)
+        if image is not None and not trusted and not may_use(self._settings, image):
+            detail, hint = refused(image)
+            raise ConfigurationError(f"workflow.toml: image: {detail}", hint=hint)
+        async with self._making.setdefault(image or dockerfile or "", asyncio.Lock()):
+            base = await self._base(image, dockerfile, trusted=trusted)
             if _OWN_LABEL in (base["Config"].get("Labels") or ()):
                 return str(base["Id"])
             return await self._once(
-                own_context(self._settings, base=base["Id"]), _DERIVED, name=f"{image or 'the Dockerfile'}"
+                own_context(self._settings, base=base["Id"]),
+                _DERIVED,
+                name=image or "the Dockerfile",
+                hint="Its image needs git and Perl, or Debian's apt-get and a way to a mirror; the CLI needs glibc, which Alpine lacks.",
             )
 
     async def build(self, *, base: str | None, tag: str, tell: Callable[[str], None] | None = None) -> str:
@@ -68,40 +82,85 @@ class Images:
         assert built is not None
         return str(built["Id"])
 
-    async def path_of(self, image: str) -> str:
-        """An image's own `PATH`."""
-        if image not in self._paths:
-            found = await self._manager.find_image(image)
-            env: list[str] = [] if found is None else found["Config"].get("Env") or []
-            self._paths[image] = next((line.partition("=")[2] for line in env if line.startswith("PATH=")), "")
-        return self._paths[image]
+    async def facts_of(self, image: str) -> ImageFacts:
+        """What an image, by its id, says of itself."""
+        if image not in self._facts:
+            self._facts[image] = ImageFacts.of(await self._manager.find_image(image))
+        return self._facts[image]
 
     # -- inner parts
 
-    async def _base(self, image: str | None, dockerfile: str | None, *, pull: bool) -> dict[str, Any]:
+    async def _base(self, image: str | None, dockerfile: str | None, *, trusted: bool) -> dict[str, Any]:
         if image is None:
             assert dockerfile is not None
-            image = await self._once(derived_context(dockerfile), _BASE, name="the Dockerfile")
+            for upon in bases_of(dockerfile):  # the engine's builder would not know this host's logins
+                if await self._manager.find_image(upon) is None:
+                    await self._fetch(upon)
+            image = await self._once(
+                derived_context(dockerfile), _BASE, name="the Dockerfile", hint="Mend the workflow's Dockerfile."
+            )
         found = await self._manager.find_image(image)
-        if found is None and not pull:
+        if found is None and not trusted:
             raise ConfigurationError(
                 f"There is no image {image} on this host, and a workflow made through the API can have none fetched.",
                 hint=f"An administrator fetches it: docker pull {image}",
             )
         if found is None:
-            await self._manager.pull(image)
+            await self._fetch(image)
             found = await self._manager.find_image(image)
         if found is None:
             raise ConfigurationError(f"There is no image {image}.", hint="See its name in the workflow.")
+        check_image(found, image if dockerfile is None else "of the Dockerfile", machine=await self._manager.machine())
         return found
 
-    async def _once(self, context: BuildContext, repository: str, *, name: str) -> str:
+    async def _fetch(self, image: str) -> None:
+        """Have the engine fetch an image with this host's login; the log says how it goes on."""
+        registry, seconds, clock = registry_of(image), self._settings.image_seconds, asyncio.get_running_loop()
+        began = told = clock.time()
+        layers: dict[str, str] = {}
+
+        def tell(layer: str, state: str) -> None:
+            nonlocal told
+            layers[layer] = state
+            if clock.time() - told >= _TELL_SECONDS:
+                told = clock.time()
+                done = sum(state in {"Pull complete", "Already exists"} for state in layers.values())
+                _log.info("image_coming", image=image, layers=len(layers), done=done, seconds=round(told - began))
+
+        _log.info("image_is_fetched", image=image, registry=registry, limit_seconds=seconds)
+        login = await login_for(self._settings, image)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._manager.pull(image, login=login, tell=tell)
+        except TimeoutError:
+            raise ConfigurationError(
+                f"The image {image} did not come from {registry} within {seconds:.0f} s.",
+                hint=f"Is the registry slow, or does it hang? Try on the host: docker pull {image}. "
+                "AUTOMAGIK_IMAGE_SECONDS gives it longer.",
+            ) from None
+        _log.info("image_fetched", image=image, seconds=round(clock.time() - began, 1))
+
+    async def _once(self, context: BuildContext, repository: str, *, name: str, hint: str) -> str:
         """The id of the image of this context, built unless it is there."""
-        tag = f"{repository}:{(await asyncio.to_thread(context.digest))[:32]}"
+        digest = (await asyncio.to_thread(context.digest))[:32]
+        tag = f"{repository}:{digest}"
         found = await self._manager.find_image(tag)
         if found is None:
-            await self._build(context, tag, None)
+            _log.info("image_is_built", image=tag, upon=name)
+            try:
+                async with asyncio.timeout(self._settings.image_seconds):
+                    await self._build(context, tag, None)
+            except TimeoutError:
+                raise ConfigurationError(
+                    f"The image of {name} was not built within {self._settings.image_seconds:.0f} s.",
+                    hint="AUTOMAGIK_IMAGE_SECONDS gives it longer.",
+                ) from None
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{name}: {error.detail}", hint=hint) from error
             found = await self._manager.find_image(tag)
+        else:
+            # The engine remembers the time: what is not used for long is dropped, whoever's on this engine it is.
+            await self._manager.tag_image(str(found["Id"]), repository, digest)
         if found is None:
             raise ConfigurationError(f"The image of {name} was built and is not there.")
         return str(found["Id"])

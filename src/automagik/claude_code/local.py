@@ -72,9 +72,9 @@ class LocalExecutor:
         return Availability(works=True, reason=tried.reason, remedy=f"{_UNSAFE_REMEDY} {tried.remedy or ''}".strip())
 
     async def prepare(
-        self, run_id: str, *, image: str | None = None, dockerfile: str | None = None, pull: bool = True
+        self, run_id: str, *, image: str | None = None, dockerfile: str | None = None, trusted: bool = True
     ) -> None:
-        del image, dockerfile, pull  # commands find this host's own programs
+        del image, dockerfile, trusted  # commands find this host's own programs
         await self._need()
         self.socket(run_id, "longest")
         await asyncio.to_thread(self._make_folders, run_id)

@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 import structlog
 
+from automagik.claude_code.image_names import may_use, refused
 from automagik.claude_code.workflow import Workflow
 from automagik.claude_code.workflow_parts import FILE_NAMES
 from automagik.errors import Conflict, InvalidInput, NotFound
@@ -81,6 +82,7 @@ class Workflows:
     """
 
     def __init__(self, *, settings: Settings, store: Store, clock: Clock) -> None:
+        self._settings = settings
         self._folder = settings.workflows_folder
         self._store = store
         self._clock = clock
@@ -155,7 +157,7 @@ class Workflows:
         self, name: str, files: Mapping[str, str], *, caller: Caller, field: Sequence[str | int] = _FIELD
     ) -> CheckedWorkflow:
         """The workflow that these files would be, with warnings; nothing is stored. Raises InvalidInput, as `Workflow.parse`."""
-        workflow = Workflow.parse(name, files, trusted=False, place=field)
+        workflow = self._parse(name, files, field)
         known = await self._memories(caller)
         warnings = [
             f"The prompt uses '{variable}', which is neither a variable of the workflow nor a memory: in a folder of the server "
@@ -266,11 +268,20 @@ class Workflows:
             )
 
     async def _check(self, name: str, files: Mapping[str, str], caller: Caller, field: Sequence[str | int]) -> None:
-        workflow = Workflow.parse(name, files, trusted=False, place=field)
+        workflow = self._parse(name, files, field)
         unknown = workflow.unknown_variables
         if unknown:
             known = {*workflow.prompt.names} - {*unknown} | await self._memories(caller)
             workflow.prompt.check_names(known | {*workflow.variables}, field=(*field, "prompt.md"))
+
+    def _parse(self, name: str, files: Mapping[str, str], field: Sequence[str | int]) -> Workflow:
+        workflow = Workflow.parse(name, files, trusted=False, place=field)
+        if workflow.image is not None and not may_use(self._settings, workflow.image):
+            detail, hint = refused(workflow.image)
+            raise InvalidInput(
+                f"workflow.toml: image: {detail}", field=(*field, "workflow.toml"), hint=hint, code="invalid_workflow"
+            )
+        return workflow
 
     async def _memories(self, caller: Caller) -> set[str]:
         return set(await self._store.read(lambda tx: tx.memories.known_names(visible_to=caller.user_id)))

@@ -12,7 +12,7 @@ import pytest
 
 __all__ = ["Need", "claude_cli", "missing", "need"]
 
-Need = Literal["bubblewrap", "claude", "curl", "docker"]
+Need = Literal["bubblewrap", "claude", "curl", "docker", "docker-registry"]
 
 _DOCKER = Path("/var/run/docker.sock")
 _TRY_BUBBLEWRAP = ["bwrap", "--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "true"]
@@ -42,6 +42,9 @@ def missing(what: Need) -> str | None:
             return None if tried.returncode == 0 else f"bubblewrap does not work here: {tried.stderr.strip()[:200]}"
         case "docker":
             return _docker_missing()
+        case "docker-registry":
+            found = shutil.which("docker-registry")
+            return None if found else "docker-registry is missing: apt-get install docker-registry"
 
 
 def need(what: Need) -> None:
