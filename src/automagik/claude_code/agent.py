@@ -12,7 +12,16 @@ from automagik.claude_code.house import House
 from automagik.claude_code.publish import PUBLISHING_WORKFLOW
 from automagik.claude_code.work import Work
 from automagik.claude_code.workflow import Workflow
-from automagik.errors import Internal, InvalidInput, MissingScope, NotFound, OverrideNotAllowed, nearest
+from automagik.errors import (
+    Conflict,
+    Internal,
+    InvalidInput,
+    MissingScope,
+    NotFound,
+    OverrideNotAllowed,
+    RunFailed,
+    nearest,
+)
 from automagik.runs import RunRequest, RunService
 from automagik.runs.request import WORKFLOW_AGENT
 from automagik.store.rows import RunRow
@@ -64,8 +73,8 @@ class ClaudeCodeAgent(AutomagikAgent):
     async def check_work(self, work: JsonObject, caller: Caller, *, variables: Mapping[str, str]) -> JsonObject:
         """The work as it will be kept.
 
-        Raises: MissingScope; NotFound for the workflow; OverrideNotAllowed for a limit or model beyond the workflow's;
-        InvalidInput for the repository or the run to resume.
+        Raises: MissingScope, also of `runs:read` to resume another key's run; NotFound for the workflow; OverrideNotAllowed for a
+        limit or model beyond the workflow's; InvalidInput for the repository or the run to resume; Conflict (`no_model_key`) where no model could answer.
         """
         asked = Work.parse(work)
         scope = f"workflows:{asked.workflow}:run"
@@ -79,6 +88,8 @@ class ClaudeCodeAgent(AutomagikAgent):
             asked = await self._resumed(asked, caller)
         else:
             await self._house.workspaces.check(asked.repository)
+        if not asked.demo:
+            await self._check_key()
         return asked.to_json()
 
     async def run(self, message: AgentInput, options: RunOptions) -> AgentResponse:
@@ -109,6 +120,16 @@ class ClaudeCodeAgent(AutomagikAgent):
         if self._runs is None:
             raise Internal("The agent `claude_code` is not attached to the service of runs.")
         return self._runs
+
+    async def _check_key(self) -> None:
+        """Where other hosts may carry the run out, their keys are not known here: then its worker looks before it prepares
+        anything."""
+        if self._house.settings.database_url is not None:
+            return
+        try:
+            await self._house.gateway.check_key("anthropic")
+        except RunFailed as missing:
+            raise Conflict(missing.detail, code="no_model_key", hint=missing.hint) from missing
 
     def _check_limits(self, asked: Work, workflow: Workflow, caller: Caller) -> None:
         if asked.publish and workflow.name != PUBLISHING_WORKFLOW:
@@ -147,6 +168,9 @@ class ClaudeCodeAgent(AutomagikAgent):
             row = await self.get_run_status(run_id, caller)
         except NotFound as gone:
             raise InvalidInput(gone.detail, field=("body", "resume_of"), hint=gone.hint) from gone
+        if row.key_id != caller.key_id and not caller.allows("runs:read"):
+            # The new run would tell what the earlier one did, and hand out its commits.
+            raise MissingScope("runs:read")
         if RunStatus(row.status) not in TERMINAL:
             raise InvalidInput(
                 f"The run '{run_id}' has not ended.",

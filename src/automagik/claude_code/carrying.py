@@ -114,6 +114,8 @@ class Carrying:
         if known is not None:
             executor = house.executors.named(known.executor)
         else:
+            if not self._work.demo:
+                await house.gateway.check_key("anthropic")
             executor = await self._executor()
         furnished: Furnished | None = None
         token = ""

@@ -5,16 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from automagik.budget import Ledger, Prices
+from automagik.errors import RunFailed
 from automagik.gateway.access import RunAccess
 from automagik.gateway.call import Services
 from automagik.gateway.door import Door
 from automagik.gateway.listener import Listener
 from automagik.gateway.tally import RunTally
 from automagik.gateway.upstream import Upstream
+from automagik.gateway.wire import Refusal, Vendor
 from automagik.security.secrets import SecretStore
 from automagik.settings import Settings
 from automagik.store import Store
-from automagik.types import Clock, JsonObject
+from automagik.types import Clock, JsonObject, RunOutcome
 
 __all__ = ["Gateway"]
 
@@ -51,6 +53,22 @@ class Gateway:
         self._doors.clear()
         await self._upstream.close()
         self._is_open = False
+
+    async def check_key(self, vendor: Vendor) -> None:
+        """Return where the platform can ask this vendor's API.
+
+        Raises: RunFailed (`model_error`) where it has no key for it, or its address can't be used, with the setting that mends it.
+        """
+        try:
+            await self._upstream.check(vendor)
+        except Refusal as refusal:
+            raise RunFailed(
+                refusal.text,
+                outcome=RunOutcome.MODEL_ERROR.value,
+                hint="`automagik secrets set anthropic_api_key` stores one; a run with `demo` needs none."
+                if vendor == "anthropic"
+                else None,
+            ) from refusal
 
     async def open_door(self, access: RunAccess, socket: Path, *, tell: Callable[[str, JsonObject], None]) -> Door:
         """A door at `socket`, in the place of one that an earlier process left there, for the holder of the run's token.

@@ -108,6 +108,11 @@ class Upstream:
             may_retry=False,
         )
 
+    async def check(self, vendor: Vendor) -> None:
+        """Return where there is an account, also one that was not there a moment ago. Raises as `account`."""
+        self._kept = {name: kept for name, kept in self._kept.items() if kept[1] is not None}
+        await self.account(vendor)
+
     async def send(
         self, method: str, account: Account, path: str, headers: tuple[Header, ...], body: bytes | None
     ) -> Reply:
