@@ -1,5 +1,6 @@
 """`workflows show` and `run`: what people see, and what is said of a repository that can't be sent."""
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -156,3 +157,22 @@ def test_a_hint_to_go_on_with_a_run_is_a_command(api: StubApi, command: Command)
     hint = 'A new run goes on with it: `"resume_of": "run_1"`.'
     api.on("POST", "/api/v1/runs/run_1/messages", problem(409, "conflict", "The run has ended.", hint=hint))
     assert "`automagik workflows run WORKFLOW TASK --resume run_1`" in command("runs", "message", "run_1", "Hi").err
+
+
+def test_what_a_run_wrote_steers_no_terminal_whatever_shows_it(api: StubApi, command: Command) -> None:
+    evil = "a\x1b]0;title\x07\x9b31m\u202eb\x7f\r"
+    run = run_document(name=evil, output={"message": evil})
+    api.on("GET", "/api/v1/runs/run_1", run)
+    api.on("GET", "/api/v1/runs", {"data": [run], "next_cursor": None})
+    api.on("GET", "/api/v1/runs/run_1/diff", Answer(evil, headers={"content-type": "text/x-diff"}))
+    told = event("tool_call", {"tool_name": evil, "args": {"command": evil}}, 1) + event("commit", {"subject": evil}, 2)
+    api.on("GET", "/api/v1/runs/run_1/events", told + event("run_finished", {"run": run}, 3))
+    for verb in (["show", "run_1"], ["list"], ["diff", "run_1"], ["events", "run_1"]):
+        for options in ([], ["--json"]) if verb[0] != "diff" else ([],):
+            shown = command.on_terminal("runs", *verb, *options).out
+            shown = re.sub(r"\x1b\[[0-9;]*m", "", shown)  # the bold titles of a table are ours
+            assert "title" in shown and not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202e]", shown), (
+                verb,
+                shown,
+            )
+    assert command("runs", "show", "run_1", "--json").lines == [run]

@@ -37,8 +37,9 @@ def printable(text: str) -> str:
 
 
 def print_json(document: Json) -> None:
-    """One line of JSON on standard output."""
-    _write(json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n")
+    """One line of JSON on standard output; what would steer a terminal is escaped in it, which changes no value."""
+    line = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+    _write(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", line) + "\n")
 
 
 def print_text(text: str, *, end: str = "\n") -> None:
