@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from cli_harness import Answer, Asked, Command, StubApi
 
 BUDGET: dict[str, Any] = {
@@ -80,3 +81,17 @@ def test_usage_is_shown_over_all_pages_the_dearest_first(api: StubApi, command: 
     asked = api.asked[0].query
     assert (asked["group_by"], asked["from"], asked["key_id"]) == ("agent", "2026-11-01", "key_1")
     assert [len(line["data"]) for line in command("usage", "--json").lines] == [2]
+
+
+@pytest.mark.parametrize(("option", "value"), [("--from", "yesterday"), ("--to", "2026-02-30"), ("--from", "20261101")])
+def test_a_day_that_is_none_is_told_with_its_option_and_the_form_it_takes(
+    api: StubApi, command: Command, option: str, value: str
+) -> None:
+    done = command("usage", option, value)
+    assert done.code == 2 and f"{option}: '{value}' is no day of the calendar" in done.err
+    assert "YYYY-MM-DD" in done.err and api.asked == []
+
+
+def test_a_user_that_is_no_uuid_is_told_with_its_option(api: StubApi, command: Command) -> None:
+    done = command("usage", "--user", "ada")
+    assert done.code == 2 and "--user: 'ada' is no UUID" in done.err and api.asked == []

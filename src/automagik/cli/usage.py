@@ -1,9 +1,14 @@
 """`automagik usage`: tokens and money over time."""
 
+import re
+import uuid
+from collections.abc import Callable
+from datetime import date
 from typing import Annotated, cast
 
 import typer
 
+from automagik.cli.failure import CliError, ExitCode
 from automagik.cli.options import AsJson, Url, connect
 from automagik.cli.output import note, print_json, print_table
 from automagik.types import Json, JsonObject
@@ -12,6 +17,7 @@ __all__ = ["usage"]
 
 _FIELDS = {"key": "key_id", "user": "user_id"}
 _TITLES = {"day": "DAY", "key": "KEY", "user": "USER", "agent": "AGENT", "workflow": "WORKFLOW"}
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _COUNTS = (
     ("RUNS", "runs"),
     ("INPUT TOKENS", "input_tokens"),
@@ -37,6 +43,17 @@ def usage(
     url: Url = None,
 ) -> None:
     """Show what was used, in tokens and money."""
+    for option, day in (("--from", since), ("--to", to)):
+        if day is not None and not (_DAY.fullmatch(day) and _is(date.fromisoformat, day)):
+            raise CliError(
+                f"{option}: '{day}' is no day of the calendar.",
+                exit_code=ExitCode.USAGE,
+                hint="Days are written as YYYY-MM-DD, in UTC: 2026-11-01.",
+            )
+    if user is not None and not _is(uuid.UUID, user):
+        raise CliError(
+            f"--user: '{user}' is no UUID.", exit_code=ExitCode.USAGE, hint="`automagik users list` shows them."
+        )
     asked = {
         "group_by": by,
         "from": since,
@@ -63,6 +80,14 @@ def usage(
     print_table(groups, columns, optional=("unpriced_runs", "output_tokens", "input_tokens"))
     total = cast("JsonObject", first["total"])
     note(f"{first['from']} to {first['to']}: {total['runs']} runs, ${total['cost_usd']}{_unknown(total)}")
+
+
+def _is(form: Callable[[str], object], text: str) -> bool:
+    try:
+        form(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _unknown(total: JsonObject) -> str:
