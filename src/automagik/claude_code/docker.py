@@ -40,6 +40,7 @@ class DockerExecutor:
         self._images = Images(settings, self._manager)
         self._toolchains = settings.data_dir / "toolchains"
         self._inputs: set[Attached] = set()
+        self._shares_files = False
 
     async def check(self) -> Availability:
         found = await self._manager.check()
@@ -59,6 +60,8 @@ class DockerExecutor:
         sockets = self.socket(run_id, "longest").parent
         await asyncio.to_thread(_make_sockets, sockets)
         used = await self._images.ready(image=image, dockerfile=dockerfile, trusted=trusted)
+        if not self._shares_files:
+            await self._check_shares_files(run_id, sockets, image=used)
         for area in ("workspace", "credentials"):
             await self._manager.make_volume(run_id, area, image=used)
 
@@ -237,6 +240,25 @@ class DockerExecutor:
         await self._manager.close()
 
     # -- inner parts
+
+    async def _check_shares_files(self, run_id: str, folder: Path, *, image: str) -> None:
+        """Refuse an engine behind a socket of this host that is on another one, or in a virtual machine."""
+        mount = {"Type": "bind", "Source": str(folder), "Target": _INSIDE.sockets, "ReadOnly": True}
+        config = {"Image": image, "Cmd": ["true"], "HostConfig": {"NetworkMode": "none", "Mounts": [mount]}}
+        try:
+            container = await self._manager.create(run_id, "once", config)
+        except ConfigurationError as error:
+            if "bind source path does not exist" in error.detail or "not shared" in error.detail:
+                raise ConfigurationError(
+                    f"The engine at {self._manager.address.url} does not see this host's folder {folder}: it is on another host, in "
+                    "a virtual machine, or this process is in a container of it.",
+                    hint="Sandboxes reach the platform by sockets in that folder. Run the server or worker where the engine is, name an "
+                    "engine of this host (AUTOMAGIK_DOCKER_URL), or have AUTOMAGIK_RUNTIME_DIR be a folder that both have at the same "
+                    "path. AUTOMAGIK_EXECUTOR=local needs no engine.",
+                ) from error
+            raise
+        await self._manager.remove(container)
+        self._shares_files = True
 
     async def _create(
         self,
