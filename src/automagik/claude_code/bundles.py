@@ -11,6 +11,7 @@ __all__ = ["BundleHeader", "BundleRefused", "read_header"]
 
 _MAX_HEADER_BYTES = 4 * 1024 * 1024
 _MAX_LINE = 1024
+_PACK_HEADER = 12
 _SIGNATURES = (b"# v2 git bundle\n", b"# v3 git bundle\n")
 
 
@@ -29,6 +30,8 @@ class BundleHeader:
     """(name, object), as `("refs/heads/main", "1f3…")`; `HEAD` may be among them."""
     size: int
     """How many bytes it has; a pack of objects follows."""
+    objects: int
+    """How many objects the pack claims to hold. Git takes no pack that holds more."""
 
 
 def read_header(path: Path, *, field: Sequence[str | int]) -> BundleHeader:
@@ -61,7 +64,9 @@ def read_header(path: Path, *, field: Sequence[str | int]) -> BundleHeader:
                 continue
             digits, _, name = line.rstrip(b"\n").partition(b" ")
             refs[_ref(name, field)] = _object(digits, field)
-        return BundleHeader(tuple(prerequisites), tuple(refs.items()), file.tell())
+        size, pack = file.tell(), file.read(_PACK_HEADER)
+        objects = int.from_bytes(pack[8:]) if pack.startswith(b"PACK") else 0
+        return BundleHeader(tuple(prerequisites), tuple(refs.items()), size, objects)
 
 
 def _object(digits: bytes, field: Sequence[str | int]) -> str:

@@ -1,6 +1,7 @@
 """Collecting: taking out of a run's workspace what it made, while it works and when it has ended."""
 
 import asyncio
+import hashlib
 import tarfile
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,7 +13,7 @@ import structlog
 
 from automagik.claude_code.archives import collected
 from automagik.claude_code.bundles import BundleRefused
-from automagik.claude_code.commits import extract_commits
+from automagik.claude_code.commits import extract_commits, left_out
 from automagik.claude_code.executor import Executor
 from automagik.claude_code.history import Taken
 from automagik.claude_code.house import House
@@ -32,6 +33,8 @@ CONVERSATION_TYPE = "application/x-ndjson"
 _EXTRACT_SECONDS = 120.0
 _MAX_CONVERSATION_BYTES = 256 * 1024**2
 _CHUNK_BYTES = 256 * 1024
+_REST = 4
+"""How much longer than an attempt that failed took no further one is made: at most a fifth of the time goes into them."""
 
 
 @dataclass(slots=True)
@@ -54,13 +57,23 @@ class Collecting:
     told: set[str] = field(default_factory=set[str])
     """Commits that an event tells of already."""
     _last: str | None = None
+    _refused: tuple[str, BundleRefused] | None = None
+    """The SHA-256 of what was refused last, and why: it is not looked at again."""
+    _not_before: float = 0.0
+    """When to try again (`Clock.monotonic`): what takes long only to be refused must not keep the host busy."""
+    _left_out: list[str] = field(default_factory=list[str])
     _taking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def checkpoint(self) -> None:
         """Take out what there is now. What can't be done now is done at the next time, or at the end."""
+        clock = self.house.clock
+        began = clock.monotonic()
+        if began < self._not_before:
+            return
         try:
             await self._take()
         except AutomagikError as later:
+            self._not_before = clock.monotonic() + _REST * (clock.monotonic() - began)
             _log.warning("run_not_taken_out_yet", run_id=self.row.run_id, reason=later.detail)
 
     async def finish(self) -> None:
@@ -71,8 +84,11 @@ class Collecting:
         """
         try:
             await self._take()
-        except BundleRefused as refused:
-            await self._take(tree_on=self._sound)
+        except (BundleRefused, RunFailed) as refused:
+            try:
+                await self._take(tree_on=self._sound)
+            except AutomagikError as neither:
+                raise refused from neither
             if self.taken is None or self.taken.wip_commit is None:
                 raise
             raise BundleRefused(
@@ -81,6 +97,9 @@ class Collecting:
                 hint="What stood in its folder is kept: `automagik runs diff RUN --wip`.",
             ) from refused
         finally:
+            if self._left_out:
+                detail = f"Not everything came out of the workspace as it was: {'; '.join(self._left_out)}."
+                self.emit("warning", {"code": "left_out", "detail": detail})
             await self._keep_conversation()
 
     @property
@@ -122,13 +141,20 @@ class Collecting:
             with tempfile.TemporaryDirectory(dir=self.house.settings.data_dir) as folder:
                 file = Path(folder) / "run.bundle"
                 await self._extract(file, tree_on)
-                taken = await self.house.repositories.take(
-                    run_id,
-                    self.repository,
-                    self.known.base_commit or "",
-                    _chunks(file),
-                    branch=self.known.branch or "",
-                )
+                digest = await asyncio.to_thread(_sha256, file)
+                if self._refused is not None and self._refused[0] == digest:
+                    raise self._refused[1]
+                try:
+                    taken = await self.house.repositories.take(
+                        run_id,
+                        self.repository,
+                        self.known.base_commit or "",
+                        _chunks(file),
+                        branch=self.known.branch or "",
+                    )
+                except BundleRefused as refused:
+                    self._refused = (digest, refused)
+                    raise
             self.taken = taken
             if taken.bundle is not None:
                 artifact = await self.house.artifacts.put(
@@ -160,6 +186,7 @@ class Collecting:
             output=file,
             output_bytes=self.house.settings.max_artifact_bytes,
         )
+        self._left_out = left_out(done.exit.stderr)
         if done.timed_out or done.exit.code != 0:
             raise RunFailed(
                 f"Its workspace could not be read: {done.exit.stderr.strip()[-300:] or 'it took too long'}",
@@ -200,6 +227,11 @@ def _conversation_only(spool: "tempfile.SpooledTemporaryFile[bytes]", session_id
                 file = archive.extractfile(member)
                 return None if file is None else file.read()
     return None
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 async def _chunks(file: Path) -> AsyncIterator[bytes]:

@@ -2,10 +2,13 @@
 
 from automagik.claude_code.repositories import MAX_FILE_BYTES
 from automagik.claude_code.workspace import INSIDE, SandboxScript, script_environment
+from automagik.memory import clean_text
 
-__all__ = ["extract_commits"]
+__all__ = ["extract_commits", "left_out"]
 
 _MAX_BRANCHES = 400
+_MAX_WITHIN = 50
+_MAX_SAID = 30
 _TREE_SECONDS = 45
 """How long reading the tree may take: twice that and the rest must fit into the time for all."""
 
@@ -27,8 +30,9 @@ def extract_commits(
     The agent's folder is data to it: it works in a git folder of its own that borrows the workspace's objects, and neither reads
     the workspace's git settings, hooks and locks nor writes anything to it. So it may run while the agent works. Where the
     workspace's own git folder is gone or broken, the tree is saved all the same, as a commit without a parent; where the tree
-    can't be read within `tree_seconds`, the commits are. What it had to
-    leave out it says on standard error, a line that begins with `automagik:` each.
+    can't be read within `tree_seconds`, the commits are. Of a repository within, and of a submodule's folder, the files are in
+    that tree as they stand, for its commits are not. What it had to leave out it says on standard error, a line that begins with
+    `automagik:` each: `left_out` reads them.
 
     With `tree_on`, a commit that is known to be sound, none of the workspace's later commits are in it: the tree as it is stands
     upon that one. So what a run wrote is had even where its commits can't be taken.
@@ -37,6 +41,15 @@ def extract_commits(
     return SandboxScript(
         ("/bin/sh", "-c", _EXTRACT, "extract_commits", *arguments), script_environment(), writable=False
     )
+
+
+def left_out(stderr: str) -> list[str]:
+    """What the script of `extract_commits` says that it left out, a sentence each, by the end of what it wrote on standard error.
+    Names of files are the run's own: what is no text in them is shown as `�`."""
+    marked = "automagik: "
+    lines = [line.removeprefix(marked)[:400] for line in stderr.split("\n") if line.startswith(marked)]
+    lines = [clean_text("".join(sign if sign.isprintable() else "\ufffd" for sign in line)) for line in lines]
+    return list(dict.fromkeys(lines))[:_MAX_SAID]
 
 
 _EXTRACT = r"""
@@ -117,10 +130,33 @@ add() {  # what it can't read in time (a pipe in the place of a file) must not t
         > /dev/null 2> added
 }
 
+nested() {  # files of repositories within and of submodules, of which git itself keeps a commit's name and nothing else
+    git ls-files --stage -z | sed -z -n 's|^160000 [^\t]*\t|./|p' >> within
+    tr '\n\0' '?\n' < within | sort -u | head -n @WITHIN@ > folders
+    [ "$(sort -zu within | tr -cd '\0' | wc -c)" -le @WITHIN@ ] || note "left out: repositories within, over @WITHIN@"
+    while IFS= read -r folder; do
+        if [ ! -d "$workspace/$folder" ] || [ -L "$workspace/$folder" ]; then continue; fi
+        if (cd "$workspace" && git check-ignore --quiet "$folder") 2> /dev/null; then continue; fi
+        (cd "$workspace/$folder" && GIT_WORK_TREE=. GIT_INDEX_FILE=$made/none timeout -k 2 "$((seconds / 5 + 1))" \
+            git ls-files --others --exclude-standard -z) 2> /dev/null > others
+        case $? in 124 | 137) note "left out, not read in time: $folder"; return ;; esac
+        sed -z -e '/\/$/d' -e 's|^|./|' others > all
+        [ -s all ] || continue
+        note "a repository within the repository; its files are kept, its own commits are not: $folder"
+        (cd "$workspace/$folder" && xargs -0 -r sh -c 'find "$@" -maxdepth 0 "(" -type l -o -type f ! -size "+$0c" ")" -print0' \
+            "$largest" < "$made/all" \
+            | timeout -k 2 "$((seconds / 5 + 1))" git update-index --add --replace -z --stdin) 2> /dev/null \
+            || { note "left out, can't be read: $folder"; return; }
+    done < folders
+}
+
 wip() {  # refs/automagik/wip, where the tree differs from the commit $1 (empty: from nothing)
     index "$1" || { rm -f "$GIT_INDEX_FILE"; note "the commit that is checked out can't be read"; return 1; }
     printf ':/\0' > paths
-    (cd "$workspace" && find . -path ./.git -prune -o -type f -size "+${largest}c" -print0) > large 2> /dev/null
+    (cd "$workspace" && find . -path ./.git -prune -o -name .git -prune -print0 -o -type f -size "+${largest}c" -print0) \
+        > found 2> /dev/null
+    sed -z -n 's|/\.git$||p' found > within
+    sed -z '/\/\.git$/d' found > large
     if [ -s large ]; then
         tr '\n\0' '?\n' < large | head -n 20 | while IFS= read -r file; do note "left out, too large: $file"; done
         sed -z 's|^\./|:(top,exclude,literal)|' large >> paths
@@ -135,11 +171,12 @@ wip() {  # refs/automagik/wip, where the tree differs from the commit $1 (empty:
         printf '* !working-tree-encoding\n' > "$GIT_DIR/info/attributes"
         add || note "not everything was saved: $(grep -v '^hint:' added | tail -n 1 | head -c 300)" ;;
     esac
+    nested
     tree=$(git write-tree 2> /dev/null) || { note "the tree can't be saved: is the disk full?"; return 1; }
     moment='@0 +0000' parent=
     if [ -n "$1" ]; then
         [ "$tree" != "$(git rev-parse "$1^{tree}")" ] || return 0
-        moment="@$(git show -s --no-show-signature --format=%ct "$1") +0000" parent="-p $1"
+        moment="@$(git rev-list --max-count=1 --format=%ct "$1" | tail -n 1) +0000" parent="-p $1"  # `git show -s` would look for changes
     elif [ "$tree" = 4b825dc642cb6eb9a060e54bf8d69288fbee4904 ]; then
         return 0
     fi
@@ -183,5 +220,5 @@ if [ -s wanted ]; then
     bundle || fail "nothing could be saved: $(tail -n 1 told | head -c 300)"
     if [ -f out ]; then cat out; fi
 fi
-""".replace("@BRANCHES@", str(_MAX_BRANCHES))
+""".replace("@BRANCHES@", str(_MAX_BRANCHES)).replace("@WITHIN@", str(_MAX_WITHIN))
 """POSIX sh with git, find, sed, grep and the core utilities; its arguments are data, never part of the text."""

@@ -1,9 +1,9 @@
 """Git: the one runner of git on the host, for bare repositories of ours and never in a folder that an agent can write."""
 
 import asyncio
+import math
 import os
 import pwd
-import resource
 import shutil
 import signal
 import stat
@@ -28,8 +28,25 @@ _PATH = "/usr/local/bin:/usr/bin:/bin"
 _STDERR_BYTES = 4096
 _SECONDS = 120.0
 _OUTPUT_BYTES = 64 * 1024 * 1024
-_MEMORY_BYTES = 8 * 1024**3
 _CHUNK = 256 * 1024
+
+_MEMORY_BYTES = 2 * 1024**3
+"""What one process of git may take of its own, or half of what the machine has where that is less: what a hostile pack becomes in
+memory has no other bound."""
+_ADDRESS_BYTES = 8 * 1024**3
+"""With the files that it maps, which take memory only while there is some to spare."""
+_FILE_BYTES = 64 * 1024**3
+"""The largest file that it may write where a call does not say less."""
+_CORES = 2
+"""How many cores it may keep busy: `seconds` of each."""
+_LIMITED = """\
+for limit in "-d $1" "-v $2" "-Ht $(($3 + 5))" "-St $3" "-f $4" "-c 0"; do
+    ulimit ${limit% *} "${limit#* }"
+done 2> /dev/null
+shift 4
+exec "$@"
+"""
+"""POSIX sh: limits that hold from git's first instruction on, and for all that it starts; where this process has less, that."""
 
 _FSCK = {
     **dict.fromkeys(("zeroPaddedFilemode", "badTimezone", "missingSpaceBeforeDate", "missingNameBeforeEmail"), "warn"),
@@ -51,6 +68,9 @@ _CONFIG = """\
 	bigFileThreshold = 16m
 	packedGitWindowSize = 64m
 	packedGitLimit = 1g
+[pack]
+	threads = @CORES@
+	windowMemory = 128m
 [safe]
 	directory = *
 [init]
@@ -155,29 +175,30 @@ class Git:
         host_home: bool = False,
         seconds: float = _SECONDS,
         max_bytes: int = _OUTPUT_BYTES,
+        file_bytes: int = _FILE_BYTES,
     ) -> bytes:
         """What git printed.
 
         `repository` is a bare repository of ours; `stdin` may be a file, read from an offset on; `allow` says what git may speak
-        to; `host_home` gives it the home of this process's account, where ssh and helpers find the host's credentials.
+        to; `host_home` gives it the home of this process's account, where ssh and helpers find the host's credentials. It writes
+        no file of over `file_bytes`, and takes 2 GB of memory at most, and of processor time twice `seconds`.
 
         Raises:
-            GitFailed: it ended with an error, or took over `seconds`.
+            GitFailed: it ended with an error, or came to a limit.
             TooLarge: it printed over `max_bytes`.
         """
-        done = await self._call(arguments, repository, stdin, env or {}, allow, host_home, seconds, max_bytes)
+        done = await self._call(
+            arguments, repository, stdin, env or {}, allow, host_home, seconds, max_bytes, file_bytes
+        )
         if done.code != 0:
-            raise GitFailed(
-                f"`git {_verb(arguments)}` failed: {_last_line(done.stderr) or f'it ended with {done.code}'}.",
-                stderr=done.stderr,
-            )
+            raise GitFailed(f"`git {_verb(arguments)}` failed: {_why(done)}.", stderr=done.stderr)
         return done.stdout
 
     async def ask(self, *arguments: str, repository: Path) -> bool:
         """Whether git answers yes (0) and not no (1). Raises GitFailed for any other end."""
         done = await self._call(arguments, repository, None, {}, (), False, _SECONDS, _OUTPUT_BYTES)
         if done.code not in {0, 1}:
-            raise GitFailed(f"`git {_verb(arguments)}` failed: {_last_line(done.stderr)}.", stderr=done.stderr)
+            raise GitFailed(f"`git {_verb(arguments)}` failed: {_why(done)}.", stderr=done.stderr)
         return done.code == 0
 
     async def line(self, *arguments: str, repository: Path) -> str | None:
@@ -211,7 +232,8 @@ class Git:
         self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
         fresh = self._home / f"gitconfig.{os.getpid()}"
         levels = "\n".join(f"\t{fault} = {level}" for fault, level in _FSCK.items())
-        fresh.write_text(_CONFIG.replace("@FSCK@", levels), encoding="utf-8")
+        written = _CONFIG.replace("@FSCK@", levels).replace("@CORES@", str(_CORES))
+        fresh.write_text(written, encoding="utf-8")
         fresh.chmod(stat.S_IRUSR)
         fresh.replace(self._config)
 
@@ -250,12 +272,14 @@ class Git:
         host_home: bool,
         seconds: float,
         max_bytes: int,
+        file_bytes: int = _FILE_BYTES,
     ) -> _Done:
         assert self._program is not None, "Git is not open"
         where = [] if repository is None else [f"--git-dir={repository}"]
         opened = await asyncio.to_thread(_open_at, *stdin) if isinstance(stdin, tuple) else None
         try:
             process = await asyncio.create_subprocess_exec(
+                *_limited(seconds, file_bytes),
                 self._program,
                 *where,
                 *arguments,
@@ -269,7 +293,6 @@ class Git:
         finally:
             if opened is not None:
                 os.close(opened)
-        _limit(process)
         try:
             async with asyncio.timeout(seconds):
                 _, stdout, stderr = await asyncio.gather(
@@ -298,10 +321,10 @@ def _open_at(path: Path, offset: int) -> int:
     return opened
 
 
-def _limit(process: Process) -> None:
-    """Limit the memory that a hostile pack can make git take; children inherit it."""
-    with suppress(ProcessLookupError, PermissionError, ValueError):  # it has ended, or we have less ourselves
-        resource.prlimit(process.pid, resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+def _limited(seconds: float, file_bytes: int) -> tuple[str, ...]:
+    """What stands before a command to limit it. Limits are in KiB, seconds and blocks of 512 bytes, as `ulimit` has them."""
+    numbers = (_memory_bytes() // 1024, _ADDRESS_BYTES // 1024, math.ceil(seconds * _CORES), file_bytes // 512)
+    return ("/bin/sh", "-c", _LIMITED, "sh", *map(str, numbers))
 
 
 async def _feed(process: Process, stdin: bytes | None) -> None:
@@ -344,6 +367,27 @@ async def _end(process: Process) -> None:
 
 def _verb(arguments: Sequence[str]) -> str:
     return next((argument for argument in arguments if not argument.startswith("-")), "")
+
+
+def _memory_bytes() -> int:
+    return min(_MEMORY_BYTES, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+
+
+def _why(done: _Done) -> str:
+    """Why git ended as it did, in words; what it said itself, else."""
+    told = _last_line(done.stderr)
+    if "out of memory" in told.lower() or "unable to create thread" in told.lower():
+        return f"it would take more than {_memory_bytes() // 1024**2} MB of memory ({told})"
+    number = done.code - 128 if done.code > 128 else -done.code
+    match number:
+        case signal.SIGXCPU:
+            return "it would take more processor time than it may"
+        case signal.SIGXFSZ:
+            return "it would write a file that is larger than it may"
+        case signal.SIGSEGV:
+            return "it came to the end of its stack: something is nested too deep"
+        case _:
+            return told or f"it ended with {done.code}"
 
 
 def _last_line(stderr: str) -> str:

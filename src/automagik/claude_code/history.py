@@ -5,16 +5,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 from automagik.claude_code.bundles import BundleRefused
 from automagik.claude_code.git import Git, GitFailed
+from automagik.errors import TooLarge
 from automagik.memory import clean_text
 from automagik.types import JsonObject, utc_text
 
-__all__ = ["Commit", "History", "Taken"]
+__all__ = ["MAX_OBJECTS", "Commit", "History", "Taken", "too_many_objects"]
 
 _MAX_COMMITS = 1000
-_MAX_OBJECTS = 500_000
+MAX_OBJECTS: Final = 500_000
+"""How many objects a run may make."""
+_MAX_COMMIT_BYTES = 1024 * 1024
+_COMPARE_SECONDS = 60.0
 _MAX_DIFF_BYTES = 32 * 1024 * 1024
 _SUBJECT_CHARS = 500
 _FIELDS = 5
@@ -98,15 +103,29 @@ class History:
         bundle: Path | None,
         others: Sequence[str],
     ) -> Taken:
-        """All that is told of what was taken. `others` are tips of the source: what the run merged of them is not its own."""
+        """All that is told of what was taken. `others` are tips of the source: what the run merged of them is not its own.
+
+        Raises: BundleRefused for what git can't go through within its limits: a few trees, each full of the next, are billions of
+        files.
+        """
         commits: tuple[Commit, ...] = ()
         changed, descends = (0, 0, 0), True
         if head != base:
-            descends, commits, stat = await asyncio.gather(
-                self._git.ask("merge-base", "--is-ancestor", base, head, repository=path),
-                self._commits(path, [base, *others], head),
-                self._git.run("diff", "--shortstat", "--no-ext-diff", base, head, "--", repository=path),
-            )
+            try:
+                # What changed in all goes first: where that is too much, git need not begin with each commit.
+                descends, stat = await asyncio.gather(
+                    self._git.ask("merge-base", "--is-ancestor", base, head, repository=path),
+                    self._git.run(
+                        *("diff", "--shortstat", "--no-ext-diff", base, head, "--"),
+                        repository=path,
+                        seconds=_COMPARE_SECONDS,
+                    ),
+                )
+                commits = await self._commits(path, [base, *others], head)
+            except (GitFailed, TooLarge) as failed:
+                raise BundleRefused(
+                    f"What the run committed is too much to be read: {failed.detail}", field=("bundle",)
+                ) from failed
             changed = _counts(stat.decode())
         return Taken(base, head, commits, *changed, descends, wip, dict(branches), bundle)
 
@@ -129,20 +148,28 @@ class History:
                 repository=path,
                 stdin="\n".join([*tips, f"^{base}", ""]).encode(),
             )
+            if listed.count(b"\n") > MAX_OBJECTS:
+                raise too_many_objects()
+            sizes = await self._git.run(
+                *("cat-file", "--batch-check=%(objecttype) %(objectsize)", "--buffer"),
+                repository=path,
+                stdin="".join(f"{tip}\n" for tip in tips).encode() + listed,
+            )
         except GitFailed as failed:
-            raise BundleRefused(f"The bundle lacks objects: {failed.detail}", field=("bundle",)) from failed
-        if listed.count(b"\n") > _MAX_OBJECTS:
-            raise BundleRefused(f"The run made over {_MAX_OBJECTS} objects.", field=("bundle",))
-        sizes = await self._git.run(
-            *("cat-file", "--batch-check=%(objecttype) %(objectsize)", "--buffer"),
-            repository=path,
-            stdin="".join(f"{tip}\n" for tip in tips).encode() + listed,
-        )
+            detail = f"The bundle lacks objects, or they can't be read: {failed.detail}"
+            raise BundleRefused(detail, field=("bundle",)) from failed
+        except TooLarge as failed:
+            raise too_many_objects() from failed
         for number, line in enumerate(sizes.decode().splitlines()):
             kind, _, size = line.partition(" ")
             if size == "missing" or (number < len(tips) and kind != "commit"):
                 raise BundleRefused("The bundle lacks objects, or its branches are no commits.", field=("bundle",))
-            if kind != "commit" and int(size) > max_file_bytes:
+            if kind == "commit" and int(size) > _MAX_COMMIT_BYTES:
+                raise BundleRefused(
+                    f"The run made a commit whose message is of {size} bytes; the limit is {_MAX_COMMIT_BYTES}.",
+                    field=("bundle",),
+                )
+            if int(size) > max_file_bytes:
                 raise BundleRefused(
                     f"The run committed a file of {size} bytes; the limit is {max_file_bytes}.",
                     field=("bundle",),
@@ -155,10 +182,18 @@ class History:
         # Numbers by a question of their own, without texts of the run in the answer that could be taken for them.
         told, counted = await asyncio.gather(
             self._git.run(
-                *("log", "-z", "--format=%H%x00%an%x00%ae%x00%at%x00%s"), *window, repository=path, stdin=stdin
+                *("log", "-z", "--format=%H%x00%an%x00%ae%x00%at%x00%s"),
+                *window,
+                repository=path,
+                stdin=stdin,
+                seconds=_COMPARE_SECONDS,
             ),
             self._git.run(
-                *("log", "--no-ext-diff", "--shortstat", "--format=commit %H"), *window, repository=path, stdin=stdin
+                *("log", "--no-ext-diff", "--shortstat", "--format=commit %H"),
+                *window,
+                repository=path,
+                stdin=stdin,
+                seconds=_COMPARE_SECONDS,
             ),
         )
         stats: dict[str, tuple[int, int, int]] = {}
@@ -182,6 +217,15 @@ class History:
                 )
             )
         return tuple(commits)
+
+
+def too_many_objects() -> BundleRefused:
+    """What is said of a run that made too many objects."""
+    return BundleRefused(
+        f"The run made over {MAX_OBJECTS} objects (files, folders and commits).",
+        field=("bundle",),
+        hint="What a build makes belongs into `.gitignore`.",
+    )
 
 
 def _moment(seconds: str) -> datetime:

@@ -11,16 +11,20 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
+import structlog
+
 from automagik.claude_code.bundles import BundleHeader, BundleRefused, read_header
-from automagik.claude_code.git import is_ref_name
-from automagik.claude_code.history import History, Taken
-from automagik.claude_code.shelf import IMPORT_SECONDS, Shelf, checked_commit, is_key
+from automagik.claude_code.git import GitFailed, is_ref_name
+from automagik.claude_code.history import MAX_OBJECTS, History, Taken, too_many_objects
+from automagik.claude_code.shelf import IMPORT_SECONDS, TAKE_SECONDS, Shelf, checked_commit, is_key
 from automagik.claude_code.sources import Source, Sources
 from automagik.errors import Conflict, NotFound, TooLarge
 from automagik.settings import Settings
 from automagik.types import Clock
 
 __all__ = ["MAX_FILE_BYTES", "Repositories"]
+
+_log = structlog.stdlib.get_logger(__name__)
 
 MAX_FILE_BYTES: Final = 100 * 1024 * 1024
 """The largest file that is taken out of a workspace, committed or not."""
@@ -31,6 +35,7 @@ _GUIDE_BYTES = 64 * 1024
 _MAX_TAKEN_REFS = 500
 _MAX_TAGS = 1000
 _MANY_PACKS = 40
+_MUCH_BYTES = 32 * 1024 * 1024
 _TAKEN = "taken.bundle"
 """The bytes that a run's repository was filled from last, among the bundles of it."""
 
@@ -44,10 +49,18 @@ class Repositories:
     all of them at once: a lock guards each.
     """
 
-    def __init__(self, settings: Settings, clock: Clock, *, max_file_bytes: int = MAX_FILE_BYTES) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        *,
+        max_file_bytes: int = MAX_FILE_BYTES,
+        take_seconds: float = TAKE_SECONDS,
+    ) -> None:
         self._shelf = Shelf(settings)
         self._clock = clock
         self._max_file_bytes = max_file_bytes
+        self._take_seconds = take_seconds
         self.git = self._shelf.git
         self.sources = Sources(self._shelf, settings)
         self.history = History(self.git)
@@ -343,23 +356,34 @@ class Repositories:
 
     async def _take(self, path: Path, run_id: str, base: str, file: Path, branch: str) -> Taken:
         _check_taken(await asyncio.to_thread(read_header, file, field=("bundle",)))
-        found = dict((await self._shelf.add_objects(path, file)).refs)
-        await self.history.check_objects(path, base, list(found.values()), max_file_bytes=self._max_file_bytes)
+        before = await self._shelf.packs(path)
+        found = dict((await self._shelf.add_objects(path, file, seconds=self._take_seconds)).refs)
         heads = "refs/heads/"
         branches = {name.removeprefix(heads): tip for name, tip in found.items() if name.startswith(heads)}
         head = branches.get(branch) or found.get("refs/automagik/HEAD") or base
         wip = found.get("refs/automagik/wip")
+        shared = path.parent.with_suffix(".git")
+        others = [*(await self._shelf.refs(shared, "refs/source/heads/")).values()]
+        kept = _bundles(path) / _TAKEN
+        try:
+            await self.history.check_objects(path, base, list(found.values()), max_file_bytes=self._max_file_bytes)
+            taken = await self.history.taken(
+                path, base, head=head, wip=wip, branches=branches, bundle=kept, others=others
+            )
+        except BundleRefused:
+            await self._shelf.drop_packs(path, besides=before)
+            raise
         settled = {"head": head} | ({"wip": wip} if wip is not None else {})
         settled |= {f"branches/{_flat(name)}": tip for name, tip in branches.items() if name != branch}
         await self._settle(path, run_id, settled)
-        if await asyncio.to_thread(_count_packs, path) > _MANY_PACKS:
-            await self.git.run("gc", "--quiet", "--prune=now", repository=path)
-        kept = _bundles(path) / _TAKEN
         await asyncio.to_thread(kept.parent.mkdir, mode=0o700, exist_ok=True)
         await asyncio.to_thread(file.replace, kept)
-        shared = path.parent.with_suffix(".git")
-        others = [*(await self._shelf.refs(shared, "refs/source/heads/")).values()]
-        return await self.history.taken(path, base, head=head, wip=wip, branches=branches, bundle=kept, others=others)
+        if await asyncio.to_thread(_is_untidy, path, kept):
+            try:
+                await self.git.run("gc", "--quiet", "--prune=now", repository=path)
+            except GitFailed as failed:  # it is had all the same, in more files
+                _log.warning("run_not_tidied", run_id=run_id, reason=failed.detail)
+        return taken
 
     async def _settle(self, path: Path, run_id: str, refs: dict[str, str]) -> None:
         """Have exactly these refs under `refs/runs/RUN_ID/`, in one transaction."""
@@ -372,6 +396,8 @@ class Repositories:
 
 
 def _check_taken(header: BundleHeader) -> None:
+    if header.objects > MAX_OBJECTS:
+        raise too_many_objects()
     if len(header.refs) > _MAX_TAKEN_REFS:
         raise BundleRefused(f"The run made over {_MAX_TAKEN_REFS} branches.", field=("bundle",))
     for name, _ in header.refs:
@@ -393,6 +419,12 @@ def _flat(branch: str) -> str:
 
 def _count_packs(path: Path) -> int:
     return len(list((path / "objects" / "pack").glob("*.pack")))
+
+
+def _is_untidy(path: Path, latest: Path) -> bool:
+    """Whether the packs of a run's repository are many, or hold far more than was taken last: what it has no more."""
+    sizes = [pack.stat().st_size for pack in (path / "objects" / "pack").glob("*.pack")]
+    return len(sizes) > _MANY_PACKS or sum(sizes) > 4 * latest.stat().st_size + _MUCH_BYTES
 
 
 def _sha256(file: Path) -> str | None:

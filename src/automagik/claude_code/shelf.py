@@ -1,6 +1,7 @@
 """Shelf: the folder of our bare repositories: where each is, who may change it now, and how bytes of strangers come into it."""
 
 import asyncio
+import os
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,13 +15,16 @@ from automagik.errors import NotFound, TooLarge
 from automagik.settings import Settings
 from automagik.store.locks import FileLock
 
-__all__ = ["IMPORT_SECONDS", "Shelf", "checked_commit", "is_key"]
+__all__ = ["IMPORT_SECONDS", "TAKE_SECONDS", "Shelf", "checked_commit", "is_key"]
 
 IMPORT_SECONDS: Final = 900.0
 """How long git may take over a whole repository."""
+TAKE_SECONDS: Final = 300.0
+"""How long it may take over what a run made."""
 
 _FIELD = ("body", "repository")
 _LOCK_POLL_SECONDS = 0.05
+_BESIDES_BYTES = 1024**3
 
 
 class Shelf:
@@ -94,22 +98,36 @@ class Shelf:
         except GitFailed as failed:
             raise _unusable(failed) from failed
 
-    async def add_objects(self, path: Path, bundle: Path) -> BundleHeader:
+    async def add_objects(self, path: Path, bundle: Path, *, seconds: float = IMPORT_SECONDS) -> BundleHeader:
         """The bundle's header; its objects, each of which is checked, are in the repository, and no ref is changed.
 
-        Raises: BundleRefused.
+        Raises: BundleRefused; what git had written by then is gone.
         """
         header = await asyncio.to_thread(read_header, bundle, field=_FIELD)
+        before = await self.packs(path)
         try:
             await self.git.run(
                 *("index-pack", "--stdin", "--fix-thin", STRICT, f"--max-input-size={self.max_bytes}"),
                 repository=path,
                 stdin=(bundle, header.size),
-                seconds=IMPORT_SECONDS,
+                seconds=seconds,
+                # Objects of ours that it builds on are written behind it.
+                file_bytes=2 * self.max_bytes + _BESIDES_BYTES,
             )
         except GitFailed as failed:
+            await self.drop_packs(path, besides=before)
             raise _unusable(failed) from failed
         return header
+
+    async def packs(self, path: Path) -> set[str]:
+        """The names of the files in which the repository has its packs, those that are being written among them."""
+        folder = path / "objects" / "pack"
+        return set(await asyncio.to_thread(os.listdir, folder)) if await asyncio.to_thread(folder.is_dir) else set()
+
+    async def drop_packs(self, path: Path, *, besides: set[str]) -> None:
+        """Delete the packs of a repository that nobody else writes to, but for these files: what was refused takes no room."""
+        for name in await self.packs(path) - besides:
+            await asyncio.to_thread((path / "objects" / "pack" / name).unlink, missing_ok=True)
 
     async def refs(self, path: Path, prefix: str) -> dict[str, str]:
         """The refs under `prefix`, without it, each with its object."""
