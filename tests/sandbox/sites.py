@@ -1,6 +1,7 @@
 """Sites on loopback under names of their own, a way to them, and what a client of a proxy does by hand."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from automagik.outbound import Outbound
-from automagik.sandbox.egress import EgressPolicy, EgressProxy
+from automagik.sandbox.egress import EgressPolicy, EgressProxy, Patience
 from automagik.settings import Settings
 
 __all__ = ["Heard", "Way", "certificate", "hello", "serving", "way"]
@@ -97,25 +98,36 @@ class Way:
 
 @asynccontextmanager
 async def way(
-    folder: Path, egress: Sequence[str], *, allow: Sequence[str] = ("127.0.0.0/8",), **addresses: Sequence[str]
+    folder: Path,
+    egress: Sequence[str],
+    *,
+    allow: Sequence[str] = ("127.0.0.0/8",),
+    patience: Patience | None = None,
+    **addresses: Sequence[str],
 ) -> AsyncGenerator[Way]:
-    """A proxy that lets to `egress`. Names are 127.0.0.1, or what `addresses` says one after the other (`_` is a dot)."""
+    """A proxy that lets to `egress`. Names are 127.0.0.1, or what `addresses` says one after the other (`_` is a dot).
+
+    An answer may be several addresses with spaces between them, or none.
+    """
     answers = {name.replace("_", "."): list(given) for name, given in addresses.items()}
 
     async def resolve(host: str, port: int) -> Sequence[str]:
         del port
         given = answers.get(host, ["127.0.0.1"])
-        return [given.pop(0) if len(given) > 1 else given[0]]
+        found = (given.pop(0) if len(given) > 1 else given[0]).split()
+        if not found:
+            raise OSError(socket.EAI_NONAME, "no such name")
+        return found
 
     told: list[tuple[str, int, bool]] = []
     settings = Settings.model_validate({"outbound_allow": list(allow), "fetch_timeout_seconds": 5})
     async with Outbound(settings, resolve=resolve) as outbound:
-        socket = folder / "egress.sock"
-        door = await EgressProxy(outbound).open(
-            socket, EgressPolicy.of(egress), tell=lambda host, port, allowed: told.append((host, port, allowed))
+        path = folder / "egress.sock"
+        door = await EgressProxy(outbound, patience=patience).open(
+            path, EgressPolicy.of(egress), tell=lambda host, port, allowed: told.append((host, port, allowed))
         )
         async with door:
-            yield Way(socket, told)
+            yield Way(path, told)
 
 
 def certificate(folder: Path, *hosts: str) -> Path:

@@ -2,7 +2,7 @@
 
 from typing import Final, Literal
 
-__all__ = ["MAX_HELLO_BYTES", "Incomplete", "server_name"]
+__all__ = ["MAX_HELLO_BYTES", "ClientHello", "Incomplete", "server_name"]
 
 MAX_HELLO_BYTES: Final = 64 * 1024
 """More than any client sends before it is answered."""
@@ -10,8 +10,13 @@ MAX_HELLO_BYTES: Final = 64 * 1024
 Incomplete = Literal["incomplete"]
 """The bytes so far are the beginning of a ClientHello; more are needed."""
 
+_CONTENT_TYPES = range(20, 25)
+"""The first bytes of TLS records (https://www.iana.org/assignments/tls-parameters)."""
 _HANDSHAKE = 22
+_MAJOR_VERSION = 3
 _CLIENT_HELLO = 1
+_ENCRYPTED_HELLOS = (0xFE0D, 0xFFCE)
+"""encrypted_client_hello (draft-ietf-tls-esni) and its forerunner encrypted_server_name: the server that is asked for is inside."""
 _SERVER_NAME = 0
 _HOST_NAME = 0
 
@@ -40,16 +45,61 @@ class _Reader:
         return self.take(self.number(length_bytes))
 
 
-def server_name(data: bytes) -> str | Incomplete | None:
-    """The name that a client asks for, in lower case; None where this is no TLS, or names nobody.
+class ClientHello:
+    """The first bytes of a client, heard piece by piece: each byte is looked at once, however small the pieces are."""
 
-    A hello that is spread over several records is put together. Raises: ValueError for a hello that contradicts itself.
-    """
-    message = _message(data)
-    if message is None:
-        return None
-    if isinstance(message, str):
-        return message
+    def __init__(self) -> None:
+        self.heard = bytearray()
+        """All bytes so far."""
+        self._message = bytearray()
+        self._at = 0
+        self._left_in_record = 0
+
+    def hear(self, data: bytes) -> str | Incomplete | None:
+        """The name that the client asks for, in lower case; None where this is no TLS, or names nobody.
+
+        A hello that is spread over several records is put together. Raises: ValueError for a hello that contradicts itself
+        or hides whom it asks for, and for TLS that begins with anything but a hello.
+        """
+        self.heard += data
+        # Some servers (Go's) pass over alerts before the hello, and look at no more of a record's version than that its
+        # first byte is small. So whatever could be a record must be the hello's.
+        if self.heard[:1] and self.heard[0] not in _CONTENT_TYPES:
+            return None
+        while True:
+            if self._left_in_record == 0:
+                if len(self.heard) < self._at + 5:
+                    return "incomplete"
+                self._left_in_record = self._record()
+            piece = self.heard[self._at : self._at + self._left_in_record]
+            self._message += piece
+            self._at += len(piece)
+            self._left_in_record -= len(piece)
+            if self._message[:1] and self._message[0] != _CLIENT_HELLO:
+                raise ValueError("another message before the hello")
+            if len(self._message) >= 4:
+                wanted = 4 + int.from_bytes(self._message[1:4], "big")
+                if len(self._message) >= wanted:
+                    return _name(bytes(self._message[4:wanted]))
+            if self._left_in_record:
+                return "incomplete"
+
+    def _record(self) -> int:
+        """How long the next record is, whose head is passed over."""
+        kind, major = self.heard[self._at : self._at + 2]
+        length = int.from_bytes(self.heard[self._at + 3 : self._at + 5], "big")
+        self._at += 5
+        if kind != _HANDSHAKE or major != _MAJOR_VERSION or length == 0:
+            raise ValueError("a record that is none of the hello's")
+        return length
+
+
+def server_name(data: bytes) -> str | Incomplete | None:
+    """The name that a client asks for by these bytes. Raises: ValueError. See `ClientHello.hear`."""
+    return ClientHello().hear(data)
+
+
+def _name(message: bytes) -> str | None:
     reader = _Reader(message)
     reader.take(2 + 32)  # version and random
     reader.piece(1)  # session
@@ -61,6 +111,8 @@ def server_name(data: bytes) -> str | Incomplete | None:
     extensions = _Reader(reader.piece(2))
     while extensions.left:
         kind, content = extensions.number(2), _Reader(extensions.piece(2))
+        if kind in _ENCRYPTED_HELLOS:
+            raise ValueError("the name is encrypted")
         if kind != _SERVER_NAME:
             continue
         entries = _Reader(content.piece(2))
@@ -71,31 +123,3 @@ def server_name(data: bytes) -> str | Incomplete | None:
     if len(set(names)) > 1:
         raise ValueError("several server names")
     return names[0] if names else None
-
-
-def _message(data: bytes) -> bytes | Incomplete | None:
-    """The ClientHello's body, out of its records."""
-    if data and data[0] != _HANDSHAKE:
-        return None
-    collected = b""
-    at = 0
-    while True:
-        if len(data) < at + 5:
-            return "incomplete"
-        if data[at] != _HANDSHAKE or data[at + 1] != 3:
-            if at == 0:
-                return None
-            raise ValueError("another record within the hello")
-        length = int.from_bytes(data[at + 3 : at + 5], "big")
-        if length == 0:
-            raise ValueError("an empty record")
-        collected += data[at + 5 : at + 5 + length]
-        if collected[:1] and collected[0] != _CLIENT_HELLO:
-            return None
-        if len(collected) >= 4:
-            wanted = int.from_bytes(collected[1:4], "big")
-            if len(collected) >= 4 + wanted:
-                return collected[4 : 4 + wanted]
-        if len(data) < at + 5 + length:
-            return "incomplete"
-        at += 5 + length

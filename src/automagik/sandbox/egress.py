@@ -6,23 +6,24 @@ the proxy was asked for.
 """
 
 import asyncio
-import contextlib
 import re
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import structlog
 
 from automagik.errors import InvalidInput
 from automagik.outbound import AddressRefused, Outbound
-from automagik.sandbox.client_hello import MAX_HELLO_BYTES, server_name
+from automagik.sandbox.client_hello import MAX_HELLO_BYTES, ClientHello
+from automagik.sandbox.listener import Listener
 from automagik.sandbox.proxy_request import ProxyRequest, RequestRefused, forward_body, read_request
+from automagik.sandbox.pump import CHUNK_BYTES, Pulse, both_ways, end, pump
 
-__all__ = ["REGISTRIES", "EgressDoor", "EgressPolicy", "EgressProxy", "Tell"]
+__all__ = ["REGISTRIES", "EgressDoor", "EgressPolicy", "EgressProxy", "Patience", "Tell"]
 
 Tell = Callable[[str, int, bool], None]
 """Gets each host and port once, and whether it may be reached."""
@@ -33,13 +34,10 @@ REGISTRIES: Final = "registries"
 _NONE = "none"
 _PUBLIC_PORTS = frozenset({80, 443})
 _HOST = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_NAMED = re.compile(r"[a-z0-9_.-]{1,253}")
 _MAX_CONNECTIONS = 64
+_MAX_LOOKUPS = 4
 _MAX_TOLD = 1000
-_HEAD_SECONDS = 30.0
-_CONNECT_SECONDS = 10.0
-_IDLE_SECONDS = 300.0
-_CHUNK_BYTES = 64 * 1024
-_BACKLOG = 64
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -75,15 +73,28 @@ class EgressPolicy:
         return ", ".join(rule if port is None else f"{rule}:{port}" for rule, port in self.rules) or _NONE
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a connection may take for what."""
+
+    head_seconds: float = 30.0
+    """For a request's head, for a ClientHello once it has begun, and at the end for taking what is left."""
+    connect_seconds: float = 10.0
+    """For each address of a host."""
+    idle_seconds: float = 300.0
+    """Without a byte in either direction."""
+
+
 class EgressProxy:
     """Opens a door for each run that has an egress. Names are resolved and addresses judged by `outbound`."""
 
-    def __init__(self, outbound: Outbound) -> None:
+    def __init__(self, outbound: Outbound, *, patience: Patience | None = None) -> None:
         self._outbound = outbound
+        self._patience = patience or Patience()
 
     async def open(self, path: Path, policy: EgressPolicy, *, tell: Tell) -> "EgressDoor":
         """A door at the path, which replaces a socket that a process that died has left there. Raises: OSError."""
-        door = EgressDoor(self._outbound, policy, tell)
+        door = EgressDoor(self._outbound, policy, tell, self._patience)
         await door.listen(path)
         return door
 
@@ -91,36 +102,28 @@ class EgressProxy:
 class EgressDoor:
     """One run's way out. `async with`, or `close()`, ends it and all its connections."""
 
-    def __init__(self, outbound: Outbound, policy: EgressPolicy, tell: Tell) -> None:
+    def __init__(self, outbound: Outbound, policy: EgressPolicy, tell: Tell, patience: Patience) -> None:
         self._outbound = outbound
         self._policy = policy
         self._tell = tell
+        self._patience = patience
         self._told: set[tuple[str, int, bool]] = set()
         self._open: set[asyncio.Task[None]] = set()
         self._waiting: set[socket.socket] = set()
         """Accepted, but not yet attended to: nobody else closes them."""
-        self._listener: socket.socket | None = None
-        self._path: Path | None = None
+        self._lookups = asyncio.Semaphore(_MAX_LOOKUPS)
+        self._listener = Listener(self._take)
 
     async def listen(self, path: Path) -> None:
         """Serve at the path. Raises: OSError."""
-        # Not asyncio's server: when it closes, it leaves a connection open that it has just accepted (Python 3.11).
-        self._listener = await asyncio.to_thread(_listening, path)
-        self._path = path
-        asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
+        await self._listener.open(path)
 
     async def close(self) -> None:
         """End the connections and remove the socket."""
-        if self._listener is not None:
-            asyncio.get_running_loop().remove_reader(self._listener)
-            self._listener.close()
-            self._listener = None
+        await self._listener.close()
         for task in self._open:
             task.cancel()
         await asyncio.gather(*self._open, return_exceptions=True)
-        if self._path is not None:
-            await asyncio.to_thread(self._path.unlink, missing_ok=True)
-            self._path = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -132,12 +135,7 @@ class EgressDoor:
 
     # -- inner parts
 
-    def _accept(self, listener: socket.socket) -> None:
-        try:
-            connection, _ = listener.accept()
-        except OSError:  # the client has gone, or there is no descriptor left: the next one may have more luck
-            return
-        connection.setblocking(False)
+    def _take(self, connection: socket.socket) -> None:
         self._waiting.add(connection)
         task = asyncio.create_task(self._attend(connection))
         self._open.add(task)
@@ -152,42 +150,40 @@ class EgressDoor:
 
     async def _attend(self, connection: socket.socket) -> None:
         self._waiting.remove(connection)
-        reader, writer = await asyncio.open_connection(sock=connection, limit=_CHUNK_BYTES)
+        reader, writer = await asyncio.open_connection(sock=connection, limit=CHUNK_BYTES)
         try:
             if len(self._open) > _MAX_CONNECTIONS:
                 raise RequestRefused(503, f"A sandbox has {_MAX_CONNECTIONS} connections at the most; close some.")
-            async with asyncio.timeout(_HEAD_SECONDS):
+            async with asyncio.timeout(self._patience.head_seconds):
                 request = await read_request(reader)
             await self._serve(request, reader, writer)
         except RequestRefused as refusal:
-            await _answer(writer, refusal)
-        except (TimeoutError, ConnectionError, asyncio.IncompleteReadError):
-            pass  # the client went away, or says nothing
+            writer.write(refusal.response())
+        except (OSError, asyncio.IncompleteReadError):  # TimeoutError is one
+            pass  # the client or the server went away, or says nothing
         except asyncio.CancelledError:
             writer.transport.abort()  # nothing waits until somebody reads the rest
             raise
         finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError, OSError):
-                await writer.wait_closed()
+            await end(writer, seconds=self._patience.head_seconds)
 
     async def _serve(self, request: ProxyRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream_reader, upstream = await self._connect(request.host, request.port)
+        pulse = Pulse(self._patience.idle_seconds)
+        answer = pump(upstream_reader, writer, pulse)
         try:
             if request.head is None:
                 writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-                await writer.drain()
-                await _both(self._tunnel(request, reader, upstream), _pump(upstream_reader, writer))
+                await both_ways(self._tunnel(request, reader, upstream, pulse), answer, pulse)
             else:
                 upstream.write(request.head)
-                await _both(forward_body(request, reader, upstream), _pump(upstream_reader, writer), answer_ends=True)
-        except asyncio.CancelledError:
+                body = forward_body(request, reader, upstream, beat=pulse.beat)
+                await both_ways(body, answer, pulse, answer_ends=True)
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             upstream.transport.abort()
             raise
         finally:
-            upstream.close()
-            with contextlib.suppress(ConnectionError, OSError):
-                await upstream.wait_closed()
+            await end(upstream, seconds=self._patience.head_seconds)
 
     async def _connect(self, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if not self._policy.allows(host, port):
@@ -198,7 +194,8 @@ class EgressDoor:
                 "Whoever owns the workflow allows a host by `egress` in its workflow.toml.",
             )
         try:
-            addresses = await self._outbound.addresses(host, port, any_port=self._policy.names_port(host, port))
+            async with self._lookups:
+                addresses = await self._outbound.addresses(host, port, any_port=self._policy.names_port(host, port))
         except AddressRefused:
             self._say(host, port, allowed=False)
             raise RequestRefused(
@@ -210,35 +207,37 @@ class EgressDoor:
         reason = "it has no address"
         for address in addresses:
             try:
-                async with asyncio.timeout(_CONNECT_SECONDS):
-                    return await asyncio.open_connection(address, port, limit=_CHUNK_BYTES)
+                async with asyncio.timeout(self._patience.connect_seconds):
+                    return await asyncio.open_connection(address, port, limit=CHUNK_BYTES)
             except OSError as error:  # TimeoutError is one
                 reason = error.strerror or "it does not answer"
         raise RequestRefused(502, f"{host}:{port} can't be reached: {reason}.")
 
     async def _tunnel(
-        self, request: ProxyRequest, reader: asyncio.StreamReader, upstream: asyncio.StreamWriter
+        self, request: ProxyRequest, reader: asyncio.StreamReader, upstream: asyncio.StreamWriter, pulse: Pulse
     ) -> None:
         """What the client sends, once its first words have been heard to be for this host."""
-        first = b""
-        while len(first) < MAX_HELLO_BYTES:
-            async with asyncio.timeout(_IDLE_SECONDS):
-                chunk = await reader.read(_CHUNK_BYTES)
-            first += chunk
-            try:
-                name = server_name(first)
-            except (ValueError, UnicodeDecodeError):
-                name = "(a ClientHello that can't be read)"
-            if name == "incomplete" and chunk:
-                continue
-            if name is not None and name not in ("incomplete", request.host):
-                self._say(name[:253], request.port, allowed=False)
-                raise ConnectionAbortedError
-            break
-        else:
+        hello = ClientHello()
+        chunk = await reader.read(CHUNK_BYTES)  # the server may be the one who speaks first
+        async with asyncio.timeout(self._patience.head_seconds):
+            while True:
+                try:
+                    name = hello.hear(chunk)
+                except (ValueError, UnicodeDecodeError):
+                    name = "(a ClientHello that can't be judged)"
+                if name != "incomplete" or not chunk or len(hello.heard) >= MAX_HELLO_BYTES:
+                    break
+                chunk = await reader.read(CHUNK_BYTES)
+        if name == "incomplete" and hello.heard:
             raise ConnectionAbortedError
-        upstream.write(first)
-        await _pump(reader, upstream)
+        if name is not None and name not in ("incomplete", request.host):
+            self._say(
+                name if _NAMED.fullmatch(name) else "(a ClientHello that can't be judged)", request.port, allowed=False
+            )
+            raise ConnectionAbortedError
+        pulse.beat()
+        upstream.write(bytes(hello.heard))
+        await pump(reader, upstream, pulse)
 
     def _say(self, host: str, port: int, *, allowed: bool) -> None:
         told = (host, port, allowed)
@@ -246,60 +245,6 @@ class EgressDoor:
             self._told.add(told)
             _log.info("sandbox_egress", host=host, port=port, allowed=allowed)
             self._tell(host, port, allowed)
-
-
-def _listening(path: Path) -> socket.socket:
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX)
-    try:
-        listener.bind(str(path))
-        path.chmod(0o600)
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Carry bytes until the end, which is passed on; silence for too long ends it, too."""
-    while True:
-        async with asyncio.timeout(_IDLE_SECONDS):
-            chunk = await reader.read(_CHUNK_BYTES)
-        if not chunk:
-            break
-        writer.write(chunk)
-        async with asyncio.timeout(_IDLE_SECONDS):
-            await writer.drain()
-    if writer.can_write_eof():
-        with contextlib.suppress(OSError):
-            writer.write_eof()
-
-
-async def _both(
-    request: Coroutine[Any, Any, None], answer: Coroutine[Any, Any, None], *, answer_ends: bool = False
-) -> None:
-    """Carry both ways until both have ended (or the answer has, where that ends all); what fails in one ends the other."""
-    sending, answering = asyncio.create_task(request), asyncio.create_task(answer)
-    try:
-        done, _ = await asyncio.wait((sending, answering), return_when=asyncio.FIRST_COMPLETED)
-        while done != {sending, answering} and not any(task.exception() for task in done):
-            if answer_ends and answering in done:
-                break
-            done, _ = await asyncio.wait((sending, answering), return_when=asyncio.ALL_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in (sending, answering):
-            task.cancel()
-        await asyncio.gather(sending, answering, return_exceptions=True)
-
-
-async def _answer(writer: asyncio.StreamWriter, refusal: RequestRefused) -> None:
-    with contextlib.suppress(ConnectionError, OSError):
-        writer.write(refusal.response())
-        await writer.drain()
 
 
 def _rule(name: str) -> tuple[str, int | None]:

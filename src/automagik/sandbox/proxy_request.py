@@ -2,14 +2,15 @@
 
 import asyncio
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 __all__ = ["ProxyRequest", "RequestRefused", "forward_body", "read_request"]
 
 _MAX_HEAD_BYTES = 32 * 1024
+_MAX_FIELDS = 200
 _CHUNK_BYTES = 64 * 1024
-_IDLE_SECONDS = 300.0
 _REQUEST_LINE = re.compile(r"([A-Z]{1,20}) (\S{1,8192}) HTTP/1\.[01]")
 _FIELD_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _NAMED = re.compile(r"[a-z0-9_.-]{1,253}")
@@ -78,7 +79,12 @@ def _absolute(method: str, target: str, fields: list[tuple[str, str]]) -> ProxyR
         raise RequestRefused(400, "The proxy takes CONNECT, and http:// URLs without a user name.")
     host = _host(parts.hostname)
     named = host if port == "80" else f"{host}:{port}"
-    kept = [f"{name}: {value}" for name, value in fields if not _left_out(name, fields)]
+    left_out = _hop_by_hop(fields)
+    kept = [
+        f"{name}: {value}"
+        for name, value in fields
+        if name.lower() not in left_out and not name.lower().startswith("proxy-")
+    ]
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     # The server gets the host that was judged, and one request only: another one could ask for another host.
     head = "\r\n".join((f"{method} {path} HTTP/1.1", f"Host: {named}", *kept, "Connection: close", "", ""))
@@ -86,16 +92,17 @@ def _absolute(method: str, target: str, fields: list[tuple[str, str]]) -> ProxyR
     return ProxyRequest(host, _port(port), head.encode("latin-1"), size, chunked)
 
 
-def _left_out(name: str, fields: list[tuple[str, str]]) -> bool:
-    lowered = name.lower()
+def _hop_by_hop(fields: list[tuple[str, str]]) -> frozenset[str]:
+    """The names, in lower case, of what the server does not get: it is meant for the proxy, or written anew."""
     named = {
-        token.strip().lower() for other, value in fields if other.lower() == "connection" for token in value.split(",")
+        token.strip().lower() for name, value in fields if name.lower() == "connection" for token in value.split(",")
     }
-    framing = {"content-length", "transfer-encoding"}
-    return lowered == "host" or lowered.startswith("proxy-") or lowered in _HOP_BY_HOP or lowered in named - framing
+    return frozenset(named - {"content-length", "transfer-encoding"} | _HOP_BY_HOP | {"host"})
 
 
 def _fields(lines: list[str]) -> list[tuple[str, str]]:
+    if len(lines) > _MAX_FIELDS:
+        raise RequestRefused(400, "The request has too many headers.")
     fields: list[tuple[str, str]] = []
     for line in lines:
         name, colon, value = line.partition(":")
@@ -131,20 +138,33 @@ def _port(text: str) -> int:
     return int(text)
 
 
-async def forward_body(request: ProxyRequest, reader: asyncio.StreamReader, upstream: asyncio.StreamWriter) -> None:
-    """Carry the request's body to the server, and nothing after it. Raises: ConnectionError, asyncio.IncompleteReadError."""
+async def forward_body(
+    request: ProxyRequest, reader: asyncio.StreamReader, upstream: asyncio.StreamWriter, *, beat: Callable[[], None]
+) -> None:
+    """Carry the request's body to the server, and nothing after it; `beat` hears of each piece.
+
+    Raises: ConnectionError, asyncio.IncompleteReadError.
+    """
     if request.chunked:
         while size := await _forward_chunk_head(reader, upstream):
-            await _forward(size + 2, reader, upstream)
+            await _forward(size, reader, upstream, beat)
+            # A server that takes anything else for an end of line would read the next size where the proxy reads data.
+            if await reader.readexactly(2) != b"\r\n":
+                raise ConnectionAbortedError("a chunk that does not end where it says")
+            upstream.write(b"\r\n")
+            beat()
+            await asyncio.sleep(0)  # reading what has come already never waits: others have their turn, too
         upstream.write(b"\r\n")  # trailers are not passed on
     else:
-        await _forward(request.body_bytes, reader, upstream)
+        await _forward(request.body_bytes, reader, upstream, beat)
     await upstream.drain()
 
 
 async def _forward_chunk_head(reader: asyncio.StreamReader, upstream: asyncio.StreamWriter) -> int:
-    async with asyncio.timeout(_IDLE_SECONDS):
+    try:
         line = await reader.readuntil(b"\n")
+    except asyncio.LimitOverrunError:
+        line = b""
     match = _CHUNK_SIZE.fullmatch(line)
     if match is None:
         raise ConnectionAbortedError("a chunk that can't be read")
@@ -153,12 +173,15 @@ async def _forward_chunk_head(reader: asyncio.StreamReader, upstream: asyncio.St
     return size
 
 
-async def _forward(count: int, reader: asyncio.StreamReader, upstream: asyncio.StreamWriter) -> None:
+async def _forward(
+    count: int, reader: asyncio.StreamReader, upstream: asyncio.StreamWriter, beat: Callable[[], None]
+) -> None:
     while count:
-        async with asyncio.timeout(_IDLE_SECONDS):
-            chunk = await reader.read(min(count, _CHUNK_BYTES))
+        chunk = await reader.read(min(count, _CHUNK_BYTES))
         if not chunk:
             raise ConnectionAbortedError("the client went away")
         count -= len(chunk)
+        beat()
         upstream.write(chunk)
         await upstream.drain()
+        beat()
