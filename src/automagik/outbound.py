@@ -13,13 +13,16 @@ inside. No proxy, cookie or credential is ever used.
 """
 
 import asyncio
+import errno
 import ipaddress
 import re
 import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from types import TracebackType
 from typing import Self
@@ -43,6 +46,8 @@ _MAX_ADDRESSES = 4
 _CONNECT_SECONDS = 5.0
 _MAX_CONNECTIONS = 100
 _RAW_SLACK = 64 * 1024  # what compression and framing may add to the bytes on the wire
+_LOOKUP_THREADS = 16
+_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _PUBLIC_PORTS = frozenset({80, 443})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,126}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}")
@@ -160,8 +165,8 @@ def _is_own(address: Address, port: int) -> bool:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((str(address), port))
             return ipaddress.ip_address(probe.getsockname()[0]) == address
-    except OSError:  # no route there: connecting will say so
-        return False
+    except OSError as error:  # no route there, so connecting will say so; or it can't be asked, and might be
+        return error.errno in _SHORTAGES
 
 
 class _PinnedBackend(httpcore2.AsyncNetworkBackend):
@@ -222,7 +227,8 @@ class Outbound:
         self, settings: Settings, *, resolve: Resolve | None = None, ssl_context: ssl.SSLContext | None = None
     ) -> None:
         self._timeout_seconds = settings.fetch_timeout_seconds
-        self._policy = _Policy(settings, resolve or _system_addresses)
+        self._lookups = _lookup_threads()
+        self._policy = _Policy(settings, resolve or self._system_addresses)
         self._ssl_context = ssl_context
         self._pool: httpcore2.AsyncConnectionPool | None = None
 
@@ -242,6 +248,8 @@ class Outbound:
         if self._pool is not None:
             await self._pool.aclose()
             self._pool = None
+        self._lookups.shutdown(wait=False, cancel_futures=True)
+        self._lookups = _lookup_threads()
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -344,6 +352,11 @@ class Outbound:
             ) as raw:
                 response = httpx2.Response(raw.status, headers=raw.headers, stream=_Body(raw), request=request)
                 return Called(raw.status, await _read(response, max_bytes, field))
+
+    async def _system_addresses(self, host: str, port: int) -> Sequence[str]:
+        ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(self._lookups, ask)
+        return [str(entry[4][0]) for entry in found]
 
     async def _follow(self, target: httpx2.URL, max_bytes: int, field: Sequence[str | int]) -> Fetched:
         for _ in range(_MAX_REDIRECTS + 1):
@@ -467,6 +480,6 @@ def _refusal(field: Sequence[str | int]) -> AddressRefused:
     )
 
 
-async def _system_addresses(host: str, port: int) -> Sequence[str]:
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(entry[4][0]) for entry in found]
+def _lookup_threads() -> ThreadPoolExecutor:
+    """Threads that begin when they are needed. Names that nobody answers for must not keep the platform's other threads busy."""
+    return ThreadPoolExecutor(_LOOKUP_THREADS, thread_name_prefix="outbound-name")

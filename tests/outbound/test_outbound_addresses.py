@@ -1,5 +1,9 @@
 """Which addresses are reached: refusals by a resolver that lies as attackers do, and what an administrator allows."""
 
+import asyncio
+import socket
+import sys
+import threading
 from collections.abc import Sequence
 
 import pytest
@@ -158,3 +162,57 @@ async def test_the_checked_address_is_the_one_connected_to() -> None:
         assert resolver.asked == [("media.test", port)]
         # The next fetch asks and checks anew: no connection is kept.
         assert isinstance(await failure(door, f"http://media.test:{port}/"), AddressRefused)
+
+
+async def test_names_that_nobody_answers_for_keep_no_thread_of_the_platform_busy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A lookup can't be ended, and takes half a minute where the name server is silent: whoever asks much waits alone."""
+    answer = threading.Event()
+
+    def silent(*_: object, **__: object) -> list[object]:
+        answer.wait(30)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    async with outbound() as door:
+        asking = [asyncio.create_task(door.addresses("slow.test", 443)) for _ in range(100)]
+        try:
+            await asyncio.sleep(0.1)
+            assert await asyncio.wait_for(asyncio.to_thread(lambda: "done"), 10) == "done"
+        finally:
+            answer.set()
+            await asyncio.gather(*asking, return_exceptions=True)
+
+
+SHORT_OF_DESCRIPTORS = """
+import asyncio, os, resource
+from automagik.outbound import AddressRefused, Outbound
+from automagik.settings import Settings
+
+async def resolve(host, port):
+    return ["93.184.215.14"]
+
+async def main():
+    async with Outbound(Settings(), resolve=resolve) as door:
+        print(await door.addresses("public.test", 443))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        held = []
+        try:
+            while True: held.append(os.open("/dev/null", os.O_RDONLY))
+        except OSError: pass
+        try: said = await door.addresses("public.test", 443)
+        except AddressRefused: said = "refused"
+        for fd in held: os.close(fd)
+        print(said)
+asyncio.run(main())
+"""
+
+
+async def test_an_address_that_can_not_be_judged_for_want_of_descriptors_is_refused() -> None:
+    """It takes a socket to ask whether an address is this machine's own."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SHORT_OF_DESCRIPTORS, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert out.decode().split() == ["['93.184.215.14']", "refused"]
