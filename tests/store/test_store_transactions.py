@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -154,6 +155,29 @@ async def test_writes_that_wait_share_a_commit(tmp_path: Path) -> None:
         await asyncio.gather(slow, *many)
         assert _transactions(tmp_path) - before <= 2
         assert len((await store.read(lambda tx: tx.runs.list(limit=100))).data) == 50
+
+
+async def test_what_was_committed_is_brought_into_the_file_beside_the_writer(tmp_path: Path) -> None:
+    async with open_store("sqlite", tmp_path) as store:
+        for number in range(150):
+            await store.write(lambda tx, number=number: tx.audit.append("agent.create", str(number)))
+        pages = await store.write(lambda tx: tx.connection.scalar(text("PRAGMA wal_autocheckpoint")))
+        assert pages is not None
+        assert pages > 4000, "a commit would do it, and wait for the disk"
+        async with asyncio.timeout(10):
+            while _audited_in_the_file_alone(tmp_path) < 128:
+                await asyncio.sleep(0.05)
+
+
+def _audited_in_the_file_alone(folder: Path) -> int:
+    """How many entries are in the database file without its log."""
+    alone = folder / "alone.db"
+    shutil.copy(folder / "automagik.db", alone)
+    with contextlib.closing(sqlite3.connect(f"file:{alone}?immutable=1", uri=True)) as reader:
+        try:
+            return reader.execute("SELECT count(*) FROM audit").fetchone()[0]
+        except sqlite3.Error:  # copied while it was being written
+            return 0
 
 
 def _transactions(folder: Path) -> int:

@@ -39,6 +39,10 @@ BUSY_SECONDS = 10.0
 """How long a write waits for another process (the command line) that holds the write lock."""
 
 _READERS = 3
+_CHECKPOINT_JOBS = 128
+"""After so many jobs of the writer, what they committed is brought into the database file; about 1,000 pages of small ones."""
+_LARGEST_LOG_PAGES = 8000
+"""How long the write-ahead log may become before a commit has to wait until it is brought in, so that it begins anew."""
 _LARGEST_BATCH = 128
 """Jobs that share a commit at the most, so that none waits long for the ones behind it."""
 
@@ -107,17 +111,54 @@ class _Job:
             self.error = translated(error)
 
 
+class _Checkpointer(threading.Thread):
+    """Brings what was committed from the write-ahead log into the database file. It waits twice for the disk, for ten milliseconds
+    and more, so it is done beside the writer: else one commit of seventy would wait for it, and all that come behind."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(name="automagik-sqlite-checkpointer", daemon=True)
+        self._raw = connect_sqlite(path)
+        self._due: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+    def wake(self) -> None:
+        """There is something to bring in."""
+        self._due.put(True)
+
+    def end(self) -> None:
+        """Nothing comes any more."""
+        self._due.put(False)
+
+    def run(self) -> None:
+        try:
+            while self._due.get():
+                with contextlib.suppress(sqlite3.Error):  # a disk that is full: what is in the log is safe there
+                    self._raw.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        finally:
+            self._raw.close()
+
+
 class _Worker(threading.Thread):
     """A thread with a connection of its own, which takes jobs from a queue until it finds None."""
 
     def __init__(
-        self, path: Path, jobs: "queue.SimpleQueue[_Job | None]", *, writes: bool, wrote: CommitObserver
+        self,
+        path: Path,
+        jobs: "queue.SimpleQueue[_Job | None]",
+        wrote: CommitObserver,
+        *,
+        checkpointer: _Checkpointer | None = None,
     ) -> None:
+        """One with a `checkpointer` writes, all others read."""
+        writes = checkpointer is not None
         super().__init__(name=f"automagik-sqlite-{'writer' if writes else 'reader'}", daemon=True)
         raw = connect_sqlite(path, read_only=not writes)
+        if writes:
+            raw.execute(f"PRAGMA wal_autocheckpoint={_LARGEST_LOG_PAGES}")
         self._handle = SqliteHandle(raw, wrap_sqlite(raw))
         self._jobs = jobs
         self._writes = writes
+        self._checkpointer = checkpointer
+        self._in_log = 0
         self._wrote = wrote
         self._loop = asyncio.get_running_loop()
 
@@ -131,11 +172,19 @@ class _Worker(threading.Thread):
                     self._wrote(len(batch), time.perf_counter() - began)
                 with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                     self._loop.call_soon_threadsafe(_settle, batch)
+                self._count(len(batch))
                 if last:
                     break
         finally:
             self._handle.connection.close()
             self._handle.raw.close()
+
+    def _count(self, jobs: int) -> None:
+        if self._checkpointer is not None:
+            self._in_log += jobs
+            if self._in_log >= _CHECKPOINT_JOBS:
+                self._in_log = 0
+                self._checkpointer.wake()
 
     def _gather(self, first: _Job) -> tuple[list[_Job], bool]:
         batch = [first]
@@ -197,6 +246,7 @@ class SqliteDatabase:
         self._writes: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._reads: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._workers: list[_Worker] = []
+        self._checkpointer: _Checkpointer | None = None
         self._open = False
         self._owned = FileLock(path.parent / "server.lock")
 
@@ -211,10 +261,11 @@ class SqliteDatabase:
         Raises: ConfigurationError when the folder can't be used.
         """
         await asyncio.to_thread(prepare_sqlite, self._path)
-        self._workers = [_Worker(self._path, self._writes, writes=True, wrote=self._wrote)]
-        self._workers += [_Worker(self._path, self._reads, writes=False, wrote=self._wrote) for _ in range(_READERS)]
-        for worker in self._workers:
-            worker.start()
+        self._checkpointer = _Checkpointer(self._path)
+        self._workers = [_Worker(self._path, self._writes, self._wrote, checkpointer=self._checkpointer)]
+        self._workers += [_Worker(self._path, self._reads, self._wrote) for _ in range(_READERS)]
+        for thread in (self._checkpointer, *self._workers):
+            thread.start()
         self._open = True
 
     async def close(self) -> None:
@@ -249,6 +300,9 @@ class SqliteDatabase:
     def _join(self) -> None:
         for worker in self._workers:
             worker.join()
+        if self._checkpointer is not None:
+            self._checkpointer.end()
+            self._checkpointer.join()
 
 
 def prepare_sqlite(path: Path, *, journal: str = "WAL") -> None:
