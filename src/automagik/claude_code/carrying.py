@@ -20,7 +20,7 @@ from automagik.claude_code.executor import Execution, ExecutionSpec, Executor, E
 from automagik.claude_code.following import Following, Limit
 from automagik.claude_code.furnishing import Furnished, Furnishing
 from automagik.claude_code.house import House
-from automagik.claude_code.moving import LOST, Spent, earlier_execution, ended_without_sandbox
+from automagik.claude_code.moving import LOST, Spent, begun_with, earlier_execution, ended_without_sandbox
 from automagik.claude_code.outcome import Verdict, classify
 from automagik.claude_code.publish import PUBLISHING_WORKFLOW, Publishing, PullRequest
 from automagik.claude_code.transcript import Transcript
@@ -69,14 +69,17 @@ class Carrying:
 
     @classmethod
     async def of(cls, house: House, task: str, options: RunOptions, control: Control) -> Self:
-        """The run of `options`, ready to be carried out. Raises NotFound for a workflow that is gone; RunFailed where it is broken."""
+        """The run of `options`, ready to be carried out. Raises NotFound for a workflow that is gone or broken before it began."""
         run_id = options.context.run_id
-        row = await house.store.read(lambda tx: tx.runs.find(run_id))
+        row, known = await house.store.read(lambda tx: (tx.runs.find(run_id), tx.executions.find(run_id)))
         if row is None or row.input is None:
             raise Internal(f"The run '{run_id}' is not stored.")
         work = Work.parse(cast("JsonObject", row.input["work"]))
-        await house.workflows.refresh()
-        return cls(house, task, row, work, house.workflows.get(work.workflow), options, control)
+        workflow = begun_with(work.workflow, known)
+        if workflow is None:
+            await house.workflows.refresh()
+            workflow = house.workflows.get(work.workflow)
+        return cls(house, task, row, work, workflow, options, control)
 
     async def carry_out(self) -> AgentResponse:
         """How the run ended, with what it made. Cancelled (`Control.ended_by` is `leave`): it goes on without this process."""

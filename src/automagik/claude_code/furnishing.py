@@ -13,13 +13,16 @@ import structlog
 
 from automagik.agents import RunOptions
 from automagik.claude_code.archives import pack
+from automagik.claude_code.contents import Contents
 from automagik.claude_code.executor import Executor, Once
+from automagik.claude_code.git import GitFailed
 from automagik.claude_code.house import House
+from automagik.claude_code.moving import remembered
 from automagik.claude_code.sources import Source
 from automagik.claude_code.work import Work
 from automagik.claude_code.workflow import Workflow
 from automagik.claude_code.workspace import branch_name, make_workspace
-from automagik.errors import RunFailed
+from automagik.errors import RunFailed, TooLarge
 from automagik.sandbox.confinement import Limits
 from automagik.sandbox.egress import EgressDoor, EgressPolicy, EgressProxy
 from automagik.sandbox.relay import relay_environment, relayed
@@ -64,7 +67,7 @@ class Furnished:
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     """What the CLI's environment has besides: the way to the relay, the registries."""
     kept: JsonObject = field(default_factory=dict[str, Json])
-    """What its execution remembers of the source."""
+    """What its execution remembers of the workflow and the source."""
 
 
 class Furnishing:
@@ -118,12 +121,13 @@ class Furnishing:
             timeout_seconds=_MAKE_SECONDS,
         )
         _check(made, "The workspace could not be made")
-        kept: JsonObject = {}
+        kept = remembered(workflow)
         if self._work.repository.place is not None:
-            kept = await house.workspaces.keep_base(self._run_id, source, _chunks(bundle))
+            kept |= await house.workspaces.keep_base(self._run_id, source, _chunks(bundle))
         instructions = await self._instructions(options, source, branch)
         if begun.again:
             instructions = f"{instructions.rstrip()}\n\n{_AGAIN.format(base=source.base_commit)}"
+        instructions += await self._without(options, source)
         files: dict[str, bytes | Path] = {_PROMPT: instructions.encode()}
         if self._workflow.servers.get("mcpServers"):
             files[_SERVERS] = json.dumps(self._workflow.servers).encode()
@@ -164,6 +168,20 @@ class Furnishing:
         remembered = await context.memory.values(workflow.prompt.names)
         guide = await self._house.repositories.guide(source)
         return workflow.instructions({**remembered, **values, **context.variables}, guide=guide)
+
+    async def _without(self, options: RunOptions, source: Source) -> str:
+        """What the agent is told of what no workspace holds; the run's owner is warned of it."""
+        repositories = self._house.repositories
+        try:
+            path = repositories.path(source.repository)
+            contents = await Contents.of(repositories.git, path, source.base_commit)
+        except (GitFailed, TooLarge) as too_much:
+            _log.warning("contents_not_known", run_id=self._run_id, reason=too_much.detail)
+            return ""
+        for said in contents.warnings():
+            options.emit("warning", said)
+        told = contents.instructions()
+        return f"\n\n{told}" if told else ""
 
     async def _environment(self) -> dict[str, str]:
         if not self._workflow.egress:

@@ -13,12 +13,12 @@ from automagik.budget import Ledger
 from automagik.claude_code.outcome import TIMED_OUT, TURNS_USED_UP, Verdict
 from automagik.claude_code.work import Work
 from automagik.claude_code.workflow import Workflow
-from automagik.errors import RunFailed
+from automagik.errors import InvalidInput, RunFailed
 from automagik.store import Store
 from automagik.store.workflows import ExecutionRow
 from automagik.types import JsonObject, RunOutcome
 
-__all__ = ["LOST", "Spent", "earlier_execution", "ended_without_sandbox"]
+__all__ = ["LOST", "Spent", "begun_with", "earlier_execution", "ended_without_sandbox", "remembered"]
 
 LOST: Final = Verdict(
     RunOutcome.SANDBOX_LOST,
@@ -26,6 +26,22 @@ LOST: Final = Verdict(
     "What was taken out of it last is kept: `automagik runs diff`. Start a new run with `resume_of`.",
     retryable=True,
 )
+
+
+def remembered(workflow: Workflow) -> JsonObject:
+    """The workflow as an execution remembers it: a run that has begun goes on with it, whatever becomes of the one of that name."""
+    return {"workflow": {"files": dict(workflow.files), "trusted": workflow.trusted}}
+
+
+def begun_with(name: str, known: ExecutionRow | None) -> Workflow | None:
+    """The workflow that an execution `remembered`; None where it did not get so far, or this version can't read it any more."""
+    kept = None if known is None else cast("dict[str, Any] | None", known.place.get("workflow"))
+    if kept is None:
+        return None
+    try:
+        return Workflow.parse(name, kept["files"], trusted=kept["trusted"])
+    except InvalidInput:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
