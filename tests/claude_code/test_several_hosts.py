@@ -20,7 +20,7 @@ from automagik.claude_code.repositories import Repositories
 from automagik.claude_code.work import RepositorySource, Work
 from automagik.claude_code.workflow import Workflow
 from automagik.claude_code.workspaces import BUNDLE_TYPE, Workspaces
-from automagik.errors import InvalidInput, NotFound, RunFailed
+from automagik.errors import InvalidInput, NotFound, RunFailed, TooLarge
 from automagik.settings import Settings
 from automagik.store import BeginRun, NewEvent, Store
 from automagik.store.queue import ClaimLimits
@@ -108,6 +108,24 @@ async def asked(hosts: tuple[Host, Host], tmp_path: Path) -> RepositorySource:
     bundle = write_bundle(make_repository(tmp_path / "work"), tmp_path / "x.bundle")
     kept = await hosts[0].workspaces.receive(chunks(bundle.read_bytes()))
     return RepositorySource(bundle=kept.digest)
+
+
+async def test_nothing_is_kept_of_an_upload_that_is_refused(hosts: tuple[Host, Host], tmp_path: Path) -> None:
+    one, _ = hosts
+    whole = write_bundle(make_repository(tmp_path / "work"), tmp_path / "x.bundle").read_bytes()
+    few = Workspaces(
+        Settings(data_dir=tmp_path / "one", max_artifact_bytes=5000), one.store, one.artifacts, one.repositories
+    )
+    for workspaces, data, error in (
+        (one.workspaces, b"no bundle", InvalidInput),
+        (one.workspaces, whole[:-40], InvalidInput),
+        (few, whole * 50, TooLarge),
+    ):
+        with pytest.raises(error):
+            await workspaces.receive(chunks(data))
+        assert await one.store.read(lambda tx: tx.artifacts.newest()) is None
+    kept = await one.workspaces.receive(chunks(whole))
+    assert await one.artifacts.get(kept.digest) == whole
 
 
 async def test_a_run_begins_again_elsewhere_with_all_that_was_taken_out_of_it(

@@ -12,7 +12,7 @@ from run_house import OpenPlatform
 from sqlalchemy import text
 
 from automagik.app import Platform
-from automagik.errors import RunFailed
+from automagik.errors import NotFound, RunFailed
 from automagik.memory import MessageArchive
 from automagik.runs import RunRequest
 from automagik.store.artifacts import run_holder, session_holder
@@ -211,3 +211,27 @@ async def test_while_the_artifact_store_is_away_answers_are_kept_whole(platform:
     folder.with_name("away").rename(folder)
     second = await platform.runs.run(request(media=(), session_id=session_id), SYSTEM)
     assert said(second) == short(b"drawn" * 5000)
+
+
+async def test_nothing_is_kept_of_the_media_of_a_refused_run_but_what_others_use(platform: Platform) -> None:
+    nobody: dict[str, Any] = {"user_id": uuid.uuid4()}
+    objects = platform.settings.data_dir / "artifacts"
+    for background in (False, True):
+        with pytest.raises(NotFound):
+            await (platform.runs.submit if background else platform.runs.run)(request(**nobody), SYSTEM)
+        assert not await platform.artifacts.exists(DIGEST)
+        assert [path for path in objects.rglob("*") if path.is_file()] == []
+
+    await platform.artifacts.put(LARGE, media_type="image/png")  # somebody means to use it
+    with pytest.raises(NotFound):
+        await platform.runs.run(request(**nobody), SYSTEM)
+    assert await platform.artifacts.exists(DIGEST)
+
+    # The same key a second time is no second run, and takes nothing from the first one.
+    first = await platform.runs.run(request(), SYSTEM, idempotency_key="once")
+    again = await platform.runs.run(request(), SYSTEM, idempotency_key="once")
+    assert again.run_id == first.run_id
+    assert await platform.store.read(lambda tx: tx.artifacts.holders(DIGEST)) == sorted(
+        [run_holder(first.run_id), session_holder(cast("uuid.UUID", first.session_id))]
+    )
+    assert await platform.artifacts.get(DIGEST) == LARGE

@@ -205,6 +205,13 @@ class ArtifactStore:
         """How many artefacts `used_by` held, and holds no more. They stay as long as retention says."""
         return await self._store.write(lambda tx: tx.artifacts.release([used_by]))
 
+    async def discard(self, run_id: str, *, since: datetime) -> int:
+        """How many artefacts were deleted that had been stored since `since` for this run, which was refused, and for nobody else."""
+        rows = await self._store.write(lambda tx: tx.artifacts.discard(run_id, since))
+        if rows:
+            await self._objects.delete([_name(row) for row in rows])
+        return len(rows)
+
     async def is_visible(self, digest: str, caller: Caller) -> bool:
         """Whether the caller may look into a session or run that uses the artefact; `admin` may see all."""
         if _DIGEST.fullmatch(digest) is None:

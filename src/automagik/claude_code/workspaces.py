@@ -29,6 +29,7 @@ __all__ = ["BUNDLE_TYPE", "Beginning", "StoredBundle", "Workspaces"]
 _log = structlog.stdlib.get_logger(__name__)
 
 BUNDLE_TYPE = "application/x-git-bundle"
+_CHUNK_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +69,16 @@ class Workspaces:
         self._places = Places(settings)
 
     async def receive(self, chunks: AsyncIterator[bytes]) -> StoredBundle:
-        """A bundle that a caller uploads, checked and stored. It stays as long as a run uses it, else as retention says.
+        """A bundle that a caller uploads, checked and then stored: nothing is kept of one that is refused. It stays as long as a run
+        uses it, else as retention says.
 
         Raises: InvalidInput for what is no bundle with a HEAD of its own; TooLarge.
         """
-        artifact = await self._artifacts.put(chunks, media_type=BUNDLE_TYPE)
-        source = await self._imported(artifact.digest, None)
+        with tempfile.TemporaryDirectory(dir=self._settings.data_dir) as folder:
+            path = Path(folder) / "upload.bundle"
+            await self._spool(chunks, path)
+            source = await self._repositories.import_bundle(path)
+            artifact = await self._artifacts.put(_bytes_of(path), media_type=BUNDLE_TYPE)
         return StoredBundle(artifact.digest, source.base_commit, artifact.size)
 
     async def source(self, asked: RepositorySource) -> Source:
@@ -220,6 +225,18 @@ class Workspaces:
             hint="The run began from it, but its source has it no more, and no earlier run that is kept has made it.",
         )
 
+    async def _spool(self, chunks: AsyncIterator[bytes], path: Path) -> None:
+        size, most = 0, self._settings.max_artifact_bytes
+        with await asyncio.to_thread(path.open, "wb") as file:
+            async for chunk in chunks:
+                size += len(chunk)
+                if size > most:
+                    raise TooLarge(
+                        f"A bundle may have {most} bytes at the most.",
+                        hint="Bundle one branch only, or raise AUTOMAGIK_MAX_ARTIFACT_BYTES.",
+                    )
+                await asyncio.to_thread(file.write, chunk)
+
     async def _imported(self, digest: str, ref: str | None) -> Source:
         with tempfile.TemporaryDirectory(dir=self._settings.data_dir) as folder:
             path = Path(folder) / "upload.bundle"
@@ -227,6 +244,12 @@ class Workspaces:
                 async for chunk in self._artifacts.stream(digest):
                     file.write(chunk)
             return await self._repositories.import_bundle(path, ref=ref)
+
+
+async def _bytes_of(path: Path) -> AsyncGenerator[bytes]:
+    with await asyncio.to_thread(path.open, "rb") as file:
+        while chunk := await asyncio.to_thread(file.read, _CHUNK_BYTES):
+            yield chunk
 
 
 async def _nothing() -> AsyncGenerator[bytes]:

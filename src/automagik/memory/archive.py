@@ -4,6 +4,7 @@ import asyncio
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any, cast
 
 import orjson
@@ -90,6 +91,10 @@ class MessageArchive:
                 kept.append(await self._keep(_inline(document), used_by))
         kept += [await self._keep(content, used_by) for content in media]
         return kept
+
+    async def discard(self, run_id: str, *, since: datetime) -> None:
+        """Keep nothing of the media that were kept since `since` for this run, which was refused; what else is used stays."""
+        await self._artifacts.discard(run_id, since=since)
 
     async def keep_content(self, content: object, *, used_by: str) -> Json:
         """What a tool gave or a model made, as JSON. Large media in it are artefacts that `used_by` holds: in the place of their

@@ -1,7 +1,9 @@
 """From a request to the rows that accept it."""
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import cast
@@ -9,7 +11,7 @@ from typing import cast
 import orjson
 
 from automagik.agents import AutomagikAgent
-from automagik.errors import InvalidInput
+from automagik.errors import AutomagikError, InvalidInput, ServiceUnavailable
 from automagik.memory import MessageArchive
 from automagik.runs.request import RunRequest
 from automagik.store import BeginRun, Idempotency
@@ -66,13 +68,23 @@ def new_row(
     )
 
 
-async def with_media(row: RunRow, request: RunRequest, archive: MessageArchive) -> RunRow:
-    """The run with the request's media in its input: large ones as artefacts, which it holds."""
+@asynccontextmanager
+async def with_media(row: RunRow, request: RunRequest, archive: MessageArchive) -> AsyncGenerator[RunRow]:
+    """The run with the request's media in its input: large ones as artefacts, which it holds. Where the run is refused within, nothing
+    of them is kept."""
     if not request.media and not request.stored_media:
-        return row
-    holder = run_holder(row.run_id)
-    kept = await archive.keep_media(request.media, stored=request.stored_media, used_by=holder)
-    return replace(row, input=request.to_input(media=kept))
+        yield row
+        return
+    try:
+        holder = run_holder(row.run_id)
+        kept = await archive.keep_media(request.media, stored=request.stored_media, used_by=holder)
+        yield replace(row, input=request.to_input(media=kept))
+    except ServiceUnavailable:
+        raise  # it may have been accepted
+    except AutomagikError:
+        with contextlib.suppress(AutomagikError):  # else retention does it
+            await archive.discard(row.run_id, since=row.created_at)
+        raise
 
 
 def begin_of(

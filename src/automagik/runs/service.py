@@ -304,11 +304,11 @@ class RunService:
                 requeue_of=requeue_of,
                 queue_timeout_seconds=self._settings.queue_timeout_seconds,
             )
-            row = await with_media(row, named, self._runtime.archive)
             try:
-                if background:
-                    return await self._enqueue(row, named, caller, agent, key)
-                return await self._to_its_end(self._begin(row, named, caller, agent, key, wants_text=wants_text))
+                async with with_media(row, named, self._runtime.archive) as row:
+                    if background:
+                        return await self._enqueue(row, named, caller, agent, key)
+                    return await self._to_its_end(self._begin(row, named, caller, agent, key, wants_text=wants_text))
             except Conflict as conflict:
                 if key is None or conflict.code != KEY_TAKEN:
                     raise

@@ -146,6 +146,32 @@ class Artifacts(Repository):
                 ended += self._connection.execute(delete(_uses).where(held)).rowcount
         return ended
 
+    def discard(self, run_id: str, since: datetime) -> list[ArtifactRow]:
+        """Those artefacts, deleted, that were stored since `since` for a run that is not there, and that nobody else has wanted. Their
+        bytes are the caller's to remove. What else the run held it holds no more."""
+        if self._connection.scalar(select(exists().where(_runs.c.run_id == run_id))):
+            return []
+        holder = run_holder(run_id)
+        held = self._connection.execute(
+            select(_artifacts.c.digest, _uses.c.created_at)
+            .join(_uses, _uses.c.digest == _artifacts.c.digest)
+            .where(_uses.c.used_by == holder)
+            .order_by(_artifacts.c.digest)
+            .with_for_update(of=_artifacts)
+        ).all()
+        self._connection.execute(delete(_uses).where(_uses.c.used_by == holder))
+        deleted: list[ArtifactRow] = []
+        for digest, used_at in held:
+            # Whoever wants one renews `wanted_at`; to hold it is to want it, so it was this run alone where both are one moment.
+            alone = delete(_artifacts).where(
+                _artifacts.c.digest == digest,
+                _artifacts.c.created_at >= since,
+                _artifacts.c.wanted_at == used_at,
+                ~exists().where(_uses.c.digest == digest),
+            )
+            deleted += [_row(record) for record in self._connection.execute(alone.returning(_artifacts))]
+        return deleted
+
     def release_digests(self, digests: Sequence[str], holder: str) -> None:
         """Let `holder` hold these no more."""
         for digest in sorted(set(digests)):
