@@ -172,9 +172,11 @@ async def test_the_next_run_goes_to_the_worker_that_ended_one_like_it(store: Sto
         await store.start_run(start(first.run_id))
         ended = await store.finish_run(finish(first.run_id, first.session_key, claims_next=True))
         assert ended is not None
+        assert ended.next_turn is not None
         assert ended.next_turn == NextTurn(following.run_id, background=True, owner="me" if is_claimed else None)
         claimed = await store.claimed_run(following.run_id, "me")
         assert (claimed is not None) == is_claimed
+        assert ended.next_turn.claimed == (claimed if store.dialect == "postgresql" else None)
         if claimed is not None:
             assert (claimed.row.run_id, claimed.row.input, claimed.last_seq) == (
                 following.run_id,

@@ -309,7 +309,7 @@ class Worker:
             if following is None or not following.background or following.owner != owner:
                 return
             run_id = following.run_id
-            claimed = await self._patiently(
+            claimed = following.claimed or await self._patiently(
                 lambda run_id=run_id, owner=owner: self._runtime.store.claimed_run(run_id, owner)
             )
             if claimed is None:

@@ -190,11 +190,13 @@ class FinishRun:
 
 @dataclass(frozen=True, slots=True)
 class NextTurn:
-    """The run whose turn has come because the one before it ended."""
+    """The run whose turn has come because the one before it ended. `claimed`: the run itself, where that end made it the same
+    owner's and the store read it besides."""
 
     run_id: str
     background: bool
     owner: str | None
+    claimed: ClaimedRun | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from sqlalchemy import Row
 
+from automagik.store import schema
 from automagik.store.columns import clean
 from automagik.store.hot import DEFAULT_ORIGIN, BeginRun, FinishRun, NewEvent, StartRun
 from automagik.store.rows import ClaimedRun
@@ -14,6 +15,7 @@ from automagik.store.runs import claimed_of
 
 __all__ = [
     "claimed_of_values",
+    "claimed_with_end",
     "may_make",
     "of_append",
     "of_begin",
@@ -27,6 +29,7 @@ __all__ = [
 Columns = list[list[Any]]
 
 _SEPARATOR = "\x1f"
+_NEXT = [(name, f"next_{name}") for name in ("last_seq", *schema.runs.c.keys())]
 
 
 def may_make(begin: BeginRun) -> bool:
@@ -118,6 +121,11 @@ def claimed_of_values(values: Mapping[str, Any]) -> ClaimedRun:
         if read[name] is not None:
             read[name] = json.loads(read[name])
     return claimed_of(cast("Row[Any]", SimpleNamespace(**read)))
+
+
+def claimed_with_end(record: Mapping[str, Any]) -> ClaimedRun:
+    """What FINISH gives of the run whose turn has come."""
+    return claimed_of_values({name: record[given] for name, given in _NEXT})
 
 
 def _begin(batch: Sequence[BeginRun]) -> Columns:

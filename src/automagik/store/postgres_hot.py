@@ -183,10 +183,13 @@ class PostgresHot:
             return None
         if record["next_missed"]:
             return FinishedRun(finish.run_id, await self._give_turn(record["session_id"]))
-        next_run: str | None = record["next_run"]
+        next_run: str | None = record["next_run_id"]
         if next_run is None:
             return FinishedRun(finish.run_id, None)
-        return FinishedRun(finish.run_id, NextTurn(next_run, record["next_background"], record["next_owner"]))
+        owner: str | None = record["next_owner"]
+        is_claimed = finish.claims_next and owner == finish.owner
+        claimed = columns.claimed_with_end(record) if is_claimed else None
+        return FinishedRun(finish.run_id, NextTurn(next_run, record["next_background"], owner, claimed))
 
     async def append_events(self, run_id: str, owner: str, events: Sequence[NewEvent]) -> bool:
         return await self._do(_APPEND, (run_id, owner, events)) is not None

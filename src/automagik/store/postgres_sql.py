@@ -1,5 +1,6 @@
 """The hot path's statements on PostgreSQL: each takes arrays, one element a run, so that runs that come together go together."""
 
+from automagik.store import schema
 from automagik.store.delivery_sql import QUEUED_CTE, QUEUED_SIGNAL
 
 __all__ = ["ACCEPT", "APPEND", "BEGIN", "CLAIMED", "FINISH", "START"]
@@ -236,7 +237,7 @@ WITH held AS MATERIALIZED (
     WHERE b.open_runs > 0
   ) c
   WHERE r.run_id = c.run_id AND r.outcome IS NULL
-  RETURNING c.after, r.run_id, r.background, r.owner
+  RETURNING c.after, (SELECT max(e.seq) FROM run_events e WHERE e.run_id = r.run_id) AS last_seq, r.*
 ), new_messages AS (
   INSERT INTO messages (message_id, session_id, run_id, role, content, raw_payload, created_at)
   SELECT m.message_id, e.session_key, m.run_id, m.role, m.content, m.raw_payload::json, e.finished_at
@@ -254,15 +255,17 @@ WITH held AS MATERIALIZED (
         QUEUED_CTE,
         "\nSELECT ",
         QUEUED_SIGNAL,
-        """, e.run_id, b.id AS session_key, b.session_id,
-  n.run_id AS next_run, n.background AS next_background, n.owner AS next_owner,
+        """, e.run_id, b.id AS session_key, b.session_id, """,
+        ", ".join(f"n.{name} AS next_{name}" for name in ("last_seq", *schema.runs.c.keys())),
+        """,
   e.ready AND coalesce(b.open_runs, 0) > 0 AND n.run_id IS NULL AS next_missed,
   CASE WHEN n.run_id IS NOT NULL AND (NOT n.background OR n.owner IS NULL)
     THEN pg_notify('automagik', CASE WHEN n.background THEN 'work' ELSE 'ready ' || n.run_id END)::text END AS told
 FROM ended e LEFT JOIN bumped b ON b.run_id = e.run_id LEFT JOIN following n ON n.after = e.run_id""",
     )
 )
-"""End runs, and give the turn to the next of their sessions; those that had ended, or are another's, are left out."""
+"""End runs, and give the turn to the next of their sessions, which is read whole: it may have become the same owner's. Those that
+had ended, or are another's, are left out."""
 
 APPEND = """
 WITH open AS (
