@@ -85,6 +85,9 @@ class Settings(BaseSettings):
     model_prices: _CommaList = []
     """Prices (comma-separated) for models that have none, as `GLOB=INPUT/OUTPUT` in US dollars for a million tokens:
     `our-model*=3/15`."""
+    gateway_fields: _CommaList = []
+    """Fields (comma-separated) that requests through the model gateway may have under a budget, besides those that are known to cost
+    no more than is reserved: `guided_json,cache_salt`."""
     model_call_timeout_seconds: float = Field(default=900, gt=0)
     """How long one call through the model gateway may take."""
     google_api_key: SecretStr | None = Field(
@@ -198,6 +201,7 @@ class Settings(BaseSettings):
         "fallback_models",
         "outbound_allow",
         "model_prices",
+        "gateway_fields",
         "repository_roots",
         "repository_hosts",
         "registry_hosts",

@@ -42,6 +42,16 @@ _IMAGE_TOKENS = 5_000
 # What a PDF costs depends on its pages, of which a few bytes can hold hundreds: it may fill the largest window.
 _DOCUMENT_TOKENS = 1_000_000
 _TIERS = (None, "auto", "standard_only")  # a tuple: what is looked up in it may be of any type
+# Not among them: what has another conversation read than the one in the request (`thread`), or has it summed up
+# (`compaction`), and who pays (`billing_policy`, `fallback_credit_token`).
+_FIELDS = frozenset(
+    {
+        *("betas", "cache_control", "context_management", "diagnostics", "inference_geo", "max_tokens", "messages"),
+        *("metadata", "model", "output_config", "output_format", "service_tier", "speed", "stop_sequences", "stream"),
+        *("system", "temperature", "thinking", "tool_choice", "tools", "top_k", "top_p", "user_profile_id"),
+        *("workspace_id", "container", "mcp_servers"),
+    }
+)
 _LEAST_OUTPUT = 1_024
 _LEAST_THINKING = 1_024
 """The API takes no smaller budget for thinking."""
@@ -54,6 +64,7 @@ class MessagesWire:
     path = "/v1/messages"
     turns = "messages"
     least_output = _LEAST_OUTPUT
+    fields = _FIELDS
 
     def ask(self, document: JsonObject) -> Ask:
         most = count(document, "max_tokens")

@@ -18,7 +18,7 @@ from automagik.gateway.metering import Meter
 from automagik.gateway.pool import BrokeOff, Reply, Unreachable
 from automagik.gateway.tally import RunTally, UnderWay
 from automagik.gateway.upstream import Account, Upstream
-from automagik.gateway.wire import Ask, Refusal, Wire, as_object
+from automagik.gateway.wire import Ask, Refusal, Wire, as_object, shown
 from automagik.types import Clock, Json, JsonObject, new_id
 
 __all__ = ["Call", "Services"]
@@ -33,6 +33,7 @@ _COUNT_SECONDS = 10.0
 _COUNT_SLACK = 1_500
 _COUNTED = ("model", "messages", "system", "tools", "tool_choice", "thinking")
 _MAX_ERROR_BYTES = 1024 * 1024
+_SHOWN_FIELDS = 5
 
 Outcome = Literal["completed", "failed", "cut"]
 
@@ -46,6 +47,8 @@ class Services:
     upstream: Upstream
     clock: Clock
     timeout_seconds: float
+    more_fields: frozenset[str] = frozenset()
+    """The fields that requests may have under a limit besides those of their wire."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,8 @@ class Call:
                 f"Under a budget this can't be asked for, as its cost isn't known beforehand: {extra}.",
                 code="policy",
             )
+        if price is not FREE:
+            self._check_fields(ask)
         if price is None:
             raise Refusal(
                 403,
@@ -156,6 +161,18 @@ class Call:
             return await self._reserve_within(ask, price, bound, plain, most)
         except (BudgetBusy, BudgetExceeded) as refused:
             raise self._over_budget(refused) from None
+
+    def _check_fields(self, ask: Ask) -> None:
+        """Nothing, where each field of the request is known to cost no more than is reserved. Raises Refusal (400)."""
+        known, more = self._wire.fields, self._services.more_fields
+        unknown = [name for name in ask.document if name not in known and name not in more]
+        if unknown:
+            named = ", ".join(f"`{shown(name)}`" for name in unknown[:_SHOWN_FIELDS])
+            raise Refusal(
+                400,
+                f"Under a budget these fields can't be asked for, as nothing is known of what they cost: {named}. Leave them "
+                "out; an administrator can allow them with AUTOMAGIK_GATEWAY_FIELDS.",
+            )
 
     async def _reserve_within(self, ask: Ask, price: Price, bound: Bound, plain: JsonObject | None, most: int) -> _Held:
         """Reserve for the whole output, or for less of it. Raises BudgetBusy, BudgetExceeded."""

@@ -32,7 +32,14 @@ class Gateway:
         self._ledger = ledger
         self._upstream = Upstream(settings, secrets, clock)
         self._prices = prices
-        self._services = Services(ledger, prices, self._upstream, clock, settings.model_call_timeout_seconds)
+        self._services = Services(
+            ledger,
+            prices,
+            self._upstream,
+            clock,
+            settings.model_call_timeout_seconds,
+            frozenset(settings.gateway_fields),
+        )
         self._doors: set[Door] = set()
         self._opening = asyncio.Lock()
         self._is_open = False

@@ -40,6 +40,41 @@ _FILE_TOKENS = 500_000
 _LEAST_OUTPUT = 1_024
 _LARGEST_IMAGE_TOKENS = 20_000  # where it is asked to be seen in its own size
 _TIERS = (None, "auto", "default", "flex")  # a tuple: what is looked up in it may be of any type
+# Of both APIs, with what compatible servers take to steer how a model speaks. Not among them: what has it speak more often than
+# is answered (`best_of`, `use_beam_search`), and what other services look at (`moderation`).
+_FIELDS = frozenset(
+    {
+        *("frequency_penalty", "logit_bias", "logprobs", "max_tokens", "metadata", "min_p", "model"),
+        *(
+            "parallel_tool_calls",
+            "presence_penalty",
+            "prompt_cache_key",
+            "prompt_cache_options",
+            "prompt_cache_retention",
+        ),
+        *("reasoning", "reasoning_effort", "repetition_penalty", "response_format", "safety_identifier", "seed"),
+        *("service_tier", "stop", "store", "stream", "stream_options", "temperature", "tool_choice", "tools", "top_k"),
+        *("top_logprobs", "top_p", "user", "verbosity", "context_management"),
+    }
+)
+_CHAT_FIELDS = _FIELDS | {
+    *(
+        "audio",
+        "chat_template_kwargs",
+        "function_call",
+        "functions",
+        "max_completion_tokens",
+        "messages",
+        "modalities",
+        "n",
+    ),
+    *("prediction", "thinking", "web_search_options"),
+}
+_RESPONSES_FIELDS = _FIELDS | {
+    *("background", "conversation", "include", "input", "instructions", "max_output_tokens", "max_tool_calls"),
+    *("previous_response_id", "prompt", "text", "truncation"),
+}
+_MODES = (None, "standard")  # of reasoning: another may have several models reason
 _MAX_ANSWERS = 128
 _SEARCHING_MODELS = ("-search", "deep-research")
 """Models that search the web at every call, and are paid for it by the call."""
@@ -52,6 +87,7 @@ class _OpenAIWire:
     path = ""
     turns = ""
     least_output = _LEAST_OUTPUT
+    fields = _FIELDS
     _limits: tuple[str, ...] = ()
     """The fields that limit the output, the usual one first."""
 
@@ -97,6 +133,7 @@ class ChatWire(_OpenAIWire):
 
     path = "/chat/completions"
     turns = "messages"
+    fields = _CHAT_FIELDS
     _limits = ("max_completion_tokens", "max_tokens")
 
     def ask(self, document: JsonObject) -> Ask:
@@ -155,6 +192,7 @@ class ResponsesWire(_OpenAIWire):
 
     path = "/responses"
     turns = "input"
+    fields = _RESPONSES_FIELDS
     _limits = ("max_output_tokens",)
 
     def ask(self, document: JsonObject) -> Ask:
@@ -177,6 +215,8 @@ class ResponsesWire(_OpenAIWire):
     def costs_extra(self, document: JsonObject) -> str | None:
         if document.get("background"):
             return "`background`"
+        if as_object(document.get("reasoning")).get("mode") not in _MODES:
+            return "`reasoning` with a `mode`"
         for name in ("previous_response_id", "conversation"):  # what the provider keeps, of any length
             if document.get(name) is not None:
                 return f"`{name}`"

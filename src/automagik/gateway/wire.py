@@ -107,6 +107,9 @@ class Wire(Protocol):
     """The field that the conversation stands in."""
     least_output: int
     """The fewest tokens of output that an answer is worth asking for."""
+    fields: frozenset[str]
+    """The fields that a request may have where a limit applies: none has it cost more than is reserved for it, or that is looked
+    at by `reaches_out`, `costs_extra` and `repeats`. Of any other nothing is known."""
 
     def ask(self, document: JsonObject) -> Ask:
         """What the request asks for. Raises Refusal (400) where it can't be told."""
