@@ -16,6 +16,7 @@ use strict; use warnings;
 use IO::Socket::INET; use IO::Socket::UNIX; use IO::Select;
 my ($port, $path, @command) = @ARGV;
 my $most = 65536;    # bytes held for a side that does not take them
+my $most_pairs = 256;    # the proxy takes 64 and tells the others why not; who comes beyond waits
 my $listener = IO::Socket::INET->new(LocalAddr => "127.0.0.1", LocalPort => $port, Proto => "tcp",
     Listen => 64, ReuseAddr => 1, Blocking => 0) or die "relay: port $port: $!\n";
 my $parent = $$;
@@ -41,29 +42,43 @@ sub drop {
     for my $fd ($one, defined $other ? $other : ()) { delete $peer{$fd}; delete $out{$fd}; delete $ended{$fd} }
 }
 
+# A connection to the proxy: 1, 0 where its queue is full (waiting here would hold up all that is open), undef where it is away.
+sub reach {
+    my ($client) = @_;
+    socket(my $server, AF_UNIX, SOCK_STREAM, 0) or return 0;
+    $_->blocking(0) for $client, $server;
+    connect($server, pack_sockaddr_un($path)) or return $!{EAGAIN} ? 0 : undef;
+    my ($c, $s) = (fileno $client, fileno $server);
+    @handle{$c, $s} = ($client, $server);
+    @peer{$c, $s} = ($s, $c);
+    @out{$c, $s} = ("", "");
+    return 1;
+}
+
+my ($pending, $deaf_until) = (undef, 0);    # who waits for the proxy; no descriptor is left to take anybody
 while (1) {
+    if ($pending) {
+        my $reached = reach($pending);
+        close $pending unless defined $reached;
+        undef $pending if !defined $reached || $reached;
+    }
+    my $listens = !$pending && keys(%peer) < 2 * $most_pairs && time >= $deaf_until;
     my ($read, $write) = ("", "");
     for my $fd (keys %handle) {
         my $peer = $peer{$fd};
-        if (!defined $peer) { vec($read, $fd, 1) = 1; next }
+        if (!defined $peer) { vec($read, $fd, 1) = 1 if $listens; next }
         vec($read, $fd, 1) = 1 if !$ended{$peer} && length($out{$peer}) < $most;
         vec($write, $fd, 1) = 1 if length $out{$fd};
     }
-    my $ready = select($read, $write, undef, 1);
+    my $ready = select($read, $write, undef, $pending ? 0.05 : 1);
     last if @command && getppid != $parent;
     next if $ready <= 0;
     for my $fd (keys %handle) {
         next unless $handle{$fd};
         if ($fd == fileno $listener) {
             next unless vec($read, $fd, 1);
-            my $client = $listener->accept or next;
-            my $server = IO::Socket::UNIX->new(Peer => $path);
-            if (!$server) { close $client; next }
-            $_->blocking(0) for $client, $server;
-            my ($c, $s) = (fileno $client, fileno $server);
-            @handle{$c, $s} = ($client, $server);
-            @peer{$c, $s} = ($s, $c);
-            @out{$c, $s} = ("", "");
+            $pending = $listener->accept;
+            $deaf_until = time + 1 unless $pending || $!{EAGAIN} || $!{EINTR} || $!{ECONNABORTED};
             next;
         }
         my $peer = $peer{$fd};
