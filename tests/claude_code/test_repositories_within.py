@@ -1,11 +1,17 @@
 """Repositories within the repository, submodules, and files of Git LFS: what comes in, what comes out, and what is said of the rest."""
 
+import json
 from pathlib import Path
 
 import pytest
 from git_house import RunHouse, git, make_repository, open_repositories, write_bundle
+from workflow_house import workflow_house
 
+from automagik.claude_code.bundles import BundleRefused
 from automagik.claude_code.commits import left_out
+from automagik.claude_code.contents import Contents
+from automagik.testing.needs import need
+from automagik.testing.warm import WarmPython
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
@@ -69,6 +75,18 @@ async def test_what_an_agent_writes_into_the_folder_of_a_submodule_comes_out(tmp
     assert "./lib" in " ".join(left_out(ran.stderr))
 
 
+async def test_a_repository_within_that_has_no_commit_is_no_trouble(run: RunHouse) -> None:
+    (run.workspace / "new").mkdir()
+    git(run.workspace / "new", "init", "-q")
+    (run.workspace / "new" / "one.py").write_text("1\n")
+    ran = run.extract()
+    taken = await run.take(ran.stdout)
+    assert taken.wip_commit is not None
+    assert run.files_of(taken.wip_commit) == {".gitignore", "a.txt", "new/one.py"}
+    (said,) = left_out(ran.stderr)
+    assert said.endswith("its own commits are not: ./new")
+
+
 async def test_a_large_file_within_is_left_out_and_named(run: RunHouse) -> None:
     within = make_repository(run.workspace / "within", {"small.txt": "small\n"})
     (within / "large.bin").write_bytes(b"x" * 5000)
@@ -84,3 +102,102 @@ def test_what_is_said_of_names_that_mean_harm_is_text_and_not_too_much() -> None
     said = left_out("\n".join(["something else", *lines]))
     assert len(said) == 30
     assert all(len(line) <= 400 and "\x1b" not in line for line in said)
+
+
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'1' * 64}\nsize 123456\n"
+
+
+async def contents_of(mine: Path, folder: Path) -> Contents:
+    repositories = await open_repositories(folder / "data")
+    source = await repositories.import_bundle(write_bundle(mine, folder / "upload.bundle"))
+    return await Contents.of(repositories.git, repositories.path(source.repository), source.base_commit)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://example.invalid/lib.git", "ext::sh -c 'touch RAN'", "file:///etc", "../../up"],
+)
+async def test_submodules_are_told_apart_and_nobody_fetches_them(tmp_path: Path, url: str) -> None:
+    mine = with_submodule(tmp_path / "mine", url)
+    contents = await contents_of(mine, tmp_path)
+    assert (contents.submodules, contents.pointers) == (("lib",), ())
+    (told,) = contents.warnings()
+    assert told["code"] == "submodules_left_out"
+    assert "1 submodule (lib)" in str(told["detail"])
+    run = await begin(mine, tmp_path)
+    assert list((run.workspace / "lib").iterdir()) == []
+    assert run.git("status", "--porcelain") == ""
+    assert not list(tmp_path.rglob("RAN"))
+
+
+async def test_a_submodules_address_that_is_an_option_of_git_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(BundleRefused, match=r"gitmodulesUrl: disallowed submodule url: --upload-pack=touch RAN"):
+        await contents_of(with_submodule(tmp_path / "mine", "--upload-pack=touch RAN"), tmp_path)
+
+
+async def test_files_of_git_lfs_are_told_apart_by_what_is_in_them(tmp_path: Path) -> None:
+    files = {
+        "docs/pointer.md": POINTER,  # no attribute makes it one, but it is one
+        "art/a.png": POINTER,
+        "art/empty.png": "",
+        "art/committed.png": "not a pointer\n",
+        "art/.gitattributes": "*.png filter=lfs diff=lfs merge=lfs -text\n",
+        ".lfsconfig": "[lfs]\n\turl = https://evil.invalid/lfs\n",
+    }
+    mine = make_repository(tmp_path / "mine", files)
+    git(mine, "mv", "art/a.png", "art/\x1b[31mred.png")
+    git(mine, "commit", "-q", "-m", "A name")
+    contents = await contents_of(mine, tmp_path)
+    assert set(contents.pointers) == {"docs/pointer.md", "art/\x1b[31mred.png"}
+    (told,) = contents.warnings()
+    assert told["code"] == "lfs_left_out"
+    assert "2 files" in str(told["detail"])
+    assert "\x1b" not in str(told["detail"])
+    assert "red" not in contents.instructions()
+
+
+async def test_a_repository_without_either_is_told_nothing_of(tmp_path: Path) -> None:
+    mine = make_repository(tmp_path / "mine", {"pointer.txt": POINTER})
+    contents = await contents_of(mine, tmp_path)
+    assert (contents.warnings(), contents.instructions()) == ([], "")
+
+
+async def test_a_filter_that_the_repository_names_runs_on_neither_side(tmp_path: Path) -> None:
+    mine = make_repository(tmp_path / "mine", {"a.x": "one\n", ".gitattributes": "*.x filter=evil\n"})
+    run = await begin(mine, tmp_path)
+    for kind in ("smudge", "clean", "process"):
+        run.git("config", f"filter.evil.{kind}", f"touch {tmp_path}/RAN; cat")
+    (run.workspace / "b.x").write_text("two\n")
+    taken = await run.take()
+    assert taken.wip_commit is not None
+    await run.repositories.diff(run.run_id, run.source.repository, run.source.base_commit, wip=True)
+    assert not (tmp_path / "RAN").exists()
+
+
+async def test_a_run_warns_of_what_its_workspace_is_without(warm: WarmPython) -> None:
+    need("bubblewrap")
+    need("claude")
+    call = {
+        "name": "Bash",
+        "input": {"command": "cat a.png; git init -q tool; echo x > tool/x.py", "description": "Look"},
+    }
+    turns = [{"text": "I look.", "tool_use": [call]}, {"text": "Done."}]
+    script = {"rules": [{"when": {"tools": True}, "turns": turns}], "default": {"text": "OK"}}
+    async with workflow_house(script, warm=warm) as house:
+        (house.repository / "a.png").write_text(POINTER)
+        (house.repository / ".gitattributes").write_text("*.png filter=lfs diff=lfs merge=lfs -text\n")
+        git(house.repository, "update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},lib")
+        git(house.repository, "add", "a.png", ".gitattributes")
+        git(house.repository, "commit", "-q", "-m", "Pictures and a library")
+        run_id = await house.begin()
+        run = await house.ended(run_id)
+        assert run["outcome"] == "completed", run["error"]
+        events = await house.events(run_id)
+        told = {event["data"]["code"]: event["data"]["detail"] for event in events if event["type"] == "warning"}
+        diff = (await house.client.get(f"/runs/{run_id}/diff", params={"wip": "true"})).text
+        prompts = json.dumps([call.body for call in house.api.calls])
+    assert "1 submodule (lib)" in told["submodules_left_out"]
+    assert "1 file (a.png) of Git LFS" in told["lfs_left_out"]
+    assert "./tool" in told["left_out"]
+    assert "tool/x.py" in diff
+    assert "What the workspace is without" in prompts

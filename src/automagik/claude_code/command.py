@@ -137,6 +137,8 @@ def environment(
         "DISABLE_ERROR_REPORTING": "1",
         "ENABLE_TOOL_SEARCH": "false",  # else tools of MCP servers are hidden behind a tool that no workflow allows
         "GIT_TERMINAL_PROMPT": "0",
+        # An image's own git-lfs would ask a server for what a pointer stands for, and fail the checkout.
+        "GIT_LFS_SKIP_SMUDGE": "1",
         # The CLI runs git in the workspace by itself: no program that a repository's config names.
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": "core.fsmonitor",

@@ -169,7 +169,11 @@ wip() {  # refs/automagik/wip, where the tree differs from the commit $1 (empty:
     *)
         # A file that is not in the encoding which the repository's attributes say stops it: saved as it is, then.
         printf '* !working-tree-encoding\n' > "$GIT_DIR/info/attributes"
-        add || note "not everything was saved: $(grep -v '^hint:' added | tail -n 1 | head -c 300)" ;;
+        if ! add; then
+            # Of a repository within that has no commit yet the files are had below.
+            grep -v -e '^hint:' -e 'does not have a commit checked out' -e '^fatal: adding files failed' added > told
+            [ ! -s told ] || note "not everything was saved: $(tail -n 1 told | head -c 300)"
+        fi ;;
     esac
     nested
     tree=$(git write-tree 2> /dev/null) || { note "the tree can't be saved: is the disk full?"; return 1; }

@@ -394,4 +394,6 @@ def _last_line(stderr: str) -> str:
     """What git says went wrong: its last `fatal:` or `error:` line, else its last line; never over 300 characters."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     told = [line for line in lines if line.startswith(("fatal:", "error:"))] or lines
+    if len(told) > 1 and told[-1].startswith("fatal: fsck error"):  # which one, the line before it says
+        told.pop()
     return told[-1][:300].rstrip(".") if told else ""
