@@ -1,4 +1,5 @@
 import asyncio
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -281,6 +282,30 @@ async def test_a_reservation_whose_caller_is_cancelled_meanwhile_is_given_back(h
             return
         await asyncio.sleep(0.02)
     raise AssertionError(await house.standing(budget))
+
+
+async def test_a_reservation_that_is_made_after_its_caller_was_cancelled_is_given_back(house: LedgerHouse) -> None:
+    budget = await house.limit("organisation", None, USD)
+    await house.ledger.release(await house.ledger.reserve(party(), CENT))
+    holding = asyncio.create_task(house.store.write(_hold_counters))
+    await asyncio.sleep(0.1)
+    asking = asyncio.create_task(house.ledger.reserve(party(), 10 * CENT))
+    await asyncio.sleep(0.05)
+    asking.cancel()
+    await asyncio.wait([asking, holding])
+    await house.ledger.release(await house.ledger.reserve(party(), CENT))  # behind it
+    async with asyncio.timeout(5):
+        while await house.standing(budget) != (0, 0) or await house.store.read(reservations):
+            await asyncio.sleep(0.02)
+
+
+def _hold_counters(tx: Transaction) -> None:
+    """Keep everybody from reserving for a moment."""
+    tx.connection.exec_driver_sql("UPDATE budget_counters SET warned = warned")
+    if tx.connection.dialect.name == "postgresql":
+        tx.connection.exec_driver_sql("SELECT pg_sleep(0.4)")
+    else:
+        time.sleep(0.4)
 
 
 async def test_another_process_hears_of_a_budget_at_once(house: LedgerHouse) -> None:

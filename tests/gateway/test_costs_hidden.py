@@ -224,6 +224,16 @@ def test_what_was_counted_in_another_way_bounds_nothing() -> None:
     assert conversations.bound(wire, wire.ask(same)).tokens < 2000
 
 
+def test_a_head_that_changes_and_comes_back_is_known_again() -> None:
+    conversations, wire = Conversations(), ChatWire()
+    turns: Any = [{"role": "user", "content": "Hello"}]
+    first, other = (wire.ask({"model": "m", "messages": turns, "user": letter * 9000}) for letter in "ab")
+    conversations.remember(conversations.bound(wire, first), Tokens(100, 1))
+    assert conversations.bound(wire, other).tokens > 9000
+    assert conversations.bound(wire, first).tokens == 100
+    assert conversations.bound(wire, other).tokens > 9000
+
+
 def test_a_tool_that_is_only_named_so_far_counts_whole_where_it_is_called_up() -> None:
     conversations, wire = Conversations(), ChatWire()
     tools: Any = [{"type": "function", "name": "t", "description": "x" * 50_000, "defer_loading": True}]

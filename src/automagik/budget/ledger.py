@@ -207,12 +207,11 @@ class Ledger:
             party.run_id,
             _head(party, asks),
         )
-        reserving = asyncio.ensure_future(self._store.reserve(asked))
         try:
-            reserved = await asyncio.shield(reserving)
+            reserved = await self._store.reserve(asked)
         except (asyncio.CancelledError, ServiceUnavailable):
-            # It may be stored all the same, now or soon.
-            reserving.add_done_callback(lambda _: self.settle_later(Reservation(reservation_id, 0), 0))
+            # It may be stored all the same, now or soon, but before it is settled: the store keeps that order.
+            self.settle_later(Reservation(reservation_id, 0), 0)
             raise
         if reserved.granted_nano is None:
             raise _refusal(amount_nano, least, reserved.limits)

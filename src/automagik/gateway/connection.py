@@ -275,8 +275,7 @@ class Connection(asyncio.Protocol):
             if self._excess > _MAX_EXCESS_BYTES:
                 self._transport.abort()
             return
-        if not self._received:
-            self._deadline(self._allowance.head_seconds)
+        has_begun, had_head = self._received > 0, self._head is not None
         self._received += len(data)
         try:
             self._parser.feed_data(data)
@@ -286,6 +285,11 @@ class Connection(asyncio.Protocol):
             self._spoil(400, "The request is not valid HTTP/1.1.")
         else:
             self._check_size()
+            if self._exchange is None and not self._discards:  # most requests are there at once, and need no deadline
+                if self._head is not None and not had_head:
+                    self._deadline(self._allowance.body_seconds)
+                elif not has_begun:
+                    self._deadline(self._allowance.head_seconds)
 
     # -- the parser
 
@@ -324,7 +328,6 @@ class Connection(asyncio.Protocol):
         length = head.values(b"content-length")
         if length and (len(length[0]) > 18 or int(length[0]) > self._allowance.max_body_bytes):
             return self._too_large()
-        self._deadline(self._allowance.body_seconds)
         if [value.lower() for value in head.values(b"expect")] == [b"100-continue"]:
             self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         return None

@@ -21,6 +21,7 @@ __all__ = ["Bound", "Conversations"]
 
 _KEPT = 64
 """Conversations side by side: a run's own, and those of its sub-agents."""
+_LARGEST_KEPT_HEAD = 1024 * 1024
 _OWN_WORDS = 1_500  # what a provider adds of its own where tools are offered
 _TYPED_TOOL_WORDS = 1_000  # what it writes of a tool that it knows by its type
 _LARGEST_CONTEXT = 2_000_000
@@ -60,12 +61,13 @@ class Conversations:
 
     def __init__(self) -> None:
         self._known: OrderedDict[bytes, tuple[int, bytes]] = OrderedDict()
+        self._last_head = (b"", b"")
 
     def bound(self, wire: Wire, ask: Ask) -> Bound:
         """The most tokens that the request can be counted as input."""
         document = ask.document
         head = _written({name: value for name, value in document.items() if name != wire.turns})
-        head_mark = hashlib.blake2b(_unmarked(head), digest_size=16).digest()
+        head_mark = self._mark_of(head)
         ways = {name: value for name, value in document.items() if name != wire.turns and name not in _BESIDE}
         mark = hashlib.blake2b(_written(ways), digest_size=16).digest()
         given = document.get(wire.turns)
@@ -83,6 +85,15 @@ class Conversations:
                 if _REFERENCE in written:  # in its place a tool stands whole, which was not read so far
                     unknown += written.count(_REFERENCE) * _largest_tool(document)
         return Bound(min(unknown, _LARGEST_CONTEXT), mark, head_mark)
+
+    def _mark_of(self, head: bytes) -> bytes:
+        """What the head is known by. Mostly it is the last one's, and large: comparing takes a hundredth of reading it."""
+        last, mark = self._last_head
+        if head != last:
+            mark = hashlib.blake2b(_unmarked(head), digest_size=16).digest()
+            if len(head) <= _LARGEST_KEPT_HEAD:
+                self._last_head = (head, mark)
+        return mark
 
     def remember(self, bound: Bound, reported: Tokens) -> None:
         """Keep what the provider counted for the request of this bound."""

@@ -77,7 +77,9 @@ _START = _Statement(sql.START, columns.of_start, lambda start: start.run_id)
 _FINISH = _Statement(sql.FINISH, columns.of_finish, lambda finish: finish.run_id)
 _APPEND = _Statement(sql.APPEND, columns.of_append, lambda append: append[0])
 _CLAIMED = _Statement(sql.CLAIMED, columns.of_claimed, lambda claimed: claimed[0])
-_RESERVE = _Statement(ledger.RESERVE, ledger.reserve_parameters, lambda asked: asked.reservation_id)
+_RESERVE = _Statement(
+    ledger.RESERVE, ledger.reserve_parameters, lambda asked: asked.reservation_id, lambda asked: (asked.reservation_id,)
+)
 _SETTLE = _Statement(
     ledger.SETTLE, ledger.settle_parameters, lambda end: end.reservation_id, lambda end: (end.reservation_id,)
 )

@@ -172,7 +172,8 @@ class Store:
         return await self._backend.hot.reserve(asked)
 
     async def settle(self, ends: Sequence[Settle]) -> Sequence[Settled]:
-        """What came of each of these ends of reservations. A reservation that is not there any more counts nothing again."""
+        """What came of each of these ends of reservations. A reservation that is not there any more counts nothing again; one that
+        is being made is made first, also where nobody waits for it any more."""
         return await self._backend.hot.settle(ends)
 
 
