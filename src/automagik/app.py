@@ -111,6 +111,8 @@ class Platform:
     schedules: Schedules
     metrics: Metrics
     tracing: Tracing
+    worker: Worker | None
+    """What carries out queued work here; None where this process only answers requests."""
     drain: Callable[[], None]
     """Begins the end: no further queued work is taken, and readers of runs that live elsewhere are let go."""
 
@@ -268,6 +270,7 @@ class Platform:
                 schedules=Schedules(store=store, runs=runs, clock=clock),
                 metrics=metrics,
                 tracing=tracing,
+                worker=None if role == "api" else worker,
                 drain=drain,
             )
 
@@ -279,6 +282,7 @@ class Platform:
             self._agents_check(),
             self._tools_check(),
             await self._model_check(),
+            *(() if self.worker is None else (_worker_check(self.worker),)),
         )
         return ReadyReport(checks if self.redis is None else (*checks, _redis_check(self.redis)))
 
@@ -309,6 +313,12 @@ class Platform:
 
     async def _model_check(self) -> Check:
         return Check("model", "ok", await self.models.default_model_name())
+
+
+def _worker_check(worker: Worker) -> Check:
+    """Degraded at the worst: requests are answered, and other workers may take what waits in the queue."""
+    fault = worker.fault
+    return Check("worker", "ok") if fault is None else Check("worker", "degraded", fault)
 
 
 def _redis_check(redis: "RedisConnections") -> Check:

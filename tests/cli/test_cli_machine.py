@@ -105,8 +105,16 @@ def test_the_doctor_tells_who_holds_the_port(command: Command, api: StubApi) -> 
 def test_the_doctor_tries_the_key_on_a_server_that_runs(command: Command, api: StubApi) -> None:
     api.on("GET", "/health", {"status": "healthy"})
     api.on("GET", "/api/v1/keys/self", {"key_id": "key_1", "scopes": ["admin"]})
-    access = findings(command)["access"]
+    checks = [
+        {"name": "database", "status": "ok", "detail": "sqlite"},
+        {"name": "worker", "status": "degraded", "detail": "No queued run begins here."},
+    ]
+    api.on("GET", "/ready", {"status": "degraded", "checks": checks})
+    found = findings(command)
+    access, worker = found["access"], found["server (worker)"]
     assert (access["status"], access["detail"]) == ("ok", "key_1 may: admin")
+    assert (worker["status"], worker["detail"]) == ("warn", "No queued run begins here.")
+    assert "server (database)" not in found
     api.on("GET", "/api/v1/keys/self", problem(401, "unauthorized", "The API key is unknown, expired or revoked."))
     assert findings(command, code=1)["access"]["status"] == "fail"
 

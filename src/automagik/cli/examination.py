@@ -252,6 +252,20 @@ def _server(settings: Settings, client: ClientSettings, url: str | None) -> Iter
             return
         scopes = cast("list[str]", key["scopes"])
         yield Finding("access", "ok", f"{key['key_id']} may: {' '.join(scopes)}")
+        yield from _degraded(api)
+
+
+def _degraded(api: ApiClient) -> Iterator[Finding]:
+    """What the server finds wrong with itself."""
+    try:
+        checks = cast("list[dict[str, str | None]]", api.get("/ready")["checks"])
+    except CliError as failure:
+        yield Finding("server (ready)", "fail", failure.detail, "GET /ready with an administrator's key says more.")
+        return
+    for check in checks:
+        if check["status"] != "ok":
+            detail = check["detail"] or "It does not work as it should; a key with `admin` is told why."
+            yield Finding(f"server ({check['name']})", "warn", detail, "See the server's log.")
 
 
 def _no_server(settings: Settings, url: str, failure: CliError) -> Finding:

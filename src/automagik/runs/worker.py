@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar, cast
 import structlog
 
 from automagik.agents import AutomagikAgent
-from automagik.errors import AutomagikError, NotFound, ServiceUnavailable
+from automagik.errors import AutomagikError, Internal, NotFound, ServiceUnavailable
 from automagik.runs.document import usage_of_document
 from automagik.runs.outcomes import Failure, failure_of, worker_lost
 from automagik.runs.request import RunRequest
@@ -28,7 +28,8 @@ _log = structlog.stdlib.get_logger(__name__)
 _POLL_SECONDS = 1.0
 """How often the queue is looked at without a signal: for runs whose time has come, and for signals that were lost."""
 _AWAY_SECONDS = 0.5
-"""How long a store that is away, or an engine that failed, is left alone."""
+"""How long a store that is away is left alone, and an engine that failed; the engine twice as long each further time."""
+_LONGEST_AWAY_SECONDS = 30.0
 _STOP_SECONDS = 5.0
 """How long a stop waits for what is being claimed, handed over or let go."""
 _LARGEST_CLAIM = 16
@@ -90,6 +91,9 @@ class Worker:
         self._limits = ClaimLimits()
         self._limits_at = float("-inf")
         self._has_workflows = False
+        self._fault: AutomagikError | None = None
+        self._fault_seconds = 0.0
+        self._rests_until = float("-inf")
         runtime.has_taken = self._has_taken
 
     async def open(self, *, at_once: bool) -> None:
@@ -143,6 +147,13 @@ class Worker:
         self.wake()
 
     @property
+    def fault(self) -> str | None:
+        """Why the engine takes no work, and when it is tried again; None where it does, or was not needed yet."""
+        if self._fault is None:
+            return None
+        return f"No queued run begins here, and it is tried again within {self._fault_seconds:g} seconds: {self._fault.detail}"
+
+    @property
     def carrying(self) -> int:
         """How many places are taken."""
         return len(self._places)
@@ -158,6 +169,8 @@ class Worker:
             free = min(self._slots - len(self._places), _LARGEST_CLAIM)
             if self._engine is not None and self._engine_of != self._runtime.executor_id:
                 free = 0  # until there is an engine of the new executor's
+            if self._rests:
+                free = 0  # what this worker can't begin is left to others
             taken: list[ClaimedRun] = []
             if free > 0:
                 try:
@@ -227,13 +240,29 @@ class Worker:
             await engine.start(workflow_id, row.run_id)
             started = True
         except Exception as error:  # noqa: BLE001 - the worker's edge: an engine that fails must not lose the run
-            _log.error("run_not_started", run_id=row.run_id, exc_info=error)
-            await asyncio.sleep(_AWAY_SECONDS)
-        if not started:
+            self._rest(error, run_id=row.run_id)
+        if started:
+            self._fault, self._fault_seconds = None, 0.0
+        else:
             await self._give_back(place)
+
+    @property
+    def _rests(self) -> bool:
+        return self._runtime.clock.monotonic() < self._rests_until
+
+    def _rest(self, error: Exception, *, run_id: str) -> None:
+        """Leave an engine that failed alone for a while: twice as long as the last time, but once for those that fail together."""
+        if self._rests:
+            return
+        self._fault = error if isinstance(error, AutomagikError) else Internal(f"{type(error).__name__}: {error}")
+        self._fault_seconds = min(max(_AWAY_SECONDS, 2 * self._fault_seconds), _LONGEST_AWAY_SECONDS)
+        self._rests_until = self._runtime.clock.monotonic() + self._fault_seconds
+        _log.error("run_not_started", run_id=run_id, retry_seconds=self._fault_seconds, exc_info=error)
 
     async def _open_engine(self) -> Engine:
         async with self._opening:
+            if self._fault is not None and self._rests:
+                raise self._fault
             if self._engine is None:
                 executor_id = self._runtime.executor_id
                 engine = self._make_engine(self.carry, executor_id)

@@ -1,0 +1,59 @@
+"""A worker whose engine does not start: it waits longer each time, and says so where people look."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+from run_house import RUNNER, sent, until_status, write_agents
+
+from automagik.app import Platform
+from automagik.errors import ConfigurationError
+from automagik.runs.worker import Carry
+from automagik.settings import Settings
+from automagik.testing.engines import DirectEngine
+from automagik.types import RunStatus
+
+pytestmark = pytest.mark.anyio
+
+
+class _Broken:
+    """Makes engines that don't open until `works`."""
+
+    def __init__(self) -> None:
+        self.works = False
+        self.tried_at: list[float] = []
+
+    def __call__(self, carry: Carry, executor_id: str) -> DirectEngine:
+        house = self
+
+        class Engine(DirectEngine):
+            async def open(self) -> None:
+                house.tried_at.append(time.monotonic())
+                if not house.works:
+                    raise ConfigurationError("The engine's tables are damaged.")
+
+        return Engine(carry, executor_id)
+
+
+async def test_an_engine_that_does_not_start_is_tried_ever_more_rarely_and_told_of(tmp_path: Path) -> None:
+    write_agents(tmp_path / "agents")
+    broken = _Broken()
+    async with Platform.open(Settings(data_dir=tmp_path, model="demo"), make_engine=broken) as platform:
+        assert {check.name: check.status for check in (await platform.ready()).checks}["worker"] == "ok"
+        runs = [await sent(platform, "echo", f"number {number}") for number in range(3)]
+        async with asyncio.timeout(20):
+            while len(broken.tried_at) < 4:
+                await asyncio.sleep(0.05)
+        waits = [later - earlier for earlier, later in zip(broken.tried_at, broken.tried_at[1:], strict=False)]
+        assert all(wait >= least for wait, least in zip(waits, (0.5, 1.0, 2.0), strict=True)), waits
+
+        [check] = [check for check in (await platform.ready()).checks if check.name == "worker"]
+        assert check.status == "degraded"
+        assert "tried again within 4 seconds: The engine's tables are damaged." in (check.detail or "")
+        assert (await platform.runs.get(runs[0].run_id, RUNNER)).status == "queued"
+
+        broken.works = True
+        for run in runs:
+            await until_status(platform, run.run_id, RunStatus.COMPLETED)
+        assert [check.status for check in (await platform.ready()).checks if check.name == "worker"] == ["ok"]
