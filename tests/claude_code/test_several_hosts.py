@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from executor_house import short_folder
+from executor_house import executor_settings, short_folder, spec
 from git_house import RunHouse, chunks, make_repository, open_repositories, run_script, write_bundle
 
 from automagik.artifacts import ArtifactStore
@@ -442,4 +442,56 @@ async def test_a_host_lets_go_of_a_run_that_has_begun_again_elsewhere() -> None:
             assert await local.places() == []
         finally:
             await executors.close()
+            await store.close()
+
+
+async def test_hosts_on_one_engine_see_and_end_their_own_containers_only() -> None:
+    with short_folder() as folder:
+        settings: dict[str, Settings] = {}
+        for name in ("one", "two"):
+            settings[name] = await executor_settings("docker", folder / name, folder / f"{name}.run")
+        clock = SystemClock()
+        store = Store.from_settings(settings["one"], clock)
+        await store.open()
+        hosts = {name: ExecutorFactory(used) for name, used in settings.items()}
+        one, two = (hosts[name].named("docker") for name in hosts)
+        run_id = new_id("run")
+        try:
+            begin = BeginRun(run_id=run_id, kind="workflow", name="plain", created_at=clock.now(), background=True)
+            await store.accept_run(begin)
+            await one.prepare(run_id)
+            first = await one.start(spec("sh", "-c", "echo one; sleep 60", run_id=run_id))
+            assert await two.places() == []
+            assert await two.find(run_id) is None
+            await two.remove(run_id)
+            assert await reaper.reap(store, hosts["two"], host="two") == []
+            assert (await first.usage()).pids > 0
+
+            # It begins again on the other one, which has a container of its own for it.
+            await store.write(lambda tx: tx.queue.claim(OWNER, "two", 1, limits=ClaimLimits(), host_lease_seconds=300))
+            await store.write(
+                lambda tx: tx.executions.begin(
+                    run_id, OWNER, executor="docker", host="two", cli_session_id=new_uuid(), token_hash=b"x" * 32
+                )
+            )
+            await two.prepare(run_id)
+            second = await two.start(spec("sh", "-c", "echo two; sleep 60", run_id=run_id))
+            assert second.place != first.place
+            assert await reaper.reap(store, hosts["two"], host="two") == []
+            assert (await first.usage()).pids > 0
+
+            # A next worker of the first host finds its own, and lets it go, for it is the other one's now.
+            await hosts["one"].close()
+            again = hosts["one"].named("docker")
+            found = await again.find(run_id)
+            assert found is not None
+            assert found.place == first.place
+            assert await reaper.reap(store, hosts["one"], host="one") == [run_id]
+            assert await again.places() == []
+            assert await two.places() == [run_id]
+            assert (await second.usage()).pids > 0
+        finally:
+            for factory in hosts.values():
+                await factory.named("docker").remove(run_id)
+                await factory.close()
             await store.close()

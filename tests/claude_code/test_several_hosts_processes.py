@@ -1,148 +1,29 @@
-"""Runs of workflows on several hosts: a server that only answers and two workers with a name and a data folder each, over one
-PostgreSQL and one store of artefacts."""
+"""Runs of workflows on several hosts: what is at work on one outlives its worker, and is had from every other when it is gone."""
 
 import asyncio
-import contextlib
 import json
-import os
-import shutil
-import signal
-import tempfile
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack
-from pathlib import Path
-from typing import Any
+from collections.abc import AsyncGenerator
 
 import pytest
-from git_house import git, make_repository
-from workflow_house import KEY, WorkflowHouse, write_workflow
+from git_house import git
+from hosts_house import Hosts, several_hosts
 
-from automagik.testing.needs import need
 from automagik.testing.postgres import PostgresServer
-from automagik.testing.scripted_messages import ScriptedMessages
-from automagik.testing.servers import RunningServer
 from automagik.testing.warm import WarmPython
-from automagik.types import JsonObject
 
 pytestmark = [pytest.mark.anyio, pytest.mark.long, pytest.mark.timeout(300)]
-
-COMMIT = (
-    "[ -e /tmp/made ] || { touch /tmp/made; n=one; [ -f one.txt ] && n=two; [ -f two.txt ] && n=three;"
-    " echo $n > $n.txt; git add -A; git commit -q -m $n; }"
-)
-"""One commit in each sandbox, also where a message that comes late has the script begin again."""
-
-
-def bash(command: str) -> JsonObject:
-    return {"text": "I work.", "tool_use": [{"name": "Bash", "input": {"command": command, "description": "Work"}}]}
-
-
-SCRIPT: JsonObject = {
-    "rules": [
-        {
-            "when": {"tools": True},
-            # Where the first commit is the newest, it works for ever: until its host is gone.
-            "turns": [bash(COMMIT), bash("[ -f two.txt ] || perl -e 'sleep 600'"), {"text": "Done."}],
-        }
-    ],
-    "default": {"text": "OK"},
-}
-
-
-class Hosts(WorkflowHouse):
-    """The server, and workers by the names of their hosts."""
-
-    workers: dict[str, RunningServer]
-
-    async def start(self, host: str) -> None:
-        """Have a worker on the host."""
-        await asyncio.to_thread(self.workers[host].start)
-
-    def kill_all(self) -> None:
-        """Leave nothing at work."""
-        for name, worker in self.workers.items():
-            with contextlib.suppress(RuntimeError):  # it was never started
-                worker.kill()
-            for pid in self.at_work(name):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-
-    def data(self, host: str) -> Path:
-        """The data folder of a host."""
-        return self.folder / host
-
-    def left(self, host: str) -> list[str]:
-        """Which runs have a place on the host."""
-        folder = self.data(host) / "executions"
-        return sorted(path.name for path in folder.iterdir() if path.name.startswith("run_")) if folder.exists() else []
-
-    def at_work(self, host: str) -> list[int]:
-        """Processes in sandboxes of the host."""
-        wanted = str(self.data(host) / "executions").encode()
-        found: list[int] = []
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                if wanted in (process / "cmdline").read_bytes():
-                    found.append(int(process.name))
-            except OSError:
-                continue  # it has ended
-        return found
-
-    async def until_told(self, run_ids: Sequence[str], kind: str, count: int) -> None:
-        """Return when each of the runs has had so many events of this type."""
-        async with asyncio.timeout(60):
-            for run_id in run_ids:
-                while len(self.of(kind, await self.events(run_id))) < count:
-                    await asyncio.sleep(0.1)
-
-    @staticmethod
-    def of(kind: str, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The data of events of this type."""
-        return [event["data"] for event in events if event["type"] == kind]
 
 
 @pytest.fixture
 async def hosts(postgres_server: PostgresServer, warm: WarmPython) -> AsyncGenerator[Hosts]:
-    need("bubblewrap")
-    need("claude")
-    folder = Path(tempfile.mkdtemp(prefix="sh"))
-    url = postgres_server.create_database()
-    try:
-        async with AsyncExitStack() as stack:
-            api = await stack.enter_async_context(ScriptedMessages(SCRIPT, port=0))
-            write_workflow(folder / "workflows" / "plain")
-            write_workflow(folder / "workflows" / "again", toml='host_gone = "restart"\n')
-            once = 'host_gone = "restart"\n[limits]\nmax_restarts = 0\n'
-            write_workflow(folder / "workflows" / "once", toml=once)
-            (folder / "shared").mkdir()
-            settings = {
-                "ANTHROPIC_API_KEY": KEY,
-                "ANTHROPIC_BASE_URL": api.base_url,
-                "AUTOMAGIK_ARTIFACTS_URL": f"file://{folder / 'shared'}",
-                "AUTOMAGIK_DATABASE_URL": url,
-                "AUTOMAGIK_EXECUTOR": "local",
-                "AUTOMAGIK_HOST_LEASE_SECONDS": "8",
-                "AUTOMAGIK_MODEL_PRICES": "claude-*=1000/1000",
-                "AUTOMAGIK_SECRET_KEY": "A" * 43 + "=",
-                "AUTOMAGIK_WORKFLOWS_DIR": str(folder / "workflows"),
-            }
+    async with several_hosts("local", postgres_server, warm) as opened:
+        yield opened
 
-            def process(name: str, *command: str) -> RunningServer:
-                return RunningServer(
-                    folder / name, settings={**settings, "AUTOMAGIK_HOST_NAME": name}, command=command, warm=warm
-                )
 
-            server = process("front", "serve", "--api-only")
-            await asyncio.to_thread(server.__enter__)
-            stack.callback(server.stop)
-            house = Hosts(folder, server, api, make_repository(folder / "mine"), "local")
-            stack.push_async_callback(house.close)
-            house.workers = {name: process(name, "worker") for name in ("one", "two")}
-            stack.callback(house.kill_all)
-            yield house
-    finally:
-        postgres_server.drop_database(url)
-        shutil.rmtree(folder, ignore_errors=True)
+@pytest.fixture
+async def docker_hosts(postgres_server: PostgresServer, warm: WarmPython) -> AsyncGenerator[Hosts]:
+    async with several_hosts("docker", postgres_server, warm) as opened:
+        yield opened
 
 
 async def test_runs_outlive_a_worker_and_then_their_host_and_are_had_from_every_other(hosts: Hosts) -> None:
@@ -165,8 +46,8 @@ async def test_runs_outlive_a_worker_and_then_their_host_and_are_had_from_every_
         assert [commit["subject"] for commit in run["workspace"]["commits"]] == ["one"]
         assert "+one" in (await hosts.client.get(f"/runs/{run_id}/diff")).text
     hosts.workers["one"].freeze()
-    assert hosts.left("one") == sorted([*both, once, spent])
-    assert hosts.at_work("one")
+    assert await hosts.left("one") == sorted([*both, once, spent])
+    assert await hosts.at_work("one")
 
     # The host is taken for gone.
     await hosts.start("two")
@@ -196,6 +77,7 @@ async def test_runs_outlive_a_worker_and_then_their_host_and_are_had_from_every_
     assert "sandbox_lost" in [warning["code"] for warning in hosts.of("warning", told)]
     assert "begins again here" in json.dumps(hosts.api.calls[-1].body["system"])
     assert "Mind the gap." in json.dumps(hosts.api.calls[-1].body["messages"])
+    assert await hosts.at_work("one"), "nobody of another host touches what is at work on this one"
     used = [run["usage"] for run in (gone, saved, await hosts.run(once), await hosts.run(spent))]
     assert sum(usage["requests"] for usage in used if usage) == len(hosts.api.calls)
 
@@ -207,7 +89,7 @@ async def test_runs_outlive_a_worker_and_then_their_host_and_are_had_from_every_
     hosts.workers["one"].kill()
     await hosts.start("one")
     async with asyncio.timeout(60):
-        while hosts.left("one") or hosts.at_work("one"):
+        while await hosts.left("one") or await hosts.at_work("one"):
             await asyncio.sleep(0.2)
     assert [await hosts.run(lost), await hosts.run(again)] == [gone, saved]
     assert await hosts.events(again) == told
@@ -233,9 +115,50 @@ async def test_runs_outlive_a_worker_and_then_their_host_and_are_had_from_every_
     assert (cancelled["status"], cancelled["outcome"]) == ("cancelled", "cancelled")
     assert "while its host was away" in cancelled["error"]["detail"]
     assert cancelled["usage"]["requests"] >= 2
-    assert (hosts.left("one"), bool(hosts.at_work("one"))) == ([stopped], True)
+    assert (await hosts.left("one"), bool(await hosts.at_work("one"))) == ([stopped], True)
     await hosts.start("one")
     async with asyncio.timeout(60):
-        while hosts.left("one") or hosts.at_work("one"):
+        while await hosts.left("one") or await hosts.at_work("one"):
             await asyncio.sleep(0.2)
     assert await hosts.run(stopped) == cancelled
+
+
+async def test_on_one_engine_each_host_finds_rescues_and_ends_its_own_containers_only(docker_hosts: Hosts) -> None:
+    hosts = docker_hosts
+    await hosts.start("one")
+    lost, again = await hosts.begin("Lose it"), await hosts.begin("Save it", workflow="again")
+    both = (lost, again)
+    await hosts.until_told(both, "tool_call", 2)
+    containers = await hosts.at_work("one")
+    assert len(containers) == 2
+    hosts.workers["one"].kill()
+    assert await hosts.at_work("one") == containers
+
+    # Another worker of the same host finds the very containers.
+    await hosts.start("one")
+    await hosts.until_told(both, "commit", 1)
+    assert await hosts.at_work("one") == containers
+    assert [(run["status"], run["attempt"]) for run in [await hosts.run(run_id) for run_id in both]] == [
+        ("running", 1),
+        ("running", 1),
+    ]
+    hosts.workers["one"].freeze()
+
+    # The host is taken for gone; its containers are not another one's to end.
+    await hosts.start("two")
+    assert (await hosts.ended(lost))["outcome"] == "sandbox_lost"
+    saved = await hosts.ended(again)
+    assert saved["outcome"] == "completed", saved["error"]
+    assert [commit["subject"] for commit in saved["workspace"]["commits"]] == ["one", "two"]
+    assert await hosts.at_work("one") == containers
+    assert await hosts.left("one") == sorted(both)
+
+    # It comes back, and lets go of them itself.
+    hosts.workers["one"].kill()
+    await hosts.start("one")
+    async with asyncio.timeout(60):
+        while await hosts.left("one") or await hosts.at_work("one"):
+            await asyncio.sleep(0.2)
+        while await hosts.left("two"):
+            await asyncio.sleep(0.2)
+    assert (await hosts.run(again))["outcome"] == "completed"
