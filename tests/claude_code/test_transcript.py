@@ -317,3 +317,17 @@ def test_many_hostile_lines_end_the_search_and_whole_lines_are_still_read() -> N
     _, events = read(*many, b'{"' * 20 + text("hidden"), b'{"' + text("found"), text("after"))
     assert told(events) == [("message_completed", "found"), ("message_completed", "after")]
     assert time.process_time() - begun < 20
+
+
+@pytest.mark.parametrize("bounds", [{"max_events": 10}, {"max_event_bytes": 10 * 1000}])
+def test_of_events_without_end_so_many_are_told_and_the_end_is_known_all_the_same(bounds: dict[str, int]) -> None:
+    lines = [delta("text_delta", "x" * 2000), *(call(ident=f"toolu_{n}", command="x" * 880) for n in range(100))]
+    stream = b"".join([*lines, delta("text_delta", "more"), text("The end."), result(result="The end.")])
+    transcript = Transcript(**bounds)
+    events = [event for start in range(0, len(stream), 5000) for event in transcript.feed(stream[start : start + 5000])]
+    assert [event.type for event in events] == ["text_delta", *["tool_call"] * 10, "warning"]
+    assert events[-1].data["code"] == "events_left_out"
+    assert transcript.num_turns == 1 and transcript.final_text == "The end."
+    assert transcript.result is not None
+    again = Transcript(**bounds)
+    assert again.feed(stream) == events, "a replay tells the same"

@@ -17,6 +17,13 @@ _MAX_ARGS_BYTES = 4 * _MAX_TEXT
 _MAX_DEPTH = 40
 _MAX_WARNINGS = 50
 """How many warnings one run tells at the most: a tool can forge more."""
+_MAX_EVENTS = 100_000
+"""How many stored events one run tells at the most, and"""
+_MAX_EVENT_BYTES = 128 * 1024**2
+"""how large they may be together: a run of a day has some ten thousand, but a tool can forge as many as its disk has room for, and
+whoever looks at the run reads them all."""
+_PASSING = {"text_delta", "thinking_delta"}
+"""What is shown and not stored."""
 _MAX_NAME = 200
 _REPORT_TOOL = "StructuredOutput"
 """The CLI's own tool that takes the report: no call that a person needs to see."""
@@ -44,8 +51,11 @@ class Transcript:
     together with the exit status (`outcome.classify`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_events: int = _MAX_EVENTS, max_event_bytes: int = _MAX_EVENT_BYTES) -> None:
         self._lines = EventLines()
+        self._events_left = max_events
+        self._bytes_left = max_event_bytes
+        self._is_full = False
         self._message = ""
         self._messages = 0
         self._pieces: set[str] = set()
@@ -102,10 +112,24 @@ class Transcript:
 
     def _events(self, lines: Iterable[tuple[int, JsonObject]]) -> list[TranscriptEvent]:
         return [
-            TranscriptEvent(kind, data, number, part)
+            event
             for number, line in lines
             for part, (kind, data) in enumerate(self._read(line))
+            if (event := self._counted(kind, data, number, part)) is not None
         ]
+
+    def _counted(self, kind: str, data: JsonObject, line: int, part: int) -> TranscriptEvent | None:
+        """The event; where there were too many, one last one that says so, and then None."""
+        if self._is_full:
+            return None
+        if kind not in _PASSING:
+            self._events_left -= 1
+            self._bytes_left -= len(orjson.dumps(data))
+            if self._events_left < 0 or self._bytes_left < 0:
+                self._is_full = True
+                detail = "The run told more than is kept of one run; from here on its commits, its cost and its end are told."
+                return TranscriptEvent("warning", {"code": "events_left_out", "detail": detail}, line, part)
+        return TranscriptEvent(kind, data, line, part)
 
     def _read(self, line: JsonObject) -> Iterator[tuple[str, JsonObject]]:
         session = line.get("session_id")
