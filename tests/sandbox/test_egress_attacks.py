@@ -225,6 +225,20 @@ async def test_a_client_that_never_reads_holds_its_place_only_so_long(short: Pat
     assert len(os.listdir("/proc/self/fd")) <= before + 4
 
 
+async def test_a_client_that_takes_its_time_gets_all_to_the_last_byte(short: Path) -> None:
+    async def much(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(bytes(1_000_000))
+        await writer.drain()
+
+    async with serving(much) as port, way(short, [f"site.test:{port}"]) as out:
+        for _ in range(5):
+            reader, writer = await out.connect(f"site.test:{port}")
+            writer.write_eof()
+            await asyncio.sleep(0.1)
+            assert len(await asyncio.wait_for(reader.read(-1), 10)) == 1_000_000
+            writer.close()
+
+
 async def test_a_flood_of_connections_is_taken_at_a_pace_and_hurts_no_other_run(
     short: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -74,4 +74,6 @@ async def end(writer: asyncio.StreamWriter, *, seconds: float) -> None:
     except OSError:  # TimeoutError is one
         pass
     finally:
-        writer.transport.abort()
+        # Only where something is left: a transport that has ended after its last byte can't be aborted (Python 3.11).
+        if writer.transport.get_write_buffer_size():
+            writer.transport.abort()
