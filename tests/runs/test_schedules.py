@@ -178,6 +178,32 @@ async def test_firings_count_for_the_rate_limit_of_their_key(office: Office) -> 
         await office.platform.limits.count(limited)
 
 
+async def test_a_time_that_two_hosts_fire_at_once_counts_once_for_the_rate_limit(office: Office) -> None:
+    limited = await office.caller(rate_limit="4/day")
+    await office.make("* * * * *", caller=limited)
+    begin, other = office.clock.at, office.another_scheduler()
+    for _ in range(3):
+        office.clock.turn(timedelta(minutes=1))
+        await asyncio.gather(office.scheduler.fire_due(), other.fire_due())
+    assert await office.fired() == [begin + timedelta(minutes=minute) for minute in range(1, 4)]
+    await office.platform.limits.count(limited)
+    with pytest.raises(RateLimited):
+        await office.platform.limits.count(limited)
+
+    # Where the first one that comes is gone before the run is stored, another one fires the time some seconds later.
+    await office.make("* * * * *", name="orphan")
+    office.clock.turn(timedelta(minutes=1))
+    due = office.clock.at
+    row = await office.row("orphan")
+    name = f"firing:{row.schedule_id}:{due:%Y-%m-%dT%H:%M:%S.%fZ}:0"
+    await office.platform.store.write(lambda tx: tx.rates.hit(name, 599))
+    await office.scheduler.fire_due()
+    assert await office.fired("orphan") == []
+    office.clock.turn(timedelta(seconds=3))
+    await office.scheduler.fire_due()
+    assert await office.fired("orphan") == [due]
+
+
 async def test_a_clock_that_goes_back_fires_nothing_again(office: Office) -> None:
     made = await office.make()
     assert made.next_at is not None

@@ -35,6 +35,10 @@ _HOLD_SECONDS = 5.0
 _FAULT_SECONDS = 60.0
 """The same for a fault of the platform's own."""
 _INSTANT = timedelta(microseconds=1)
+_TURN_SECONDS = 3
+"""How long one host may take to fire a time before another one tries it."""
+_NOTED_SECONDS = 599
+"""How long it is noted at least who has a turn: no divisor of any interval that a cron expression can say."""
 
 
 class Scheduler:
@@ -45,8 +49,9 @@ class Scheduler:
     hosts that come at once, give the same run. Times are taken from the row, never counted anew: a clock that goes back
     fires nothing again.
 
-    A firing counts for the rate limit of its key, as a request does; one that has to wait so long that its time is late is
-    a missed one. Keys whose schedules are due take turns, so that none waits for another's thousand.
+    A firing counts for the rate limit of its key, as a request does, and once, however many hosts come to it. One that has
+    to wait so long that its time is late is a missed one. Keys whose schedules are due take turns, so that none waits for
+    another's thousand.
     """
 
     def __init__(
@@ -68,6 +73,8 @@ class Scheduler:
         self._poll_seconds = poll_seconds
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._held: dict[str, float] = {}
+        self._turns: dict[str, str] = {}
+        self._tidied_at = clock.monotonic()
         self._wake = asyncio.Event()
         self._closing = False
         self._ended = asyncio.Event()
@@ -178,15 +185,43 @@ class Scheduler:
                 return
             await self._failed(row, following, error)
         else:
+            if run is None:
+                self._hold(row.schedule_id, _TURN_SECONDS)
+                return
+            self._turns.pop(row.schedule_id, None)
             await self._store.write(lambda tx: tx.schedules.fired(row, following, run.run_id))
             _log.info("schedule_fired", schedule=row.name, at=utc_text(due), run_id=run.run_id)
 
-    async def _submit(self, row: ScheduleRow, due: datetime) -> RunRow:
+    async def _submit(self, row: ScheduleRow, due: datetime) -> RunRow | None:
+        """The run of this time; None where another host is at it right now."""
         request = labelled(row)
         request = replace(request, labels={**request.labels, "scheduled_at": utc_text(due)})
         caller = await self._keys.caller_of(row.key_id or "")
-        await self._limits.count(caller)
-        return await self._runs.submit(request, caller, idempotency_key=f"schedule:{row.schedule_id}:{utc_text(due)}")
+        key = f"schedule:{row.schedule_id}:{utc_text(due)}"
+        if await self._store.read(lambda tx: tx.queue.idempotent(caller.key_id or "", key)) is None:
+            if not await self._has_turn(row, due):
+                return None
+            await self._limits.count(caller)
+        return await self._runs.submit(request, caller, idempotency_key=key)
+
+    async def _has_turn(self, row: ScheduleRow, due: datetime) -> bool:
+        """Whether this host is the first that comes to fire the time: the others leave it alone for some seconds, in which it either
+        is fired or the first one is gone, or was refused by the limit."""
+        turn = max(0, int((self._clock.now() - due).total_seconds() // _TURN_SECONDS))
+        name = f"firing:{row.schedule_id}:{utc_text(due)}:{turn}"
+        if self._turns.get(row.schedule_id) != name:
+            window = await self._store.write(lambda tx: tx.rates.hit(name, _NOTED_SECONDS))
+            await self._tidy()
+            if window.hits > 1:
+                return False
+            self._turns[row.schedule_id] = name
+        return True
+
+    async def _tidy(self) -> None:
+        now = self._clock.monotonic()
+        if now - self._tidied_at > _NOTED_SECONDS:
+            self._tidied_at = now
+            await self._store.write(lambda tx: tx.rates.forget_expired())
 
     async def _set_aside(self, schedule_id: str, error: BaseException) -> None:
         if isinstance(error, AutomagikError):  # the database went away in between
