@@ -138,6 +138,9 @@ class MessagesWire:
         body = {"type": "error", "error": {"type": kind, "message": refusal.text}}
         return Answer(refusal.status, orjson.dumps(body), hints(refusal))
 
+    def broken(self, refusal: Refusal) -> bytes:
+        return b"event: error\ndata: %b\n\n" % self.refused(refusal).body
+
 
 def _medium(block: JsonObject) -> Iterator[Medium]:
     kind = block.get("type")

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import structlog
@@ -34,6 +34,10 @@ _COUNT_SLACK = 1_500
 _COUNTED = ("model", "messages", "system", "tools", "tool_choice", "thinking")
 _MAX_ERROR_BYTES = 1024 * 1024
 _SHOWN_FIELDS = 5
+_BYTES_A_TOKEN = 4  # usually
+_EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
+_MAX_OVER_BYTES = 64 * 1024
+"""How much of an answer that is cut is still passed on, so that it ends with a whole event."""
 
 Outcome = Literal["completed", "failed", "cut"]
 
@@ -49,6 +53,10 @@ class Services:
     timeout_seconds: float
     more_fields: frozenset[str] = frozenset()
     """The fields that requests may have under a limit besides those of their wire."""
+
+
+class _OverReservation(Exception):
+    """The provider answers with more than was reserved for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +96,9 @@ class Call:
         self._may_cost = False
         """Whether the provider may have answered, so that what isn't known must be counted in full."""
         self._meter: Meter | None = None
+        self._over: Tokens | None = None
+        """What was used when the answer was cut for being more than was reserved."""
+        self._over_bytes, self._over_tail = 0, b""
 
     async def carry_out(self, ask: Ask) -> None:
         """Answer the request.
@@ -242,7 +253,11 @@ class Call:
         exchange.body = b""
         try:
             async with exchange.while_present(), asyncio.timeout(self._services.timeout_seconds):
-                await self._ask(account, body)
+                await self._ask(account, body, held)
+        except _OverReservation:
+            self._outcome = "cut"
+            self._tally.refused = "budget_exceeded"
+            self._tally.warn("The model's API did not keep to the limit of its answer, which was cut.")
         except ClientGone:
             self._outcome = "cut"
         except TimeoutError:
@@ -264,14 +279,14 @@ class Call:
             _log.warning("model_broke_off", run_id=self._access.run_id, reason=str(error))
             self._fail(502, "The model's API broke off.")
 
-    async def _ask(self, account: Account, body: bytes) -> None:
+    async def _ask(self, account: Account, body: bytes, held: _Held) -> None:
         self._may_cost = True
         reply = await self._services.upstream.send(
             "POST", account, self._path(), forwarded_headers(self._exchange.head), body
         )
         try:
             if reply.status // 100 == 2:
-                await self._pass_on(reply, account.secret)
+                await self._pass_on(reply, account.secret, held)
             else:
                 self._may_cost = False
                 await self._pass_error(reply, account)
@@ -282,7 +297,7 @@ class Call:
         # Of the query only what the CLI is known to send: nothing else is meant for the provider.
         return self._wire.path + ("?beta=true" if self._exchange.head.query == "beta=true" else "")
 
-    async def _pass_on(self, reply: Reply, secret: str) -> None:
+    async def _pass_on(self, reply: Reply, secret: str, held: _Held) -> None:
         """The answer's bytes as they come, read beside it."""
         exchange, clock = self._exchange, self._services.clock
         headers, length = answer_headers(reply, secret)
@@ -298,12 +313,55 @@ class Call:
                 if meter.reported is not None:
                     self._under_way.tokens = meter.reported
             passed, last = watch.passed(piece), reply.complete
+            if not last and meter.output_so_far() > held.most and self._is_over(held, meter):
+                await self._cut_over(passed, held, can_tell=length is None)
             await exchange.write(passed + watch.rest() if last else passed, last=last)
         await exchange.write(watch.rest())
         meter.finish()
         self._outcome = "completed"
         self._under_way.tokens = meter.reported or Tokens()
         exchange.end()
+
+    def _is_over(self, held: _Held, meter: Meter) -> bool:
+        """Whether the answer so far costs more than was reserved. One that has come to its end counts as it is."""
+        if held.bound is None or self._under_way.price is None or meter.complete:
+            return False
+        used = self._used_so_far(held.bound, meter, meter.output_so_far())
+        return self._under_way.price.cost(used) > held.reservation.granted_nano
+
+    def _used_so_far(self, bound: Bound, meter: Meter, output: int) -> Tokens:
+        told = meter.reported
+        if told is None or not told.input + told.cache_read + told.cache_write:
+            return Tokens(bound.tokens // _BYTES_A_TOKEN, output)
+        return replace(told, output=output)
+
+    async def _cut_over(self, piece: bytes, held: _Held, *, can_tell: bool) -> None:
+        """End the answer after the last whole event of this piece; return where there is none in it, so that it is passed on.
+
+        Raises: _OverReservation.
+        """
+        meter, bound = self._meter, held.bound
+        assert meter is not None
+        assert bound is not None
+        # To its client an event that is not whole would be one that can't be read.
+        seen = self._over_tail + piece
+        ends = max((seen.rfind(end) + len(end) for end in _EVENT_ENDS if end in seen), default=0) - len(self._over_tail)
+        self._over_tail = seen[-3:]
+        self._over_bytes += len(piece)
+        if ends <= 0 and self._over_bytes < _MAX_OVER_BYTES:
+            return
+        self._over = self._used_so_far(bound, meter, meter.usual_output_so_far())
+        if ends > 0 and can_tell:
+            text = (
+                "The model's API answers with more than was reserved for this call, whose answer may have "
+                f"{held.most} tokens: it was cut."
+            )
+            refusal = Refusal(403, text, code="budget_exceeded")
+            await self._exchange.write(piece[:ends] + self._wire.broken(refusal))
+            self._exchange.end()
+        else:
+            self._exchange.cut()
+        raise _OverReservation
 
     async def _pass_error(self, reply: Reply, account: Account) -> None:
         """The provider's refusal, without what it may say of the platform's key."""
@@ -350,6 +408,8 @@ class Call:
         price, meter = self._under_way.price, self._meter
         if not self._may_cost:
             return Tokens(), 0
+        if self._over is not None and price is not None:
+            return self._over, max(price.cost(self._over), held.reservation.granted_nano)
         known = meter.at_most(held.most) if meter is not None else None
         if known is not None:
             return known, price.cost(known) if price is not None else None

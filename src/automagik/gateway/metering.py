@@ -1,6 +1,7 @@
 """Meters: the usage that a provider reports, read beside the bytes of its answer, which pass untouched."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import cast
 
 import orjson
@@ -13,6 +14,10 @@ __all__ = ["ChatMeter", "MessagesMeter", "Meter", "ResponsesMeter"]
 _MAX_LINE_BYTES = 16 * 1024 * 1024
 _MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 _MOST_TOKENS = 10**8
+_FEWEST_BYTES = 4
+_MOST_BYTES = 8
+"""Of a token of text, on the average of an answer: usually four, of a table of dashes or an indented program more."""
+_FEW_TOKENS = 256  # of which an average says nothing
 _UNDER_WAY_TOKENS = 64  # may have been made, but not arrived, when a stream is cut
 
 
@@ -24,6 +29,8 @@ class Meter(ABC):
         """What the provider reported so far."""
         self.complete = False
         """Whether it reported all: nothing of the answer can cost more."""
+        self.bytes_out: int = 0
+        """How many bytes of output came in events: of text, of thinking and of tools' arguments."""
         self._streams = streams
         self._rest: list[bytes] = []
         self._rest_bytes = 0
@@ -71,6 +78,16 @@ class Meter(ABC):
         del max_output
         return self.reported if self.complete else None
 
+    def output_so_far(self) -> int:
+        """No more tokens of output than came: as reported, or as few as its bytes can well be."""
+        told = self.reported.output if self.reported is not None else 0
+        return max(told, self.bytes_out // _MOST_BYTES - _FEW_TOKENS)
+
+    def usual_output_so_far(self) -> int:
+        """About how many tokens of output came: as reported, or as many as its bytes usually are."""
+        told = self.reported.output if self.reported is not None else 0
+        return max(told, self.bytes_out // _FEWEST_BYTES)
+
     def _line(self, data: bytes) -> None:
         event = _parsed(data)
         if event is not None:
@@ -91,7 +108,6 @@ class MessagesMeter(Meter):
     def __init__(self, *, streams: bool) -> None:
         super().__init__(streams=streams)
         self._usage: JsonObject = {}
-        self._bytes_out = 0
         self._begun = False
         self._thinks = False
 
@@ -103,7 +119,7 @@ class MessagesMeter(Meter):
                 block = _object(event.get("content_block"))
                 self._begun = True
                 self._thinks = self._thinks or block.get("type") in ("redacted_thinking", "thinking")
-                self._bytes_out += len(orjson.dumps(block))
+                self.bytes_out += len(orjson.dumps(block))
             case "message_start":
                 self._take(_object(_object(event.get("message")).get("usage")))
             case "message_delta":
@@ -118,7 +134,7 @@ class MessagesMeter(Meter):
             piece = delta.get(name)
             if isinstance(piece, str):
                 self._begun, self._thinks = True, self._thinks or name == "thinking"
-                self._bytes_out += len(piece.encode("utf-8", "replace"))
+                self.bytes_out += len(piece.encode("utf-8", "replace"))
 
     def _whole(self, document: JsonObject) -> None:
         if document.get("type") == "message" and isinstance(document.get("usage"), dict):
@@ -143,7 +159,7 @@ class MessagesMeter(Meter):
         # Every token has a byte at least. Of thinking nothing can be said: what is shown of it is a summary, and what is paid
         # for is all of it; and before the first block has begun, it may be what is under way.
         is_open = self._thinks or not self._begun
-        seen = max_output if is_open else self._bytes_out + _UNDER_WAY_TOKENS
+        seen = max_output if is_open else self.bytes_out + _UNDER_WAY_TOKENS
         output = max(so_far.output, min(seen, max_output))
         return Tokens(so_far.input, output, so_far.cache_read, so_far.cache_write, so_far.cache_write_1h)
 
@@ -152,9 +168,19 @@ class ChatMeter(Meter):
     """Of OpenAI's Chat Completions: the last chunk has the usage, where the request asked for it."""
 
     def _event(self, event: JsonObject) -> None:
+        for choice in _list(event.get("choices")):
+            self._count(_object(_object(choice).get("delta")))
         self._take(event.get("usage"))
         # Some servers tell with every chunk what was used so far: only the one without a piece of an answer tells all.
         self.complete = self.complete or (event.get("choices") == [] and _is_told(self.reported))
+
+    def _count(self, delta: JsonObject) -> None:
+        for name in ("content", "reasoning_content", "reasoning", "refusal"):
+            piece = delta.get(name)
+            if isinstance(piece, str):
+                self.bytes_out += len(piece.encode("utf-8", "replace"))
+        for call in _list(delta.get("tool_calls")):
+            self.bytes_out += len(orjson.dumps(_object(call).get("function")))
 
     def _whole(self, document: JsonObject) -> None:
         self._take(document.get("usage"))
@@ -173,7 +199,10 @@ class ResponsesMeter(Meter):
     """Of OpenAI's Responses: the document, or the event that ends it, has the usage."""
 
     def _event(self, event: JsonObject) -> None:
-        if event.get("type") in ("response.completed", "response.incomplete", "response.failed"):
+        piece = event.get("delta")
+        if isinstance(piece, str):
+            self.bytes_out += len(piece.encode("utf-8", "replace"))
+        elif event.get("type") in ("response.completed", "response.incomplete", "response.failed"):
             self._whole(_object(event.get("response")))
 
     def _whole(self, document: JsonObject) -> None:
@@ -228,6 +257,10 @@ def _parsed(data: bytes) -> JsonObject | None:
 
 def _object(value: Json) -> JsonObject:
     return value if isinstance(value, dict) else {}
+
+
+def _list(value: Json) -> Sequence[Json]:
+    return value if isinstance(value, list) else ()
 
 
 def _number(usage: JsonObject, name: str) -> int:

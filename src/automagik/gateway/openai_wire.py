@@ -127,6 +127,9 @@ class _OpenAIWire:
         body = {"error": {"message": refusal.text, "type": kind, "param": None, "code": refusal.code or code}}
         return Answer(refusal.status, orjson.dumps(body), hints(refusal))
 
+    def broken(self, refusal: Refusal) -> bytes:
+        return b"data: %b\n\n" % self.refused(refusal).body
+
 
 class ChatWire(_OpenAIWire):
     """`POST /v1/chat/completions`."""
@@ -240,6 +243,10 @@ class ResponsesWire(_OpenAIWire):
                     yield _file(inner.get("file_data"), elsewhere=elsewhere)
                 case _:
                     continue
+
+    def broken(self, refusal: Refusal) -> bytes:
+        told = {"type": "error", "code": refusal.code, "message": refusal.text, "param": None}
+        return b"event: error\ndata: %b\n\n" % orjson.dumps(told)
 
     def meter(self, content_type: bytes) -> Meter:
         return ResponsesMeter(streams=content_type.startswith(b"text/event-stream"))

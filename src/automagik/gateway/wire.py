@@ -151,6 +151,10 @@ class Wire(Protocol):
         """The refusal in the API's own shape."""
         ...
 
+    def broken(self, refusal: Refusal) -> bytes:
+        """The refusal as the event that ends a stream."""
+        ...
+
 
 def read_document(body: bytes) -> JsonObject:
     """The request's JSON object, which every reader must understand alike.
