@@ -25,6 +25,21 @@ async def test_a_pipe_in_the_place_of_head_holds_nothing_up(run: RunHouse) -> No
     assert (await run.take()).head_commit == made
 
 
+@pytest.mark.parametrize("name", ["pack/pack-1.idx", "pack/multi-pack-index", "info/commit-graph", "info/alternates"])
+@pytest.mark.parametrize("kind", ["pipe", "garbage", "link"])
+async def test_files_that_git_reads_besides_its_objects_hold_nothing_up(run: RunHouse, name: str, kind: str) -> None:
+    made = run.commit("made.txt", "made\n", "Made")
+    file = run.workspace / ".git" / "objects" / name
+    file.parent.mkdir(exist_ok=True)
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "link":
+        file.symlink_to("/dev/zero")
+    else:
+        file.write_bytes(os.urandom(4096))
+    assert (await run.take()).head_commit == made
+
+
 async def test_commits_are_had_where_the_tree_can_not_be_read(run: RunHouse) -> None:
     made = run.commit("made.txt", "made\n", "Made")
     os.mkfifo(run.workspace / ".gitignore")

@@ -77,7 +77,21 @@ begin() {  # a git folder of our own, without settings but ours
 }
 
 borrow() {  # their objects, and those of their refs that have a name and a commit: the one that is checked out before all others
-    printf '%s\n' "$theirs/objects" > "$GIT_DIR/objects/info/alternates"
+    objects=$theirs/objects
+    find "$objects" ! -type f ! -type d > odd 2> /dev/null
+    [ ! -e "$objects/info/alternates" ] || echo alternates >> odd
+    [ ! -s odd ] || note "the workspace's git folder has links, pipes or other folders of objects in it, which are not followed"
+    find "$objects" "(" -name '*.rev' -o -name '*.bitmap' -o -name 'multi-pack-index*' -o -name 'commit-graph*' ")" >> odd 2> /dev/null
+    if [ -s odd ]; then
+        # A pipe would hold git up for ever, a link or another folder of objects lead elsewhere, and what only tells faster where
+        # objects are, and is wrong, end it. So it is given objects and packs, and nothing else.
+        mkdir "$made/sound"
+        find "$objects" -path "$objects/info" -prune -o -type f "(" -name '*.pack' -o -name '*.idx' -o -path "$objects/??/*" ")" \
+            -print0 2> /dev/null | xargs -0 -r cp --parents -s -t "$made/sound"
+        objects=$made/sound$objects
+        mkdir -p "$objects"
+    fi
+    printf '%s\n' "$objects" > "$GIT_DIR/objects/info/alternates"
     value=
     if [ -f "$theirs/HEAD" ]; then value=$(head -c 300 "$theirs/HEAD" 2> /dev/null | tr -d '\0'); fi
     if printf '%s\n' "$value" | grep -q -x -e "ref: refs/heads/$name" -e '[0-9a-f]\{40\}'; then
@@ -136,7 +150,8 @@ nested() {  # files of repositories within and of submodules, of which git itsel
     [ "$(sort -zu within | tr -cd '\0' | wc -c)" -le @WITHIN@ ] || note "left out: repositories within, over @WITHIN@"
     while IFS= read -r folder; do
         if [ ! -d "$workspace/$folder" ] || [ -L "$workspace/$folder" ]; then continue; fi
-        if (cd "$workspace" && git check-ignore --quiet "$folder") 2> /dev/null; then continue; fi
+        (cd "$workspace" && timeout -k 2 "$((seconds / 5 + 1))" git check-ignore --quiet "$folder") 2> /dev/null
+        case $? in 0) continue ;; 124 | 137) note "left out, not read in time: $folder"; return ;; esac
         (cd "$workspace/$folder" && GIT_WORK_TREE=. GIT_INDEX_FILE=$made/none timeout -k 2 "$((seconds / 5 + 1))" \
             git ls-files --others --exclude-standard -z) 2> /dev/null > others
         case $? in 124 | 137) note "left out, not read in time: $folder"; return ;; esac

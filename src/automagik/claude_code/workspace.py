@@ -45,7 +45,7 @@ def script_environment() -> dict[str, str]:
         "GIT_OPTIONAL_LOCKS": "0",
         "GIT_PAGER": "cat",
         # The workspace's owner may be another account than the sandbox's.
-        "GIT_CONFIG_COUNT": "4",
+        "GIT_CONFIG_COUNT": "7",
         "GIT_CONFIG_KEY_0": "safe.directory",
         "GIT_CONFIG_VALUE_0": "*",
         "GIT_CONFIG_KEY_1": "core.hooksPath",
@@ -54,6 +54,13 @@ def script_environment() -> dict[str, str]:
         "GIT_CONFIG_VALUE_2": "false",
         "GIT_CONFIG_KEY_3": "gc.auto",
         "GIT_CONFIG_VALUE_3": "0",
+        # Files that only tell faster where objects are: a wrong one ends git.
+        "GIT_CONFIG_KEY_4": "core.multiPackIndex",
+        "GIT_CONFIG_VALUE_4": "false",
+        "GIT_CONFIG_KEY_5": "core.commitGraph",
+        "GIT_CONFIG_VALUE_5": "false",
+        "GIT_CONFIG_KEY_6": "pack.useBitmaps",
+        "GIT_CONFIG_VALUE_6": "false",
     }
 
 
