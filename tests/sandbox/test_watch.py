@@ -29,9 +29,14 @@ def ready(process: "subprocess.Popen[str]") -> None:
             0,
             64,
         ),
+        (
+            "[open(f'{place}/{n}', 'w').close() for place in ('/tmp', '/dev/shm', '/home/agent') for n in range(30_000)]",
+            88,
+            0,
+        ),
         ("import os; [os.fork() for _ in '12']; x = bytearray(16 << 20)", 64, 0),
     ],
-    ids=["anonymous", "shared", "memfd", "without a name", "many processes"],
+    ids=["anonymous", "shared", "memfd", "without a name", "many empty files", "many processes"],
 )
 def test_what_a_sandbox_holds_is_counted(place: Room, script: str, memory: int, unlinked: int) -> None:
     with place.start(

@@ -150,7 +150,8 @@ if ($become) {
     die "sandbox: still another user\n" if grep { $_ != $become } $<, $>, $( + 0, $) + 0;
 }
 no_capability();
-for my $limit ([4, 0], [6, $nproc], [1, $fsize], [7, $nofile]) {    # RLIMIT_CORE, NPROC, FSIZE, NOFILE
+# A core's limit of 1: to 0 the kernel hands cores to the host's crash handler all the same (man 5 core, fs/coredump.c).
+for my $limit ([4, 1], [6, $nproc], [1, $fsize], [7, $nofile]) {    # RLIMIT_CORE, NPROC, FSIZE, NOFILE
     my $both = pack("QQ", ($limit->[1]) x 2);
     must("limit $limit->[0]", $prlimit, 0, $limit->[0], $both, 0);
 }

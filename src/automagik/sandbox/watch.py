@@ -14,6 +14,9 @@ __all__ = ["Footprint", "descendants", "folder_bytes", "footprint"]
 
 _PROC = Path("/proc")
 _BLOCK = 512  # of st_blocks, whatever the file system's own size
+_INODE = 1024  # what a file without content takes of the kernel's memory: 1.01 kB, measured on tmpfs with Linux 6
+_IN_MEMORY = ("tmp", "dev/shm", "home/agent")
+"""Places of a sandbox whose files are in memory. Their content is limited by the kernel, the number of files isn't."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,10 @@ class Footprint:
     """What some processes use together."""
 
     memory_bytes: int
-    """What no file on a disk backs: anonymous and shared memory, page tables, files in memory that only they hold."""
+    """What no file on a disk backs: anonymous and shared memory, page tables, files in memory that only they hold.
+
+    Of the files in a sandbox's own `/tmp` and the like what they take besides their content, which has a limit of its own.
+    """
     unlinked_bytes: int
     """Files on a disk that have no name any more, but are held open."""
     processes: int
@@ -48,6 +54,7 @@ def footprint(pids: Sequence[int]) -> Footprint:
         if size is not None:
             sizes[pid] = size
             held.look(pid)
+            held.look_at_places(pid)
     return Footprint(
         memory_bytes=sum(sizes.values()) + held.memory_bytes,
         unlinked_bytes=held.disk_bytes,
@@ -85,6 +92,22 @@ class _Held:
         self.memory_bytes = 0
         self.disk_bytes = 0
         self._seen: set[tuple[int, int]] = set()
+        self._roots: set[tuple[int, int]] = set()
+        with suppress(OSError):
+            own = os.stat("/")
+            self._roots.add((own.st_dev, own.st_ino))
+
+    def look_at_places(self, pid: int) -> None:
+        """Count the files of the process's sandbox, if it is in one that hasn't been looked at."""
+        root = _PROC / str(pid) / "root"
+        with suppress(OSError):
+            found = root.stat()
+            if (found.st_dev, found.st_ino) in self._roots:
+                return
+            self._roots.add((found.st_dev, found.st_ino))
+            for name in _IN_MEMORY:
+                place = os.statvfs(root / name)
+                self.memory_bytes += (place.f_files - place.f_ffree) * _INODE
 
     def look(self, pid: int) -> None:
         folder = _PROC / str(pid) / "fd"
