@@ -1,5 +1,5 @@
 import random
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -151,3 +151,60 @@ def test_a_price_of_the_setting_knows_what_a_vendor_takes_for_its_cache(prices: 
     assert claude.cost(written) == 5000 * 3000 + 2000 * 750 + 1000 * 3000
     assert elsewhere.ceiling(5000, 0) == 5000 * 3000
     assert claude.ceiling(5000, 0) == 5000 * 6000
+
+
+class Standing:
+    """A clock that stands still."""
+
+    def __init__(self, moment: datetime) -> None:
+        self._moment = moment
+
+    def now(self) -> datetime:
+        return self._moment
+
+    def monotonic(self) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "before", "at"),
+    [
+        (
+            "google",
+            "gemini-3.6-flash",
+            datetime(2026, 12, 31, 12, tzinfo=UTC),
+            datetime(2026, 12, 31, 23, 55, tzinfo=UTC),
+        ),
+        ("deepseek", "deepseek-chat", datetime(2025, 3, 1, 22, tzinfo=UTC), datetime(2025, 3, 2, 0, 25, tzinfo=UTC)),
+        ("deepseek", "deepseek-chat", datetime(2025, 3, 1, 12, tzinfo=UTC), datetime(2025, 3, 1, 16, 25, tzinfo=UTC)),
+    ],
+)
+def test_where_a_price_changes_while_a_call_may_be_under_way_the_dearer_one_holds(
+    provider: str, model: str, before: datetime, at: datetime
+) -> None:
+    _, info = get_snapshot().find_provider_model(model, None, provider, None)
+    soon = at + timedelta(minutes=15)
+    tables = [info.get_prices(moment) for moment in (before, at, soon)]
+    assert tables[0] is tables[1] is not tables[2]
+    used = Usage(input_tokens=1000, output_tokens=100)
+    dearest = max(nano_of(table.calc_price(used)["total_price"]) for table in tables)
+    for clock, expected in ((before, tables[0]), (at, None), (soon, tables[2])):
+        price = Prices(Settings(), clock=Standing(clock)).of(model, provider=provider)
+        assert price is not None
+        cost = dearest if expected is None else nano_of(expected.calc_price(used)["total_price"])
+        assert price.cost(Tokens(1000, 100)) == cost
+
+
+def test_no_call_can_cost_more_than_its_ceiling_whatever_the_table_says(prices: Prices) -> None:
+    dice = random.Random(7)
+    looked_at = 0
+    for provider in get_snapshot().providers:
+        for model in provider.models[::3]:
+            price = prices.of(model.id, provider=provider.id)
+            if price is None:
+                continue
+            read, write, fresh, out = (dice.randrange(0, 150_000) for _ in range(4))
+            tokens = Tokens(fresh, out, read, write, dice.randrange(0, write + 1))
+            assert price.cost(tokens) <= price.ceiling(fresh + read + write, out), model.id
+            looked_at += 1
+    assert looked_at > 300

@@ -102,6 +102,11 @@ def test_what_openais_wire_can_hide_a_cost_in_is_found() -> None:
     dear: list[Any] = [
         {"prediction": {"type": "content", "content": "x"}},
         {"messages": [{"role": "assistant", "audio": {"id": "audio_1"}}]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}]}
+            ]
+        },
         {"service_tier": "priority"},
         {"service_tier": {}},
     ]

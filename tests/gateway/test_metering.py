@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from automagik.budget import Tokens
+from automagik.budget import Prices, Tokens
 from automagik.gateway.metering import ChatMeter, MessagesMeter, ResponsesMeter
 from automagik.gateway.openai_wire import ResponsesWire
 from automagik.gateway.wire import Refusal
+from automagik.settings import Settings
 
 
 def event(data: Any) -> bytes:
@@ -84,6 +85,20 @@ def test_openais_cached_tokens_are_told_apart() -> None:
     assert responses.at_most(100) is None
     responses.feed(event({"type": "response.completed", "response": {"usage": ended}}))
     assert (responses.reported, responses.complete) == (Tokens(10, 9, 40), True)
+
+
+def test_openais_tokens_that_are_written_to_the_cache_are_told_apart_which_are_dearer() -> None:
+    chat, responses = ChatMeter(streams=False), ResponsesMeter(streams=False)
+    details = {"cached_tokens": 400, "cache_write_tokens": 500}
+    whole: Any = {"prompt_tokens": 1000, "completion_tokens": 9, "prompt_tokens_details": details}
+    told: Any = {"input_tokens": 1000, "output_tokens": 9, "input_tokens_details": details}
+    for meter, usage in ((chat, whole), (responses, told)):
+        meter.feed(json.dumps({"usage": usage}).encode())
+        meter.finish()
+        assert meter.reported == Tokens(100, 9, 400, 500)
+    price = Prices(Settings()).of("gpt-5.6-sol", provider="openai")
+    assert price is not None
+    assert price.cost(Tokens(100, 9, 400, 500)) == 100 * 4000 + 9 * 20_000 + 400 * 400 + 500 * 5000
 
 
 def test_an_answer_that_is_no_json_or_too_strange_reports_nothing() -> None:

@@ -317,7 +317,8 @@ def _contents(messages: Sequence[ModelMessage]) -> Iterator[object]:
 def _tokens(response: ModelResponse) -> Tokens:
     usage = response.usage
     read, written = usage.cache_read_tokens, usage.cache_write_tokens
-    return Tokens(max(0, usage.input_tokens - read - written), usage.output_tokens, read, written)
+    for_1h = min(usage.cache_write_1h_tokens, written)
+    return Tokens(max(0, usage.input_tokens - read - written), usage.output_tokens, read, written, for_1h)
 
 
 def _cost_nothing(error: BaseException) -> bool:

@@ -7,7 +7,7 @@ import asyncio
 import ipaddress
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import timedelta
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -148,6 +148,7 @@ class Prices:
         """Raises: ConfigurationError for a `model_prices` that is none."""
         self._own = tuple(_parsed(entry) for entry in settings.model_prices)
         self._clock = clock or SystemClock()
+        self._longest = timedelta(seconds=settings.model_call_timeout_seconds)
         self._known: dict[int, Price | None] = {}
         self._loaded = False
 
@@ -191,13 +192,19 @@ class Prices:
             _, info = get_snapshot().find_provider_model(model, None, provider, base_url)
         except LookupError:
             return None
-        table = info.get_prices(self._moment())
+        now = self._clock.now()
+        table = info.get_prices(now)
+        price = self._priced(table)
+        if isinstance(info.prices, ModelPrice):
+            return price
+        # Its price may change while a call is under way, by the day or the time of day: the dearer one holds.
+        later = info.get_prices(now + self._longest)
+        return price if later is table else _dearer(price, self._priced(later))
+
+    def _priced(self, table: ModelPrice) -> Price | None:
         if id(table) not in self._known:  # the table's entries live as long as the process
             self._known[id(table)] = _from_table(table)
         return self._known[id(table)]
-
-    def _moment(self) -> datetime:
-        return self._clock.now()
 
 
 @lru_cache(maxsize=256)
@@ -226,6 +233,13 @@ def _references(model: str, provider: str | None, base_url: str | None) -> Itera
         vendor, separator, name = model.partition(":")
         if separator and vendor and name:
             yield name, vendor, None
+
+
+def _dearer(one: Price | None, other: Price | None) -> Price | None:
+    """The price of a usual call is the measure: a page in, a paragraph out; None, which is refused under a limit, where one is."""
+    if one is None or other is None:
+        return None
+    return max(one, other, key=lambda price: price.ceiling(1000, 100))
 
 
 def _from_table(table: ModelPrice) -> Price | None:

@@ -239,7 +239,8 @@ def _messages_usage(usage: JsonObject) -> Tokens:
 def _openai_usage(usage: JsonObject, input_name: str, output_name: str, details: JsonObject) -> Tokens:
     whole, cached = _number(usage, input_name), _number(details, "cached_tokens")
     cached = min(cached, whole)
-    return Tokens(whole - cached, _number(usage, output_name), cached)
+    written = min(_number(details, "cache_write_tokens"), whole - cached)
+    return Tokens(whole - cached - written, _number(usage, output_name), cached, written)
 
 
 def _is_told(tokens: Tokens | None) -> bool:

@@ -74,6 +74,7 @@ _RESPONSES_FIELDS = _FIELDS | {
     *("background", "conversation", "include", "input", "instructions", "max_output_tokens", "max_tool_calls"),
     *("previous_response_id", "prompt", "text", "truncation"),
 }
+_DEAR_PARTS = ("input_audio", "input_video", "audio_url", "video_url")
 _MODES = (None, "standard")  # of reasoning: another may have several models reason
 _MAX_ANSWERS = 128
 _SEARCHING_MODELS = ("-search", "deep-research")
@@ -103,6 +104,12 @@ class _OpenAIWire:
         return next((f"`{name}`" for name in ELSEWHERE if document.get(name)), None)
 
     def costs_extra(self, document: JsonObject) -> str | None:
+        for turn in as_list(document.get(self.turns)):
+            for part in as_list(as_object(turn).get("content")):
+                if (
+                    as_object(part).get("type") in _DEAR_PARTS
+                ):  # counted as tokens of their own, which are dearer than text
+                    return f"spoken or filmed input (`{shown(as_object(part).get('type'))}`)"
         return None if document.get("service_tier") in _TIERS else "`service_tier`"
 
     def repeats(self, document: JsonObject) -> str | None:
