@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
 import shutil
 import stat
+import subprocess
 import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -18,6 +20,10 @@ __all__ = ["disk_usage", "lock", "remove_tree", "socket_path", "unused"]
 
 _MAX_SOCKET_BYTES = 107
 """What Linux takes for the path of a unix socket, without its closing zero."""
+_LEAST_BYTES = 4096
+_LONGEST_PATH = 4096 - 256
+"""Of a folder, so that every name in it makes a path that Linux takes."""
+_BEYOND_ANY_LIMIT = 2**62
 
 
 def socket_path(settings: Settings, run_id: str, name: str) -> Path:
@@ -51,17 +57,24 @@ async def lock(file: Path) -> AsyncGenerator[None]:
 
 
 def disk_usage(folder: Path) -> int:
-    """What a folder takes on the disk, each file once. A folder that its owner may not look into is given that right back."""
+    """What a folder takes on the disk, each file once. A folder that its owner may not look into is given that right back.
+
+    A file takes a block at least, for its place among the disk's files; what is too deep to be looked at takes more than
+    any limit.
+    """
     seen: set[tuple[int, int]] = set()
     total = 0
     waiting = [folder]
     while waiting:
-        for entry in _entries(waiting.pop()):
+        looked_at = waiting.pop()
+        if len(os.fsencode(looked_at)) >= _LONGEST_PATH:
+            return _BEYOND_ANY_LIMIT
+        for entry in _entries(looked_at):
             with contextlib.suppress(OSError):  # it has gone meanwhile
                 found = entry.stat(follow_symlinks=False)
                 if (found.st_dev, found.st_ino) not in seen:
                     seen.add((found.st_dev, found.st_ino))
-                    total += found.st_blocks * 512
+                    total += max(found.st_blocks * 512, _LEAST_BYTES)
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(Path(entry.path))
     return total
@@ -98,7 +111,16 @@ def remove_tree(path: Path) -> None:
             os.unlink(failed)
 
     if path.exists():
-        shutil.rmtree(path, onerror=mend)
+        try:
+            shutil.rmtree(path, onerror=mend)
+        except (RecursionError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in (errno.EMFILE, errno.ENAMETOOLONG):
+                raise
+            # So deep that Python can't, which takes a call and a descriptor for each level: these take neither.
+            for command in (["chmod", "-R", "u+rwX"], ["rm", "-rf"]):
+                subprocess.run([*command, "--", path], check=False, capture_output=True)
+            if path.exists():
+                raise
 
 
 def unused(folder: Path, seconds: float) -> list[Path]:
