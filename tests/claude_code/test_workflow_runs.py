@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from git_house import git
-from workflow_house import KEY, WorkflowHouse, committing, workflow_house
+from workflow_house import KEY, WorkflowHouse, committing, workflow_house, write_workflow
 
 from automagik.testing.needs import need
 from automagik.testing.warm import WarmPython
@@ -238,3 +238,34 @@ async def test_a_cli_that_was_stopped_and_reads_no_words_is_ended_by_its_limit_o
 
     assert run["outcome"] == "timed_out"
     assert house.places() == []
+
+
+async def test_a_run_is_ended_while_its_toolchain_is_made_by_a_person_by_its_time_and_by_no_stop_of_the_platform(
+    house: WorkflowHouse,
+) -> None:
+    write_workflow(house.folder / "data" / "workflows" / "slow", toml='setup = ["sleep 300"]\n')
+
+    async def preparing(**body: Any) -> str:
+        run_id = await house.begin(workflow="slow", **body)
+        async with asyncio.timeout(60):
+            while not any(name.startswith("run_") for name in house.places()):
+                await asyncio.sleep(0.1)
+        return run_id
+
+    began = asyncio.get_running_loop().time
+    asked = await preparing()
+    before = began()
+    cancelled = (await house.client.post(f"/runs/{asked}/cancel")).json()
+    assert (cancelled["status"], cancelled["outcome"]) == ("cancelled", "cancelled")
+    assert began() - before < 20 and house.places() == []
+
+    late = await house.ended(await preparing(timeout_seconds=4), seconds=40)
+    assert late["outcome"] == "timed_out" and house.places() == []
+
+    left = await preparing()
+    before = began()
+    house.server.stop()
+    assert began() - before < 30, "it does not wait for the setup"
+    house.server.start()
+    assert (await house.run(left))["status"] in {"queued", "running"}
+    assert (await house.client.post(f"/runs/{left}/cancel")).json()["outcome"] == "cancelled"

@@ -17,7 +17,7 @@ from automagik.testing.scripted_messages import ScriptedMessages
 from automagik.testing.servers import RunningServer
 from automagik.testing.warm import WarmPython
 
-__all__ = ["KEY", "WorkflowHouse", "committing", "workflow_house"]
+__all__ = ["KEY", "WorkflowHouse", "committing", "workflow_house", "write_workflow"]
 
 KEY = "sk-ant-a-secret-of-the-platform"
 """The real key, which must be nowhere but in the gateway's requests."""

@@ -17,11 +17,11 @@ from automagik.claude_code.collecting import Collecting
 from automagik.claude_code.command import CliSpec, command, environment, user_message
 from automagik.claude_code.control import Control
 from automagik.claude_code.executor import Execution, ExecutionSpec, Executor, ExitStatus
-from automagik.claude_code.following import Following, Limit
+from automagik.claude_code.following import Following, Limit, unread
 from automagik.claude_code.furnishing import Furnished, Furnishing
 from automagik.claude_code.house import House
 from automagik.claude_code.moving import LOST, Spent, begun_with, earlier_execution, ended_without_sandbox
-from automagik.claude_code.outcome import Verdict, classify
+from automagik.claude_code.outcome import Verdict, classify, ended_by_us
 from automagik.claude_code.publish import PUBLISHING_WORKFLOW, Publishing, PullRequest
 from automagik.claude_code.transcript import Transcript
 from automagik.claude_code.work import Work
@@ -40,7 +40,6 @@ __all__ = ["Carrying"]
 _log = structlog.stdlib.get_logger(__name__)
 
 _NANO = Decimal(10) ** 9
-_MAX_QUOTED = 500
 
 
 class Carrying:
@@ -123,7 +122,11 @@ class Carrying:
         furnished: Furnished | None = None
         token = ""
         if known is None or known.stage == "preparing":
-            known, token, furnished = await self._furnish(executor, former)
+            left = self._timeout_seconds - self._spent.seconds
+            prepared = await self._control.unless_pulled(self._furnish(executor, former), seconds=left)
+            if prepared is None:
+                return await self._end_unprepared(executor)
+            known, token, furnished = prepared
         workspace = cast("JsonObject", (self._row.details or {}).get("workspace") or {})
         repository = furnished.source.repository if furnished is not None else str(workspace.get("repository"))
         base_branch = furnished.source.branch if furnished is not None else workspace.get("base_branch")
@@ -146,6 +149,14 @@ class Carrying:
         return await self._end(executor, known, transcript, exit_status, collecting, door.usage, refused)
 
     # -- before the CLI works
+
+    async def _end_unprepared(self, executor: Executor) -> AgentResponse:
+        """The end of a run for which no CLI worked. Raises: CancelledError where this process leaves it to the next one."""
+        if self._control.leaves or self._control.ended_by is None:
+            raise asyncio.CancelledError
+        await executor.remove(self._run_id)
+        ended = ended_by_us(self._control.ended_by)
+        return await ended_without_sandbox(self._house.store, self._house.ledger, self._run_id, self._task, ended)
 
     async def _furnish(self, executor: Executor, former: ExecutionRow | None) -> tuple[ExecutionRow, str, Furnished]:
         house, run_id = self._house, self._run_id
@@ -369,7 +380,7 @@ class Carrying:
             tool_calls=[],
             tool_outputs=[],
             model=str(model) if model is not None else None,
-            failure=_failure(verdict),
+            failure=verdict.failure,
         )
 
     async def _tell_at_end(self, verdict: Verdict, exit_status: ExitStatus | None) -> None:
@@ -382,11 +393,7 @@ class Carrying:
             tell("warning", {"code": "out_of_memory", "detail": detail})
         for word in await self._house.store.read(lambda tx: tx.words.waiting(self._run_id)):
             if word.kind == "message":
-                said = word.text if len(word.text) <= _MAX_QUOTED else f"{word.text[:_MAX_QUOTED]}…"
-                detail = (
-                    f"The model has not read this any more: “{said}” Say it in a run with `resume_of` {self._run_id}."
-                )
-                tell("warning", {"code": "message_too_late", "detail": detail})
+                tell("warning", unread(self._run_id, word.text))
 
     def _tell_moved(self, known: ExecutionRow) -> None:
         """The run's host is gone for good, and this one has it now: it begins anew here."""
@@ -490,9 +497,3 @@ class Carrying:
     async def _update(self, **changes: object) -> None:
         owner = self._options.owner
         await self._house.store.write(lambda tx: tx.executions.update(self._run_id, owner, **changes))
-
-
-def _failure(verdict: Verdict) -> RunFailed | None:
-    if verdict.outcome is RunOutcome.COMPLETED:
-        return None
-    return RunFailed(verdict.detail, outcome=verdict.outcome.value, hint=verdict.hint, retryable=verdict.retryable)

@@ -1,10 +1,14 @@
 """Control: why a run under way is to stop, said once by whoever is first."""
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from automagik.claude_code.outcome import EndedBy
 
 __all__ = ["Control"]
+
+T = TypeVar("T")
 
 
 class Control:
@@ -26,6 +30,23 @@ class Control:
         """Go away from the run, and leave it at work."""
         self.leaves = True
         self._pulled.set()
+
+    async def unless_pulled(self, work: Coroutine[Any, Any, T], *, seconds: float) -> T | None:
+        """What `work` comes to; None where the run is to end or to be left before, or this takes longer than `seconds`: then the
+        run's time is over, and the work was stopped."""
+        loop = asyncio.get_running_loop()
+        working, pulled = loop.create_task(work), loop.create_task(self.pulled())
+        try:
+            await asyncio.wait({working, pulled}, timeout=max(0.0, seconds), return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            if not pulled.done():
+                self.end("timeout")
+            return None
+        finally:
+            for task in (working, pulled):
+                task.cancel()
+            await asyncio.gather(working, pulled, return_exceptions=True)
 
     async def pulled(self) -> None:
         """Return when the run is to end, or to be left."""

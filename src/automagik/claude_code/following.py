@@ -16,7 +16,7 @@ from automagik.sandbox.confinement import Limits
 from automagik.store import Store
 from automagik.types import Clock, JsonObject
 
-__all__ = ["Following", "Limit"]
+__all__ = ["Following", "Limit", "unread"]
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -29,8 +29,16 @@ _CHECKPOINT_SECONDS = 40.0
 """How long after something was done with a tool the commits are taken out, at the latest: within the promised minute."""
 _LAST_LOOKS = 5
 """How often it is looked for words before nobody is heard any more."""
+_MAX_QUOTED = 500
 _MOST_BUSY = 40
 """How often the ledger may answer "busy" before a run is ended whose CLI does not give up by itself."""
+
+
+def unread(run_id: str, text: str) -> JsonObject:
+    """The warning of a message that no model has read."""
+    said = text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}…"
+    detail = f"The model has not read this any more: “{said}” Say it in a run with `resume_of` {run_id}."
+    return {"code": "message_too_late", "detail": detail}
 
 
 @dataclass(frozen=True, slots=True)

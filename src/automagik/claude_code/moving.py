@@ -123,7 +123,7 @@ async def earlier_execution(
 async def ended_without_sandbox(
     store: Store, ledger: Ledger, run_id: str, task: str, verdict: Verdict
 ) -> AgentResponse:
-    """How a run ends whose sandbox is lost, and that does not begin again: with what it used."""
+    """How a run ends that has no sandbox: it is lost, and the run does not begin again, or was never made. With what it used."""
     await ledger.hold(run_id)  # what its host left of calls under way is settled
     try:
         usage = await store.read(lambda tx: tx.calls.usage_of(run_id))
@@ -140,7 +140,5 @@ async def ended_without_sandbox(
         tool_calls=[],
         tool_outputs=[],
         model=None,
-        failure=RunFailed(
-            verdict.detail, outcome=verdict.outcome.value, hint=verdict.hint, retryable=verdict.retryable
-        ),
+        failure=verdict.failure,
     )

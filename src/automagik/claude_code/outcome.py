@@ -6,10 +6,11 @@ from typing import Final, Literal
 
 from automagik.claude_code.executor import ExitStatus
 from automagik.claude_code.transcript import Transcript
+from automagik.errors import RunFailed
 from automagik.memory import clean_text
 from automagik.types import Json, JsonObject, RunOutcome
 
-__all__ = ["TIMED_OUT", "TURNS_USED_UP", "EndedBy", "Refusal", "Verdict", "classify"]
+__all__ = ["TIMED_OUT", "TURNS_USED_UP", "EndedBy", "Refusal", "Verdict", "classify", "ended_by_us"]
 
 EndedBy = Literal["cancel", "interrupt", "timeout", "stall", "budget", "size"]
 """Why the platform ended a run: by a person's word, or by one of the run's limits (`size`: of its workspace)."""
@@ -33,6 +34,13 @@ class Verdict:
     hint: str | None = None
     retryable: bool = False
     """Whether the same again may go better."""
+
+    @property
+    def failure(self) -> RunFailed | None:
+        """The error that the run ends with; None where it ended well."""
+        if self.outcome is RunOutcome.COMPLETED:
+            return None
+        return RunFailed(self.detail, outcome=self.outcome.value, hint=self.hint, retryable=self.retryable)
 
 
 TIMED_OUT: Final = Verdict(
@@ -68,7 +76,7 @@ def classify(
     if exit.code == 0 and _claims_success(result):
         return _success(transcript, wants_report)
     if ended_by is not None:
-        return _ended_by_us(ended_by)
+        return ended_by_us(ended_by)
     refusal = _refusal(refused, result)
     if refusal is not None:
         return refusal
@@ -110,7 +118,8 @@ def _success(transcript: Transcript, wants_report: bool) -> Verdict:
     return Verdict(RunOutcome.COMPLETED, "The run completed.")
 
 
-def _ended_by_us(ended_by: EndedBy) -> Verdict:
+def ended_by_us(ended_by: EndedBy) -> Verdict:
+    """What it means for a run that the platform ended it, before it had ended by itself."""
     match ended_by:
         case "cancel":
             return Verdict(RunOutcome.CANCELLED, "The run was cancelled.")
