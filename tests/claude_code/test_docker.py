@@ -298,8 +298,33 @@ async def test_a_toolchain_fits_the_image_that_it_was_made_on(executor: Executor
     made_it = await executor.prepare_toolchain(RUN, digest, ("sh", "-c", "echo x > $TOOLCHAIN/x"), timeout_seconds=20)
     assert made_it.exit.code == 0
     assert await executor.has_toolchain(RUN, digest)
-    await executor.prepare("run_theirs", dockerfile=f"FROM {settings.sandbox_image}\nENV OTHER={digest}\n")
+    dockerfile = f"FROM {settings.sandbox_image}\nENV OTHER={digest}\n"
+    await executor.prepare("run_theirs", dockerfile=dockerfile)
     assert not await executor.has_toolchain("run_theirs", digest)
+    await executor.remove("run_theirs")
+    await engine.images.delete(built_of(dockerfile))
+
+
+async def test_of_a_toolchain_whose_making_is_ended_nothing_is_left(
+    executor: Executor, settings: Settings, engine: Any
+) -> None:
+    prefix = f"automagik-{(settings.data_dir / 'docker-instance').read_text()[:8]}-toolchain-"
+
+    async def volumes() -> list[str]:
+        return [volume["Name"] for volume in (await engine.volumes.list())["Volumes"] if prefix in volume["Name"]]
+
+    before, digest = set(await volumes()), hashlib.sha256(os.urandom(8)).hexdigest()
+    making = asyncio.create_task(
+        executor.prepare_toolchain(RUN, digest, ("sh", "-c", "echo x > $TOOLCHAIN/x; sleep 60"), timeout_seconds=50)
+    )
+    async with asyncio.timeout(20):
+        while set(await volumes()) == before:
+            await asyncio.sleep(0.1)
+    making.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await making
+    assert set(await volumes()) == before
+    assert not await executor.has_toolchain(RUN, digest)
 
 
 # -- files

@@ -194,14 +194,16 @@ class DockerExecutor:
                 toolchain=digest,
                 toolchain_writable=True,
             )
+            ready = False
             try:
                 done = await self._carry_out(container, Captured(None, 1024**2), None, timeout_seconds)
+                ready = done.exit.code == 0 and not done.timed_out
             finally:
                 await asyncio.shield(self._manager.remove(container))
-            if done.exit.code == 0 and not done.timed_out:
+                if not ready:  # also where the run is ended meanwhile: nobody would look for half a toolchain
+                    await asyncio.shield(self._manager.remove_volume(name))
+            if ready:
                 await asyncio.to_thread(self._finished(name).touch)
-            else:
-                await self._manager.remove_volume(name)
         return done
 
     async def drop_toolchains(self, *, unused_seconds: float) -> int:
