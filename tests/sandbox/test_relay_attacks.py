@@ -137,6 +137,26 @@ def test_a_proxy_that_takes_nobody_holds_up_no_connection_that_is_open(tmp_path:
         assert served[-1].recv(100) == b"last"
 
 
+def test_an_answer_of_a_proxy_that_hears_no_more_is_passed_on(tmp_path: Path) -> None:
+    """As when it refuses a connection of too many: what it has not read makes its end one that breaks off."""
+    with socket.socket(socket.AF_UNIX) as listener, relay(tmp_path / "s") as (port, pid):
+        listener.bind(str(tmp_path / "s"))
+        listener.listen(8)
+        idle = _open_files(pid)
+        for _ in range(20):
+            with _client(port) as client:
+                client.sendall(b"x" * 1000)
+                server, _ = listener.accept()
+                with server:
+                    assert server.recv(1) == b"x"
+                    server.sendall(b"refused" * 10_000)
+                answer = b""
+                while data := client.recv(65536):
+                    answer += data
+                assert answer == b"refused" * 10_000
+        _until(lambda: _open_files(pid) == idle)
+
+
 def test_peers_that_go_in_any_way_leave_no_descriptor(tmp_path: Path) -> None:
     with echoing(tmp_path / "s"), relay(tmp_path / "s") as (port, pid):
         idle = _open_files(pid)

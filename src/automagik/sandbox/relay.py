@@ -89,8 +89,9 @@ while (1) {
         }
         if (vec($read, $fd, 1) && !$ended{$peer}) {
             my $got = sysread($handle{$fd}, my $chunk, $most);
-            if (!defined $got) { next if $!{EAGAIN} || $!{EINTR}; drop($fd); next }
+            next if !defined $got && ($!{EAGAIN} || $!{EINTR});
             if ($got) { $out{$peer} .= $chunk } else { $ended{$peer} = 1 }
+            if (!defined $got) { $out{$fd} = ""; $ended{$fd} = 2 }    # it broke off, but what it said before is passed on
         }
         for my $side ($fd, $peer) {
             next unless $handle{$side} && $ended{$side} && $ended{$side} == 1 && !length $out{$side};
