@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import io
 import os
+import re
 import shutil
 import tarfile
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterable, Generator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from automagik.claude_code.containers import ContainerManager
 from automagik.claude_code.docker import DockerExecutor
 from automagik.claude_code.executor import ExecutionSpec, Executor, Once
 from automagik.claude_code.folders import lock
-from automagik.claude_code.image import own_context
+from automagik.claude_code.image import derived_context, own_context
+from automagik.claude_code.image_pruning import last_used
 from automagik.claude_code.images import build_image
 from automagik.claude_code.local import LocalExecutor
 from automagik.sandbox.confinement import Limits
@@ -27,6 +30,7 @@ from automagik.testing.needs import need
 __all__ = [
     "LIMITS",
     "RUN",
+    "built_of",
     "collect",
     "executor_settings",
     "files_of",
@@ -38,6 +42,7 @@ __all__ = [
     "test_image",
 ]
 
+_DAY = timedelta(days=1)
 RUN = "run_01kb9v7q3n5h2k9q8z7x0a1b2c"
 LIMITS = Limits(memory_bytes=512 * 1024**2, cpus=1, pids=96, tmp_bytes=64 * 1024**2)
 
@@ -94,9 +99,27 @@ async def test_image() -> str:
                 if await manager.find_image(base) is None:
                     base = "host"
                 await build_image(settings, base=base, tag=name)
+                await _drop_former(manager)
+            else:
+                await manager.tag_image(name, *name.split(":"))  # it is used
     finally:
         await manager.close()
     return name
+
+
+async def _drop_former(manager: ContainerManager) -> None:
+    """Remove what former code was tested in, a day after its last test."""
+    listed, in_use = await manager.images()
+    for image in listed:
+        for tag in image["RepoTags"] or ():
+            shown = await manager.find_image(tag) if re.fullmatch(r"automagik-test:[0-9a-f]{24}", tag) else None
+            if shown is not None and image["Id"] not in in_use and datetime.now(UTC) - last_used(shown) > _DAY:
+                await manager.drop_image(tag)
+
+
+def built_of(dockerfile: str) -> str:
+    """The name of the image that is built of a workflow's Dockerfile, for the test that had it built to remove it."""
+    return f"automagik-base:{derived_context(dockerfile).digest()[:32]}"
 
 
 test_image.__test__ = False  # pyright: ignore[reportFunctionMemberAccess] - pytest looks at names

@@ -14,7 +14,18 @@ from typing import Any
 
 import aiodocker
 import pytest
-from executor_house import LIMITS, RUN, collect, executor_settings, files_of, made, run_once, short_folder, spec
+from executor_house import (
+    LIMITS,
+    RUN,
+    built_of,
+    collect,
+    executor_settings,
+    files_of,
+    made,
+    run_once,
+    short_folder,
+    spec,
+)
 
 from automagik.claude_code.archives import pack
 from automagik.claude_code.containers import INSTANCE_LABEL, ROLE_LABEL, RUN_LABEL, ContainerManager
@@ -279,7 +290,11 @@ async def test_a_workflows_dockerfile_is_built_once_and_gets_the_cli(executor: E
     assert time.monotonic() - began < 5
     built = {await _image_of(engine, "run_theirs"), await _image_of(engine, "run_again")}
     assert len(built) == 1
-    await engine.images.delete(built.pop(), force=True)
+    (tag,) = (await engine.images.inspect(built.pop()))["RepoTags"]
+    for run_id in ("run_theirs", "run_again"):
+        await executor.remove(run_id)
+    await engine.images.delete(tag)
+    await engine.images.delete(built_of(dockerfile))
 
 
 async def _image_of(engine: Any, run_id: str) -> str:
@@ -293,7 +308,9 @@ async def test_a_dockerfile_that_fails_is_told_with_the_builders_words(executor:
     assert "the reason" in refused.value.detail
 
 
-async def test_a_toolchain_fits_the_image_that_it_was_made_on(executor: Executor, settings: Settings) -> None:
+async def test_a_toolchain_fits_the_image_that_it_was_made_on(
+    executor: Executor, settings: Settings, engine: Any
+) -> None:
     digest = hashlib.sha256(os.urandom(8)).hexdigest()
     made_it = await executor.prepare_toolchain(RUN, digest, ("sh", "-c", "echo x > $TOOLCHAIN/x"), timeout_seconds=20)
     assert made_it.exit.code == 0

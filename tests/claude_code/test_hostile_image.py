@@ -7,10 +7,9 @@ from typing import Any
 
 import aiodocker
 import pytest
-from executor_house import RUN, executor_settings, made, run_once, short_folder, spec
+from executor_house import RUN, built_of, executor_settings, made, run_once, short_folder, spec
 
 from automagik.claude_code.executor import Executor
-from automagik.claude_code.image import derived_context
 from automagik.claude_code.image_facts import ImageFacts, check_image
 from automagik.claude_code.workflow import Workflow
 from automagik.claude_code.workflow_files import Workflows
@@ -132,7 +131,7 @@ async def test_its_configuration_steers_nothing_that_runs_in_it(executor: Execut
             assert listed == b"", "its HEALTHCHECK is not carried out"
         finally:
             await executor.remove(RUN)
-            await engine.images.delete(f"automagik-base:{derived_context(dockerfile).digest()[:32]}")
+            await engine.images.delete(built_of(dockerfile))
 
 
 @pytest.mark.parametrize("volume", ["/", "/usr/local/bin", "/etc", "//lib/x/..", "/workspace/sub", "/run/agent/x"])

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from automagik.claude_code.engine_address import EngineAddress
 from automagik.claude_code.executor import Area, Resources
-from automagik.claude_code.image_names import normalised, registry_of
+from automagik.claude_code.image_names import normalised, not_pulled, registry_of
 from automagik.errors import ConfigurationError, Conflict, NotFound, ServiceUnavailable
 from automagik.sandbox.confinement import Availability
 from automagik.settings import Settings
@@ -317,6 +317,27 @@ class ContainerManager:
         async with _meanings("image", image, seconds=_CALL_SECONDS):
             await self._engine().images.tag(image, repository, tag=tag)
 
+    async def images(self) -> tuple[list[dict[str, Any]], frozenset[str]]:
+        """What images the engine has, and the ids of those that anybody's container or run's volume is made for."""
+        async with _meanings(seconds=_CALL_SECONDS):
+            engine = self._engine()
+            listed = await engine.images.list()
+            containers = await engine.containers.list(all=True)
+            volumes = (await engine.volumes.list(filters={"label": [_IMAGE_LABEL]}))["Volumes"] or ()
+        used = {str(one["ImageID"]) for one in containers} | {str(one["Labels"][_IMAGE_LABEL]) for one in volumes}
+        return listed, frozenset(used)
+
+    async def drop_image(self, name: str) -> bool:
+        """Whether the name is gone, with the image where it was its last one; False where something uses it."""
+        try:
+            async with _meanings("image", name, seconds=_CALL_SECONDS):
+                await self._engine().images.delete(name)
+        except NotFound:
+            return True
+        except Conflict:
+            return False
+        return True
+
     async def pull(
         self, name: str, *, login: Mapping[str, str] | None = None, tell: Callable[[str, str], None] | None = None
     ) -> None:
@@ -338,10 +359,10 @@ class ContainerManager:
                             tell(str(step["id"]), str(step.get("status", "")))
                 except DockerError as error:
                     if not _is_away(error.status, error.message):
-                        raise _not_pulled(name, error.message.strip()) from error
+                        raise not_pulled(name, error.message.strip()) from error
                     raise
         except NotFound as error:
-            raise _not_pulled(name, error.detail) from error
+            raise not_pulled(name, error.detail) from error
 
     async def build(
         self, archive: IO[bytes], *, tag: str, arguments: Mapping[str, str], tell: Callable[[str], None] | None = None
@@ -448,27 +469,6 @@ async def _meanings(
                 raise ConfigurationError(f"The container engine refuses the {what}: {message}.") from error
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise _away(str(error) or type(error).__name__) from error
-
-
-def _not_pulled(name: str, said: str) -> ConfigurationError:
-    registry, low = registry_of(name), said.lower()
-    if any(word in low for word in ("unauthorized", "no basic auth", "denied", "authentication required", "forbidden")):
-        return ConfigurationError(
-            f"The registry {registry} gives the image {name} to nobody who is not let in: {said}.",
-            hint=f"As the user of the platform run: docker login {registry}. Is the image's name right?",
-        )
-    if any(word in low for word in ("manifest unknown", "not found", "name unknown", "no such image")):
-        return ConfigurationError(
-            f"The registry {registry} has no image {name}: {said}.", hint="See its name in the workflow."
-        )
-    if "no matching manifest" in low or "does not match the specified platform" in low:
-        return ConfigurationError(
-            f"There is no image {name} for this host's kind of machine: {said}.", hint="Name one that is made for it."
-        )
-    return ConfigurationError(
-        f"The image {name} can't be fetched from {registry}: {said}.",
-        hint=f"Can the engine's host reach {registry}? Try there: docker pull {name}",
-    )
 
 
 def _is_away(status: int, message: str) -> bool:

@@ -216,6 +216,9 @@ class DockerExecutor:
                     dropped += 1
         return dropped
 
+    async def drop_images(self, *, unused_seconds: float) -> int:
+        return len(await self._images.drop_unused(seconds=unused_seconds))
+
     async def size(self, run_id: str) -> int:
         places = [Path(await self._manager.mountpoint(run_id, area)) for area in ("workspace", "credentials")]
         if all([await asyncio.to_thread(os.access, place, os.R_OK | os.X_OK) for place in places]):

@@ -277,6 +277,10 @@ class Executor(Protocol):
         """How many toolchains were removed, because nothing was started with them for so long."""
         ...
 
+    async def drop_images(self, *, unused_seconds: float) -> int:
+        """How many images of the platform were removed, because nothing was started with them for so long; they can be made again."""
+        ...
+
     async def size(self, run_id: str) -> int:
         """How many bytes the run's areas take on the disk."""
         ...

@@ -221,7 +221,7 @@ def derived_context(dockerfile: str) -> BuildContext:
 
 def base_context(root: Path) -> BuildContext:
     """A base image out of an archive of a root file system."""
-    return BuildContext((("Dockerfile", b"FROM scratch\nADD root.tar /\n"), ("root.tar", root)))
+    return BuildContext((("Dockerfile", b"FROM scratch\nADD root.tar /\nLABEL automagik.base=1\n"), ("root.tar", root)))
 
 
 async def host_root(target: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, cast
 from automagik.errors import ConfigurationError
 from automagik.settings import Settings
 
-__all__ = ["bases_of", "login_for", "may_use", "normalised", "refused", "registry_of"]
+__all__ = ["bases_of", "login_for", "may_use", "normalised", "not_pulled", "refused", "registry_of"]
 
 _HUB = "docker.io"
 _HUB_KEYS = (_HUB, "https://index.docker.io/v1/", "index.docker.io")
@@ -49,6 +49,28 @@ def refused(image: str) -> tuple[str, str]:
     return (
         f"A workflow made through the API may not use the image {image}: the settings don't list it.",
         "Leave `image` out of workflow.toml for the platform's own, or have an administrator add it to AUTOMAGIK_WORKFLOW_IMAGES.",
+    )
+
+
+def not_pulled(name: str, said: str) -> ConfigurationError:
+    """What is meant by what an engine or registry says of an image that did not come."""
+    registry, low = registry_of(name), said.lower()
+    if any(word in low for word in ("unauthorized", "no basic auth", "denied", "authentication required", "forbidden")):
+        return ConfigurationError(
+            f"The registry {registry} gives the image {name} to nobody who is not let in: {said}.",
+            hint=f"As the user of the platform run: docker login {registry}. Is the image's name right?",
+        )
+    if any(word in low for word in ("manifest unknown", "not found", "name unknown", "no such image")):
+        return ConfigurationError(
+            f"The registry {registry} has no image {name}: {said}.", hint="See its name in the workflow."
+        )
+    if "no matching manifest" in low or "does not match the specified platform" in low:
+        return ConfigurationError(
+            f"There is no image {name} for this host's kind of machine: {said}.", hint="Name one that is made for it."
+        )
+    return ConfigurationError(
+        f"The image {name} can't be fetched from {registry}: {said}.",
+        hint=f"Can the engine's host reach {registry}? Try there: docker pull {name}",
     )
 
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import tempfile
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,14 @@ from automagik.claude_code.image import (
 from automagik.claude_code.image import host_root as write_host_root
 from automagik.claude_code.image_facts import ImageFacts, check_image
 from automagik.claude_code.image_names import bases_of, login_for, may_use, refused, registry_of
+from automagik.claude_code.image_pruning import MADE_FOR_RUNS, last_used, prunable
 from automagik.errors import ConfigurationError
 from automagik.settings import Settings
 
-__all__ = ["Images", "build_image"]
+__all__ = ["Images", "build_image", "prune_images"]
 
 _OWN_LABEL = "automagik.sandbox"
-_DERIVED = "automagik-derived"
-_BASE = "automagik-base"
+_DERIVED, _BASE = MADE_FOR_RUNS
 _TELL_SECONDS = 15.0
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -81,6 +83,21 @@ class Images:
         built = await self._manager.find_image(tag)
         assert built is not None
         return str(built["Id"])
+
+    async def drop_unused(self, *, seconds: float, only_look: bool = False) -> list[str]:
+        """The names, or ids, of images of the platform that were dropped, because no run on this engine was begun with them for so long.
+
+        They are what runs can have made again, and what had the name of the platform's image before. `only_look`: that would be.
+        """
+        listed, in_use = await self._manager.images()
+        dropped: list[str] = []
+        for name, image in sorted(prunable(listed, in_use).items()):
+            shown = await self._manager.find_image(image)
+            if shown is None or (datetime.now(UTC) - last_used(shown)).total_seconds() < seconds:
+                continue
+            if only_look or await self._manager.drop_image(name):
+                dropped.append(name)
+        return dropped
 
     async def facts_of(self, image: str) -> ImageFacts:
         """What an image, by its id, says of itself."""
@@ -188,11 +205,26 @@ async def build_image(
 
     Raises: ConfigurationError where there is no engine or CLI, or a step fails.
     """
+    async with _images(settings) as images:
+        return await images.build(base=base, tag=tag, tell=tell)
+
+
+async def prune_images(settings: Settings, *, unused_seconds: float, only_look: bool = False) -> list[str]:
+    """Drop images of the platform from this machine's engine that are not used for so long. See `Images.drop_unused`.
+
+    Raises: ConfigurationError where there is no engine.
+    """
+    async with _images(settings) as images:
+        return await images.drop_unused(seconds=unused_seconds, only_look=only_look)
+
+
+@asynccontextmanager
+async def _images(settings: Settings) -> AsyncGenerator[Images]:
     manager = ContainerManager(settings, instance="")
     try:
         found = await manager.check()
         if not found.works:
             raise ConfigurationError(f"Docker can't be used: {found.reason}", hint=found.remedy)
-        return await Images(settings, manager).build(base=base, tag=tag, tell=tell)
+        yield Images(settings, manager)
     finally:
         await manager.close()

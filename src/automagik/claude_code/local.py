@@ -246,6 +246,10 @@ class LocalExecutor:
 
         return await asyncio.to_thread(drop)
 
+    async def drop_images(self, *, unused_seconds: float) -> int:
+        del unused_seconds  # there are none
+        return 0
+
     async def size(self, run_id: str) -> int:
         folder = self._run(run_id)
         return await asyncio.to_thread(lambda: sum(disk_usage(path) for path in (folder.workspace, folder.credentials)))

@@ -19,8 +19,8 @@ _FIRST_SECONDS = 10.0
 _EVERY_SECONDS = 30.0
 _FORGET_ROUNDS = 120
 """How often it is looked for commits of runs that retention has deleted: once in so many rounds, an hour."""
-_TOOLCHAIN_SECONDS = 30 * 86_400.0
-"""How long a toolchain stays that no run begins with."""
+_UNUSED_SECONDS = 30 * 86_400.0
+"""How long a toolchain stays that no run begins with, and an image that was made for runs."""
 _UNUSED = timedelta(days=7)
 """How long a repository stays that nothing uses: it is made again from its bundle or place where a run asks for it."""
 
@@ -66,6 +66,9 @@ async def reap_forever(store: Store, executors: ExecutorFactory, repositories: R
             if round_number % _FORGET_ROUNDS == 1:
                 await forget_gone(store, repositories)
                 for executor in await executors.working():
-                    await executor.drop_toolchains(unused_seconds=_TOOLCHAIN_SECONDS)
+                    await executor.drop_toolchains(unused_seconds=_UNUSED_SECONDS)
+                    dropped = await executor.drop_images(unused_seconds=_UNUSED_SECONDS)
+                    if dropped:
+                        _log.info("images_dropped", executor=executor.name, count=dropped)
         except AutomagikError as away:
             _log.warning("reaping_put_off", reason=away.detail)

@@ -1,4 +1,4 @@
-"""`automagik image`: the container image that workflows run in."""
+"""`automagik image`: the container images that workflows run in."""
 
 import time
 from typing import Annotated
@@ -10,12 +10,9 @@ from automagik.cli.output import note, print_json
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Build the container image that workflows run in.", no_args_is_help=True)
-
-
-@app.callback()
-def _nouns() -> None:
-    """What makes `build` a command of its own."""
+app = typer.Typer(
+    help="Build the container image that workflows run in, and remove what of it is not used.", no_args_is_help=True
+)
 
 
 @app.command()
@@ -46,3 +43,28 @@ def build(
         print_json({"image": name, "id": image, "seconds": round(seconds, 1)})
         return
     note(f"{name} is built in {seconds:.0f} s ({image.removeprefix('sha256:')[:12]}).")
+
+
+@app.command()
+def prune(
+    unused_days: Annotated[
+        float, typer.Option("--unused-days", min=0, metavar="DAYS", help="How long no run has begun with them.")
+    ] = 30,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove images that were made for runs of workflows and are not used any more. A run that needs one again makes it again.
+
+    Servers and workers do so themselves after 30 days. The platform's own image, and images that were fetched, stay.
+    """
+    from automagik.claude_code.images import prune_images  # what only this command needs
+
+    settings = server_settings()
+    removed = complete(prune_images(settings, unused_seconds=unused_days * 86_400, only_look=dry_run))
+    if as_json:
+        print_json({"removed": [*removed], "dry_run": dry_run})
+        return
+    for name in removed:
+        note(name)
+    word = "would be" if dry_run else "are"
+    note(f"{len(removed)} images {word} removed.")
