@@ -1,15 +1,51 @@
 """What the tests of this folder stand in."""
 
+import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Protocol
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from pydantic import SecretStr
 
 from automagik.artifacts import ArtifactStore
 from automagik.settings import Settings
 from automagik.store import Store
-from automagik.testing.s3 import S3Server
 
-__all__ = ["ArtifactHouse", "BucketPlace", "FolderPlace", "TurnedClock"]
+__all__ = ["ArtifactHouse", "BucketPlace", "BucketServer", "FolderPlace", "TurnedClock", "google_settings"]
+
+
+class BucketServer(Protocol):
+    """A server with buckets, or what it calls so."""
+
+    url: str
+
+    def create_bucket(self) -> str: ...
+
+    def names(self, bucket: str) -> list[str]: ...
+
+    def write(self, bucket: str, name: str, data: bytes) -> None: ...
+
+
+def google_settings(server: BucketServer, settings: Settings, bucket: str, prefix: str = "artifacts") -> Settings:
+    """The settings with the artefact store as one of Google's: its XML API is what a server that speaks S3 answers."""
+    key = rsa.generate_private_key(65537, 2048)
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    account = {
+        "type": "service_account",
+        "client_email": "automagik@example.org",
+        "private_key": pem.decode(),
+        "private_key_id": "key",
+    }
+    return settings.model_copy(
+        update={
+            "artifacts_url": f"gs://{bucket}/{prefix}",
+            "artifacts_endpoint": server.url,
+            "artifacts_secret_key": SecretStr(json.dumps(account)),
+        }
+    )
 
 
 class TurnedClock:
@@ -48,7 +84,7 @@ class FolderPlace:
 class BucketPlace:
     """The bytes in a bucket, from behind the store's back."""
 
-    server: S3Server
+    server: BucketServer
     bucket: str
 
     def names(self) -> list[str]:

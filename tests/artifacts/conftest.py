@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal, cast
 
 import pytest
-from artifact_house import ArtifactHouse, BucketPlace, FolderPlace, TurnedClock
+from artifact_house import ArtifactHouse, BucketPlace, FolderPlace, TurnedClock, google_settings
+from azure_server import AzureServer
 
 from automagik.artifacts import ArtifactStore
 from automagik.store import Store
@@ -21,6 +22,12 @@ __all__ = ["dialect", "postgres_server"]
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
     with S3Server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azure_server() -> Iterator[AzureServer]:
+    with AzureServer() as server:
         yield server
 
 
@@ -42,10 +49,16 @@ async def house(
     clock = TurnedClock(datetime.now(UTC))
     async with fresh_settings(dialect, tmp_path, server=postgres) as settings:
         place: FolderPlace | BucketPlace = FolderPlace(tmp_path / "artifacts")
-        if kind == "bucket":
+        if kind in {"bucket", "google"}:
             server = cast("S3Server", request.getfixturevalue("s3_server"))
             place = BucketPlace(server, bucket := server.create_bucket())
-            settings = server.settings(settings, bucket)
+            settings = (
+                google_settings(server, settings, bucket) if kind == "google" else server.settings(settings, bucket)
+            )
+        elif kind == "azure":
+            azure = cast("AzureServer", request.getfixturevalue("azure_server"))
+            place = BucketPlace(azure, bucket := azure.create_bucket())
+            settings = azure.settings(settings, bucket)
         store = Store.from_settings(settings, clock)
         artifacts = ArtifactStore(settings, store, clock)
         await store.open()

@@ -1,9 +1,10 @@
-"""The artefact store does the same in a folder and in a bucket, with its rows in SQLite and in PostgreSQL."""
+"""The artefact store does the same in a folder and in a bucket of each kind, with its rows in SQLite and in PostgreSQL."""
 
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Literal, cast
 
 import pytest
 from artifact_house import ArtifactHouse
@@ -14,6 +15,27 @@ pytestmark = pytest.mark.anyio
 
 PICTURE = b"\x89PNG" + bytes(range(256)) * 400
 WEEK = timedelta(days=7)
+
+
+@pytest.fixture(
+    params=[
+        *(("sqlite", kind) for kind in ("folder", "bucket", "google", "azure")),
+        *(("postgresql", kind) for kind in ("folder", "bucket")),
+    ],
+    ids="-".join,
+)
+def where(request: pytest.FixtureRequest) -> tuple[Literal["sqlite", "postgresql"], str]:
+    return cast("tuple[Literal['sqlite', 'postgresql'], str]", request.param)
+
+
+@pytest.fixture
+def dialect(where: tuple[Literal["sqlite", "postgresql"], str]) -> Literal["sqlite", "postgresql"]:
+    return where[0]
+
+
+@pytest.fixture
+def kind(where: tuple[Literal["sqlite", "postgresql"], str]) -> str:
+    return where[1]
 
 
 async def pieces(data: bytes, size: int = 30_000) -> AsyncIterator[bytes]:

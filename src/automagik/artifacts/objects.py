@@ -214,6 +214,8 @@ class Objects:
                     hint="Unset it.",
                 )
             config[words[setting]] = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if url.startswith("az:"):
+            url, config = _azure(url, config)
         plain = (settings.artifacts_endpoint or "").startswith("http://")
         client: ClientConfig = {**_CLIENT, "allow_http": plain}
         try:
@@ -237,7 +239,7 @@ class Objects:
         except AutomagikError:
             raise
         except (exceptions.BaseError, OSError, ValueError) as error:
-            if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error):
+            if isinstance(error, FileNotFoundError) and not any(sign in str(error) for sign in _NO_BUCKET):
                 raise ArtifactDamaged("The artefact's bytes are not in the artefact store.", hint=_SHARE) from error
             raise ServiceUnavailable(
                 f"The artefact store can't be used: {_reason(error)}.",
@@ -245,21 +247,37 @@ class Objects:
             ) from error
 
 
+def _azure(url: str, config: dict[str, str]) -> tuple[str, dict[str, str]]:
+    """The URL as the library takes it, which knows only the container, and the account's name among the other settings.
+
+    Raises: ConfigurationError for a URL without a container.
+    """
+    parts = urlsplit(url)
+    container, _, prefix = parts.path.strip("/").partition("/")
+    if not container:
+        raise ConfigurationError(
+            "AUTOMAGIK_ARTIFACTS_URL names no container.", hint="Write az://ACCOUNT/CONTAINER/PREFIX."
+        )
+    return f"az://{container}/{prefix}", {"account_name": parts.netloc, **config}
+
+
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 _RESTORE = "Restore the artefact store from a backup, or send the bytes again."
 _SHARE = "All hosts must use one artefact store (AUTOMAGIK_ARTIFACTS_URL); else restore it, or send the bytes again."
 
 
 def _reason(error: BaseException) -> str:
     """Why, in a few words; the library's own text would show requests and their headers."""
+    if isinstance(error, exceptions.UnauthenticatedError) or "AuthenticationFailed" in str(error):  # Azure's word
+        return "it refuses the keys"
     if isinstance(error, PermissionError | exceptions.PermissionDeniedError):
         return "permission denied"
-    if isinstance(error, exceptions.UnauthenticatedError):
-        return "it refuses the keys"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error)
     for sign, meaning in (
         ("NoSuchBucket", "there is no such bucket"),
+        ("ContainerNotFound", "there is no such bucket"),
         ("InvalidAccessKeyId", "it refuses the keys"),
         ("SignatureDoesNotMatch", "it refuses the keys"),
         ("Permission denied", "permission denied"),

@@ -70,7 +70,7 @@ class S3Server:
 
     def create_bucket(self) -> str:
         """The name of a new bucket."""
-        name = f"test-{secrets.token_hex(8)}"
+        name = f"test{secrets.token_hex(8)}"
         httpx2.put(f"{self.url}/{name}").raise_for_status()
         return name
 
