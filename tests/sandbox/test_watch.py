@@ -34,9 +34,20 @@ def ready(process: "subprocess.Popen[str]") -> None:
             88,
             0,
         ),
+        ("import socket; x = [socket.socketpair() for _ in range(1500)]", 401, 0),
+        ("import socket; x = [socket.socketpair() for _ in range(500)]", 0, 0),
         ("import os; [os.fork() for _ in '12']; x = bytearray(16 << 20)", 64, 0),
     ],
-    ids=["anonymous", "shared", "memfd", "without a name", "many empty files", "many processes"],
+    ids=[
+        "anonymous",
+        "shared",
+        "memfd",
+        "without a name",
+        "many empty files",
+        "many sockets",
+        "some sockets",
+        "many processes",
+    ],
 )
 def test_what_a_sandbox_holds_is_counted(place: Room, script: str, memory: int, unlinked: int) -> None:
     with place.start(

@@ -4,6 +4,7 @@ All of it blocks for as long as it reads `/proc` or a folder: call it in a threa
 """
 
 import os
+import re
 import stat
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -15,6 +16,9 @@ __all__ = ["Footprint", "descendants", "folder_bytes", "footprint"]
 _PROC = Path("/proc")
 _BLOCK = 512  # of st_blocks, whatever the file system's own size
 _INODE = 1024  # what a file without content takes of the kernel's memory: 1.01 kB, measured on tmpfs with Linux 6
+_SOCKET = 212_992  # what Linux lets each unix socket hold, unless `net.core.wmem_default` says more
+_FEW_SOCKETS = 1024
+"""What honest programs stay below: only sockets beyond are taken for as full as they can be."""
 _IN_MEMORY = ("tmp", "dev/shm", "home/agent")
 """Places of a sandbox whose files are in memory. Their content is limited by the kernel, the number of files isn't."""
 
@@ -27,6 +31,7 @@ class Footprint:
     """What no file on a disk backs: anonymous and shared memory, page tables, files in memory that only they hold.
 
     Of the files in a sandbox's own `/tmp` and the like what they take besides their content, which has a limit of its own.
+    What many sockets may hold counts as if they did: nobody can see it.
     """
     unlinked_bytes: int
     """Files on a disk that have no name any more, but are held open."""
@@ -98,7 +103,7 @@ class _Held:
             self._roots.add((own.st_dev, own.st_ino))
 
     def look_at_places(self, pid: int) -> None:
-        """Count the files of the process's sandbox, if it is in one that hasn't been looked at."""
+        """Count the files and sockets of the process's sandbox, if it is in one that hasn't been looked at."""
         root = _PROC / str(pid) / "root"
         with suppress(OSError):
             found = root.stat()
@@ -108,6 +113,9 @@ class _Held:
             for name in _IN_MEMORY:
                 place = os.statvfs(root / name)
                 self.memory_bytes += (place.f_files - place.f_ffree) * _INODE
+            sockets = re.match(r"sockets: used (\d+)", _read(pid, "net/sockstat"))
+            if sockets is not None:
+                self.memory_bytes += max(0, int(sockets[1]) - _FEW_SOCKETS) * _SOCKET
 
     def look(self, pid: int) -> None:
         folder = _PROC / str(pid) / "fd"
