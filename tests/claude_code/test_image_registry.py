@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from structlog.testing import capture_logs
 
 from automagik.claude_code.docker import DockerExecutor
 from automagik.claude_code.image_names import bases_of, login_for, may_use, normalised, registry_of
+from automagik.claude_code.image_pruning import prunable
 from automagik.errors import ConfigurationError
 from automagik.settings import Settings
 
@@ -199,16 +201,23 @@ async def test_a_registry_that_hangs_is_waited_for_no_longer_than_is_set(setting
                 await writer.wait_closed()
 
 
-async def test_an_image_that_nothing_can_be_built_upon_is_told_what_it_lacks(
+async def test_an_image_that_nothing_can_be_built_upon_is_told_what_it_lacks_and_leaves_what_can_be_removed(
     settings: Settings, engine: Any, shelf: Registry
 ) -> None:
-    shelf.publish("team/empty:1", {"Labels": {}})
+    mark = secrets.token_hex(8)
+    shelf.publish("team/empty:1", {"Labels": {"test": mark}})
     name = f"{shelf.address}/team/empty:1"
     async with made(settings) as executor:
         with pytest.raises(ConfigurationError) as refused:
             await executor.prepare(RUN, image=name)
         assert refused.value.detail.startswith(f"{name}: ")
         assert "git and Perl" in (refused.value.hint or "")
+    await engine.images.delete(name)
+    left = await engine.images.list(filters={"label": [f"test={mark}"]})
+    assert left, "the builder keeps the steps that went well"
+    assert {*prunable(left, frozenset())} == {image["Id"] for image in left}
+    for image in left:
+        await engine.images.delete(image["Id"])
 
 
 # -- names and logins
