@@ -176,3 +176,12 @@ def test_what_a_run_wrote_steers_no_terminal_whatever_shows_it(api: StubApi, com
                 shown,
             )
     assert command("runs", "show", "run_1", "--json").lines == [run]
+
+
+def test_an_option_that_can_not_be_is_refused_before_the_repository_is_sent(
+    api: StubApi, command: Command, repository: Path
+) -> None:
+    for option, value in (("--budget", "a lot"), ("--budget", "-1"), ("--executor", "moon")):
+        done = command("workflows", "run", "tidy", "Do it", "--repo", str(repository), f"{option}={value}")
+        assert done.code == 2 and f"{option}: " in done.err and "hint: " in done.err, done.err
+    assert api.asked == []

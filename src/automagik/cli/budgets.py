@@ -1,13 +1,12 @@
 """`automagik budgets`: limits of money."""
 
-import re
 from typing import Annotated
 from urllib.parse import quote
 
 import typer
 
 from automagik.cli.failure import CliError, ExitCode
-from automagik.cli.options import AsJson, Limit, Url, Yes, confirm, connect, given
+from automagik.cli.options import AsJson, Limit, Url, Yes, check_dollars, confirm, connect, given
 from automagik.cli.output import note, print_fields, print_json, print_table, tell_done
 from automagik.types import JsonObject
 
@@ -17,7 +16,6 @@ app = typer.Typer(help="Limit what models may cost, and see what is spent.", no_
 
 BudgetId = Annotated[str, typer.Argument(metavar="BUDGET", help="The budget's id.", show_default=False)]
 
-_AMOUNT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _COLUMNS = (
     ("BUDGET", "budget_id"),
     ("SCOPE", "scope"),
@@ -54,10 +52,7 @@ def set_budget(
     if limit is None:
         raise CliError("How much is the limit?", exit_code=ExitCode.USAGE, hint="Add --limit USD, as --limit 25.")
     for option, amount in (("--limit", limit), ("--warn-at", warn_at)):
-        if amount is not None and not _AMOUNT.fullmatch(amount):
-            raise CliError(
-                f"{option}: '{amount}' is no amount of US dollars.", exit_code=ExitCode.USAGE, hint="As 25 or 0.50."
-            )
+        check_dollars(option, amount)
     if scope == "workflow":
         raise CliError(
             "A workflow's budget has the scope 'agent'.",

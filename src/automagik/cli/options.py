@@ -1,6 +1,7 @@
 """What many commands share: their options, the connection, and what is asked before something is lost."""
 
 import json
+import re
 import sys
 import uuid
 from collections.abc import Coroutine
@@ -24,6 +25,7 @@ __all__ = [
     "Limit",
     "Url",
     "Yes",
+    "check_dollars",
     "client_settings",
     "complete",
     "confirm",
@@ -36,6 +38,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+_AMOUNT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print what the API answers as JSON, a line an object.")]
 Url = Annotated[
@@ -93,6 +97,14 @@ def confirm(question: str, *, yes: bool) -> None:
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
         raise CliError("Nothing was changed.", exit_code=ExitCode.FAILED)
+
+
+def check_dollars(option: str, amount: str | None) -> None:
+    """Raises: CliError for what is no amount of US dollars."""
+    if amount is not None and not _AMOUNT.fullmatch(amount):
+        raise CliError(
+            f"{option}: '{amount}' is no amount of US dollars.", exit_code=ExitCode.USAGE, hint="As 25 or 0.50."
+        )
 
 
 def given(**fields: object) -> JsonObject:

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import typer
 
 from automagik.cli.failure import CliError, ExitCode
-from automagik.cli.options import AsJson, Url, connect, given
+from automagik.cli.options import AsJson, Url, check_dollars, connect, given
 from automagik.cli.output import fitted, note, note_width, print_json, print_text, printable, warn
 from automagik.cli.working_copy import bundled, is_address, repository_name, uncommitted
 from automagik.types import Json, JsonObject
@@ -64,6 +64,9 @@ def run_workflow(
     """Give a workflow a task on a repository. Ctrl-C leaves it at work; `automagik runs cancel` stops it."""
     if (repo is None) == (resume is None):
         raise CliError("Name the repository with --repo, or a run to go on with by --resume.", exit_code=ExitCode.USAGE)
+    check_dollars("--budget", budget)
+    if executor not in {None, "local", "docker", "auto"}:
+        raise CliError(f"--executor: there is no '{executor}'.", exit_code=ExitCode.USAGE, hint="local or docker.")
     if resume is not None and not _RUN_ID.fullmatch(resume):
         raise CliError(
             f"There is no run '{resume}'.", exit_code=ExitCode.NOT_FOUND, hint="`automagik runs list` lists the runs."
