@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx2
 import pytest
 from gateway_house import KEY, MODEL, TOKEN, House, OpenHouse, raw, say
 from pydantic import SecretStr
@@ -274,6 +275,22 @@ async def test_a_provider_that_repeats_the_key_is_cut_off_before_it_is_told(open
     assert KEY.encode() not in answer and KEY.encode()[:8] + b"he" not in shown and b"request-id" not in answer
     assert (call.outcome, call.cost_nano) == ("cut", call.reserved_nano)
     assert any("key" in str(data) for _, data in house.told) and KEY not in str(house.told)
+
+
+async def test_what_an_answer_tells_beside_the_key_is_counted_where_it_came_all_at_once(open_house: OpenHouse) -> None:
+    begin = event({"type": "message_start", "message": {"usage": {"input_tokens": 7, "output_tokens": 1}}})
+    end = event({"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 9}})
+    body = begin + end + b"data: %b\n\n" % KEY.encode()
+    async with provider(head(b"text/event-stream", b"content-length: %d" % len(body)) + body) as url:
+        house = await open_house(anthropic_base_url=url)
+        await house.limit(5)
+        await house.door()
+        async with raw(house.socket()) as client:
+            with contextlib.suppress(httpx2.RemoteProtocolError):
+                answer = await client.post("/v1/messages", json={**ASK, "stream": True})
+                assert KEY not in answer.text
+        (call,) = await house.until_calls(1)
+    assert (call.outcome, call.input_tokens, call.output_tokens) == ("cut", 7, 9)
 
 
 async def test_what_looks_like_the_begin_of_the_key_passes(open_house: OpenHouse) -> None:

@@ -304,23 +304,34 @@ class Call:
         watch = KeyWatch(secret)
         meter = self._meter = self._wire.meter(reply.value(b"content-type"))
         readable = reply.value(b"content-encoding") in {b"", b"identity"}
-        exchange.start(reply.status, headers, length=length)
+        exchange.start(reply.status, headers, length=length, follows=lambda: reply.has_piece)
         async for piece in reply.pieces():
             if self._first_byte is None:
                 self._first_byte = clock.monotonic()
-            if readable:
-                meter.feed(piece)
-                if meter.reported is not None:
-                    self._under_way.tokens = meter.reported
-            passed, last = watch.passed(piece), reply.complete
-            if not last and meter.output_so_far() > held.most and self._is_over(held, meter):
+            if reply.complete:  # it is sent before it is read: nothing that is in it changes what becomes of it
+                try:
+                    exchange.write_last(watch.passed(piece) + watch.rest())
+                finally:
+                    self._read(meter, piece, readable)
+                await exchange.drained()
+                continue
+            self._read(meter, piece, readable)
+            passed = watch.passed(piece)
+            if meter.output_so_far() > held.most and self._is_over(held, meter):
                 await self._cut_over(passed, held, can_tell=length is None)
-            await exchange.write(passed + watch.rest() if last else passed, last=last)
+            await exchange.write(passed)
         await exchange.write(watch.rest())
         meter.finish()
         self._outcome = "completed"
         self._under_way.tokens = meter.reported or Tokens()
         exchange.end()
+
+    def _read(self, meter: Meter, piece: bytes, readable: bool) -> None:
+        """Count what is told in this piece."""
+        if readable:
+            meter.feed(piece)
+            if meter.reported is not None:
+                self._under_way.tokens = meter.reported
 
     def _is_over(self, held: _Held, meter: Meter) -> bool:
         """Whether the answer so far costs more than was reserved. One that has come to its end counts as it is."""

@@ -150,8 +150,16 @@ class Exchange:
             self._presence.struck = True
             self._presence.task.cancel()
 
-    def start(self, status: int, headers: Iterable[Header], *, length: int | None = None) -> None:
-        """Send the head, with the first piece of the body where that is there already. Without `length` the body is sent in chunks."""
+    def start(
+        self,
+        status: int,
+        headers: Iterable[Header],
+        *,
+        length: int | None = None,
+        follows: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Send the head, with the first piece of the body where that is there already. Without `length` the body is sent in chunks.
+        `follows`: whether `write` comes next, as a piece came right behind the head."""
         self.status = status
         self._framed = length is None
         lines = [b"HTTP/1.1 %d %b\r\n" % (status, _phrase(status))]
@@ -161,15 +169,23 @@ class Exchange:
             lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")
         self._unsent = b"".join(lines)
-        asyncio.get_running_loop().call_soon(self._send, b"")
+        asyncio.get_running_loop().call_soon(self._send_head, follows)
 
-    async def write(self, data: bytes, *, last: bool = False) -> None:
-        """Send a piece of the body; returns when the client has taken most of what was sent before. `last`: `end` comes next, whose
-        bytes go with it: each time that something is sent costs as much as all else that is done for a piece."""
+    async def write(self, data: bytes) -> None:
+        """Send a piece of the body; returns when the client has taken most of what was sent before."""
         if data:
-            self._ended = last
-            self._send(self._chunk(data) + self._end() if last else self._chunk(data))
-            await self._connection.drained()
+            self._send(self._chunk(data))
+            await self.drained()
+
+    def write_last(self, data: bytes) -> None:
+        """Send the last piece of the body, before `drained` and `end`, whose bytes go with it: each time that something is sent costs
+        as much as all else that is done for a piece."""
+        self._ended = True
+        self._send(self._chunk(data) + self._end() if data else self._end())
+
+    async def drained(self) -> None:
+        """Return when the client has taken most of what was sent."""
+        await self._connection.drained()
 
     def end(self) -> None:
         """The body is complete."""
@@ -187,6 +203,10 @@ class Exchange:
 
     def _end(self) -> bytes:
         return b"0\r\n\r\n" if self._framed else b""
+
+    def _send_head(self, follows: Callable[[], bool]) -> None:
+        if self._unsent and not follows():
+            self._send(b"")
 
     def _send(self, data: bytes) -> None:
         data, self._unsent = self._unsent + data, b""

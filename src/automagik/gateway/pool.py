@@ -54,6 +54,11 @@ class Reply(Protocol):
         """Whether all pieces were given and the body is known to have ended; it may have, where it isn't."""
         ...
 
+    @property
+    def has_piece(self) -> bool:
+        """Whether a piece is there already, which was not taken yet."""
+        ...
+
     async def close(self) -> None:
         """Let go of the connection; where the body wasn't read to its end, the provider is told by its end."""
         ...
@@ -161,6 +166,11 @@ class _Wire(asyncio.Protocol):
     def is_read(self) -> bool:
         """Whether the answer has come to its end, and all of it was taken."""
         return self.complete and not self._pieces
+
+    @property
+    def has_piece(self) -> bool:
+        """Whether something came that was not taken yet."""
+        return bool(self._pieces)
 
     # -- of the pool
 
@@ -301,6 +311,10 @@ class _Answer:
     @property
     def complete(self) -> bool:
         return self._wire is None or self._wire.is_read
+
+    @property
+    def has_piece(self) -> bool:
+        return self._wire is not None and self._wire.has_piece
 
     async def pieces(self) -> AsyncIterator[bytes]:
         while self._wire is not None and (piece := await self._wire.piece()):

@@ -58,6 +58,10 @@ class _Answer:
     def complete(self) -> bool:
         return False
 
+    @property
+    def has_piece(self) -> bool:
+        return False
+
     async def pieces(self) -> AsyncIterator[bytes]:
         try:
             async for piece in self._response.aiter_raw():
