@@ -150,7 +150,7 @@ def test_a_person_is_told_that_the_server_is_away(api: StubApi, command: Command
     ]
     api.on("GET", "/api/v1/runs/run_1/events", lambda asked: answers.pop(0))
     done = command("workflows", "run", "tidy", "Do it", "--repo", str(repository))
-    assert done.code == 0 and done.err.count("is away. The run goes on") == 1
+    assert done.code == 0 and done.err.count("is away; looking for it") == 1
 
 
 def test_a_hint_to_go_on_with_a_run_is_a_command(api: StubApi, command: Command) -> None:

@@ -247,7 +247,7 @@ class ApiClient:
                 raise self._lost(run_id) from broken
             if failures == _TOLD_AFTER:
                 left = sum(_RESUME_DELAYS[failures:])
-                note(f"{self.url} is away. The run goes on; looking for the server for {left:.0f} s more ...")
+                note(f"{self.url} is away; looking for it for {left:.0f} s more ...")
             time.sleep(_RESUME_DELAYS[failures])
             failures += 1
             method, path, body = "GET", _events_path(run_id), None
