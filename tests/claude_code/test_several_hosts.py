@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
 from executor_house import executor_settings, short_folder, spec
@@ -241,8 +243,8 @@ async def test_what_a_run_made_of_a_folder_that_only_its_host_has_is_had_elsewhe
     with pytest.raises(InvalidInput):  # the second host has no such folder
         await two.workspaces.diff(run.run_id, EVERYBODY)
 
-    base = (await one.repositories.base_bundle(run.source)).read_bytes()
-    kept = await one.workspaces.keep_base(run.run_id, run.source, chunks(base))
+    base = await one.repositories.base_bundle(run.source)
+    kept = await one.workspaces.keep_base(run.run_id, run.source, base)
     await one.changed(run, place={"told": 0, **kept})
     assert b"+made of a folder" in await two.workspaces.diff(run.run_id, EVERYBODY)
     begun = await two.workspaces.beginning(asked, former=await one.execution(run.run_id), earlier=None)
@@ -250,6 +252,34 @@ async def test_what_a_run_made_of_a_folder_that_only_its_host_has_is_had_elsewhe
     further = await two.workspaces.beginning(asked, former=None, earlier=await one.execution(run.run_id))
     assert further.source.base_commit == taken.head_commit
     assert (await two.repositories.base_bundle(further.source)).is_file()
+
+
+async def test_the_next_run_from_the_same_commit_reads_and_sends_nothing_anew(
+    hosts: tuple[Host, Host], asked: RepositorySource, tmp_path: Path
+) -> None:
+    one, _ = hosts
+    source = await one.workspaces.source(asked)
+    base = await one.repositories.base_bundle(source)
+    first = await one.workspaces.keep_base("run_1", source, base)
+    objects = {path: path.read_bytes() for path in (tmp_path / "shared").rglob("*") if path.is_file()}
+    assert len(objects) == 2  # what was uploaded, and the base
+
+    for path in objects:
+        path.write_bytes(b"x" * path.stat().st_size)
+    moment = base.stat().st_mtime_ns
+    base.write_bytes(b"y" * base.stat().st_size)
+    os.utime(base, ns=(moment, moment))
+    assert await one.workspaces.source(asked) == source
+    assert await one.workspaces.source(RepositorySource(bundle=asked.bundle, ref="main")) == source
+    assert await one.workspaces.keep_base("run_2", source, base) == first
+    assert all(path.read_bytes()[:1] == b"x" for path in objects)
+
+    base.write_bytes(next(data for data in objects.values() if f"refs/base/{source.base_commit}".encode() in data))
+    for path in objects:  # somebody lost them: here they are again
+        path.unlink()
+    assert await one.workspaces.keep_base("run_3", source, base) == first
+    kept = cast("dict[str, str]", first["base"])
+    assert await one.artifacts.get(kept["bundle"]) == base.read_bytes()
 
 
 async def test_a_commit_that_nobody_has_any_more_is_named(

@@ -123,7 +123,7 @@ class Furnishing:
         _check(made, "The workspace could not be made")
         kept = remembered(workflow)
         if self._work.repository.place is not None:
-            kept |= await house.workspaces.keep_base(self._run_id, source, _chunks(bundle))
+            kept |= await house.workspaces.keep_base(self._run_id, source, bundle)
         instructions = await self._instructions(options, source, branch)
         if begun.again:
             instructions = f"{instructions.rstrip()}\n\n{_AGAIN.format(base=source.base_commit)}"

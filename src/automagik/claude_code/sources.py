@@ -11,7 +11,7 @@ from pathlib import Path
 from automagik.claude_code.bundles import BundleHeader, BundleRefused, read_header
 from automagik.claude_code.git import GIT_COMMIT, GitFailed, config_environment, is_ref_name
 from automagik.claude_code.places import Place, Places
-from automagik.claude_code.shelf import IMPORT_SECONDS, Shelf
+from automagik.claude_code.shelf import IMPORT_SECONDS, Shelf, is_key
 from automagik.errors import InvalidInput, TooLarge, nearest
 from automagik.settings import Settings
 
@@ -64,6 +64,22 @@ class Sources:
                 await self._make_from_bundle(path, bundle)
             await asyncio.to_thread(path.touch)
             return await self._source(key, path, ref, head=dict(header.refs).get("HEAD"))
+
+    async def imported(self, digest: str, *, ref: str | None = None) -> Source | None:
+        """The source that `import_bundle` made of the bundle whose SHA-256 this is; None where it is not on this host.
+
+        Raises: InvalidInput for a `ref` that is not in it.
+        """
+        key = f"b{digest[:40]}"
+        if not is_key(key):
+            return None
+        async with self._shelf.locked(key):
+            path = self._shelf.folder / f"{key}.git"
+            if not await asyncio.to_thread(path.is_dir):
+                return None
+            await asyncio.to_thread(path.touch)
+            head = await self._git.line("rev-parse", "-q", "--verify", "refs/source/HEAD", repository=path)
+            return await self._source(key, path, ref, head=head)
 
     async def import_place(self, place: str, *, ref: str | None = None) -> Source:
         """The source at `place`, fetched anew: a folder under a configured root, or a URL of a configured host.

@@ -1,7 +1,10 @@
 """Workspaces: what goes into the workspaces of runs, and what came out of them, whichever host they ran on."""
 
 import asyncio
+import contextlib
+import hashlib
 import tempfile
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,7 +19,7 @@ from automagik.claude_code.places import Places
 from automagik.claude_code.repositories import Repositories
 from automagik.claude_code.sources import Source
 from automagik.claude_code.work import RepositorySource
-from automagik.errors import Conflict, InvalidInput, NotFound, TooLarge
+from automagik.errors import ArtifactDamaged, Conflict, InvalidInput, NotFound, TooLarge
 from automagik.settings import Settings
 from automagik.store import Store, Transaction
 from automagik.store.artifacts import run_holder
@@ -29,6 +32,7 @@ __all__ = ["BUNDLE_TYPE", "Beginning", "StoredBundle", "Workspaces"]
 _log = structlog.stdlib.get_logger(__name__)
 
 BUNDLE_TYPE = "application/x-git-bundle"
+
 _CHUNK_BYTES = 256 * 1024
 
 
@@ -161,20 +165,34 @@ class Workspaces:
             await self.restored(execution, source)
         return execution, repository
 
-    async def keep_base(self, run_id: str, source: Source, bundle: AsyncIterator[bytes]) -> JsonObject:
-        """What a run's execution is to remember (in its `place`) of the source, whose `base_bundle` these bytes are: they are kept
-        among the artefacts, so that hosts which can't fetch the place have what the run begins from.
+    async def keep_base(self, run_id: str, source: Source, bundle: Path) -> JsonObject:
+        """What a run's execution is to remember (in its `place`) of the source, whose `base_bundle` this file is: it is kept among
+        the artefacts, so that hosts which can't fetch the place have what the run begins from. For the next run from the same
+        commit nothing of it is read or sent.
 
         It is empty where that can't be: without a store of artefacts that other hosts read, and of a repository that is too large.
         """
         if self._settings.artifacts_url is None:
             return {}
+        digest = await asyncio.to_thread(_digest_beside, bundle)
+        if not await self._held(digest, run_holder(run_id)):
+            try:
+                kept = await self._artifacts.put(_bytes_of(bundle), media_type=BUNDLE_TYPE, used_by=run_holder(run_id))
+            except TooLarge as too_large:
+                _log.warning("base_not_kept", run_id=run_id, reason=too_large.detail)
+                return {}
+            digest = kept.digest
+        return {"base": {"bundle": digest, "source": asdict(source)}}
+
+    async def _held(self, digest: str, holder: str) -> bool:
+        """Whether the artefact is there, with its bytes; it is held then."""
         try:
-            kept = await self._artifacts.put(bundle, media_type=BUNDLE_TYPE, used_by=run_holder(run_id))
-        except TooLarge as too_large:
-            _log.warning("base_not_kept", run_id=run_id, reason=too_large.detail)
-            return {}
-        return {"base": {"bundle": kept.digest, "source": asdict(source)}}
+            await self._artifacts.use(digest, holder)
+            async for _ in self._artifacts.stream_range(digest, 0, 1):
+                pass
+        except (NotFound, ArtifactDamaged):
+            return False
+        return True
 
     async def _source_of(self, asked: RepositorySource, execution: ExecutionRow | None) -> Source:
         """As `source`; where the place can't be fetched on this host, what the execution began from is the source."""
@@ -238,6 +256,10 @@ class Workspaces:
                 await asyncio.to_thread(file.write, chunk)
 
     async def _imported(self, digest: str, ref: str | None) -> Source:
+        await self._artifacts.find(digest)
+        known = await self._repositories.sources.imported(digest, ref=ref)
+        if known is not None:
+            return known
         with tempfile.TemporaryDirectory(dir=self._settings.data_dir) as folder:
             path = Path(folder) / "upload.bundle"
             with path.open("wb") as file:
@@ -250,6 +272,22 @@ async def _bytes_of(path: Path) -> AsyncGenerator[bytes]:
     with await asyncio.to_thread(path.open, "rb") as file:
         while chunk := await asyncio.to_thread(file.read, _CHUNK_BYTES):
             yield chunk
+
+
+def _digest_beside(bundle: Path) -> str:
+    """The SHA-256 of a bundle that never changes, found once and written beside it."""
+    beside = bundle.with_name(f"{bundle.name}.sha256")
+    with contextlib.suppress(FileNotFoundError):
+        found = beside.read_text(encoding="ascii")
+        is_of_it = beside.stat().st_mtime_ns >= bundle.stat().st_mtime_ns
+        if is_of_it and len(found) == hashlib.sha256().digest_size * 2:
+            return found
+    with bundle.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    fresh = beside.with_name(f"{beside.name}.{uuid.uuid4().hex}")
+    fresh.write_text(digest, encoding="ascii")
+    fresh.replace(beside)
+    return digest
 
 
 async def _nothing() -> AsyncGenerator[bytes]:
