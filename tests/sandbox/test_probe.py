@@ -12,7 +12,7 @@ from pathlib import Path
 
 import probe_host
 import pytest
-from rooms import Room
+from rooms import KINDS, Room, room
 
 from automagik.errors import ConfigurationError
 from automagik.sandbox.confinement import AGENT_UID
@@ -26,6 +26,7 @@ from automagik.sandbox.probe import (
     probe_environment,
 )
 from automagik.sandbox.system import folders_above
+from automagik.testing.needs import need
 
 pytestmark = pytest.mark.anyio
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make this hole")
@@ -296,6 +297,22 @@ def test_what_cannot_be_tried_counts_as_open(place: Room) -> None:
     """A script whose programs are missing must not look like one that was kept out."""
     ran = place.run("/bin/bash", "-c", f"PATH=/nowhere\n{PROBE}")
     assert len(findings(ran.out.encode())) > 5
+
+
+@pytest.mark.parametrize(
+    "missing", ["bash", "cat", "head", "id", "readlink", "rm", "stat", "timeout", "tr", "uname", "wc"]
+)
+def test_where_one_program_is_missing_everything_counts_as_open(missing: str) -> None:
+    """Without `stat` the home of the host, without `head` its passwords looked shut, as what can't be read does."""
+    need("bubblewrap")
+    with room(KINDS[-1]) as place:
+        folder = place.folder / "bin"
+        folder.mkdir()
+        for program in ("bash", "cat", "head", "id", "perl", "readlink", "rm", "stat", "timeout", "tr", "uname", "wc"):
+            if program != missing:
+                (folder / program).symlink_to(f"/usr/bin/{program}")
+        ran = place.run("/bin/bash", "-c", f"PATH=/workspace/bin\n{PROBE}")
+    assert {finding.attempt for finding in findings(ran.out.encode())} == set(ATTEMPTS)
 
 
 # -- the ground

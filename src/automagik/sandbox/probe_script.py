@@ -33,8 +33,12 @@ ATTEMPTS: Final = (
 
 PROBE: Final = r"""
 LC_ALL=C; export LC_ALL
-attempt=; reached=
-begin() { attempt=$1; reached=; }
+attempt=; reached=; missing=
+for program in bash cat head id readlink rm stat timeout tr uname wc; do
+  command -v "$program" >/dev/null || missing="$missing $program"
+done
+# What can't be tried is not shut.
+begin() { attempt=$1; reached=${missing:+it must be supposed, programs are missing:$missing}; }
 hole() { reached=${reached:+$reached; }$1; }
 finish() {
   local result=blocked detail=$reached
