@@ -14,12 +14,14 @@ import pytest
 from executor_house import RUN, executor_settings, made, run_once, short_folder
 from registry_house import Registry, free_port, registry
 from structlog.testing import capture_logs
+from workflow_house import workflow_house, write_workflow
 
 from automagik.claude_code.docker import DockerExecutor
 from automagik.claude_code.image_names import bases_of, login_for, may_use, normalised, registry_of
 from automagik.claude_code.image_pruning import prunable
 from automagik.errors import ConfigurationError
 from automagik.settings import Settings
+from automagik.testing.warm import WarmPython
 
 pytestmark = pytest.mark.anyio
 
@@ -218,6 +220,34 @@ async def test_an_image_that_nothing_can_be_built_upon_is_told_what_it_lacks_and
     assert {*prunable(left, frozenset())} == {image["Id"] for image in left}
     for image in left:
         await engine.images.delete(image["Id"])
+
+
+async def test_a_run_whose_image_is_not_had_ends_with_the_words_and_its_author_is_told_what_may_be_named(
+    settings: Settings, shelf: Registry, warm: WarmPython
+) -> None:
+    given = {"AUTOMAGIK_SANDBOX_IMAGE": settings.sandbox_image, "AUTOMAGIK_WORKFLOW_IMAGES": "team/tools:*"}
+    name = f"{shelf.address}/team/none:1"
+    async with workflow_house({"default": {"text": "OK"}}, executor="docker", settings=given, warm=warm) as house:
+        write_workflow(house.folder / "data" / "workflows" / "away", toml=f'image = "{name}"\n')
+        async with asyncio.timeout(20):
+            while (await house.client.get("/workflows/away")).status_code != 200:
+                await asyncio.sleep(0.2)
+        run = await house.ended(await house.begin(workflow="away"))
+        assert (run["status"], run["outcome"]) == ("failed", "sandbox_error"), run
+        assert f"The registry {shelf.address} has no image {name}" in run["error"]["detail"]
+        assert run["error"]["hint"] == "See its name in the workflow."
+        assert house.api.calls == []
+
+        for image, status in (("team/secrets:1", 422), ("team/tools:1", 201)):
+            files = {"prompt.md": "Do it.", "workflow.toml": f'image = "{image}"'}
+            answer = await house.client.post("/workflows", json={"name": "theirs", "files": files})
+            assert answer.status_code == status, answer.text
+            if status == 422:
+                assert "workflow.toml: image: " in answer.text
+                assert "AUTOMAGIK_WORKFLOW_IMAGES" in answer.text
+        run = await house.ended(await house.begin(workflow="theirs"))
+        assert run["outcome"] == "sandbox_error", run
+        assert "can have none fetched" in run["error"]["detail"]
 
 
 # -- names and logins

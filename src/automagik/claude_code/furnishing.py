@@ -22,7 +22,7 @@ from automagik.claude_code.sources import Source
 from automagik.claude_code.work import Work
 from automagik.claude_code.workflow import Workflow
 from automagik.claude_code.workspace import branch_name, make_workspace
-from automagik.errors import RunFailed, TooLarge
+from automagik.errors import ConfigurationError, RunFailed, TooLarge
 from automagik.sandbox.confinement import Limits
 from automagik.sandbox.egress import EgressDoor, EgressPolicy, EgressProxy
 from automagik.sandbox.relay import relay_environment, relayed
@@ -97,9 +97,12 @@ class Furnishing:
         source = begun.source
         branch = branch_name(self._workflow.name, self._run_id)
         workflow = self._workflow
-        await executor.prepare(
-            self._run_id, image=workflow.image, dockerfile=workflow.dockerfile, trusted=workflow.trusted
-        )
+        try:
+            await executor.prepare(
+                self._run_id, image=workflow.image, dockerfile=workflow.dockerfile, trusted=workflow.trusted
+            )
+        except ConfigurationError as unfit:  # the image, or the machine: whoever started the run reads why
+            raise RunFailed(unfit.detail, outcome="sandbox_error", hint=unfit.hint) from unfit
         inside = executor.inside(self._run_id)
         script = make_workspace(
             branch=branch,
