@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
-from ledger_house import CENT, USD, LedgerHouse, party
+from ledger_house import CENT, USD, LedgerHouse, party, reservations, run
 from pydantic_ai import Agent, BinaryContent, ModelMessage, ModelResponse, TextPart
 from pydantic_ai.exceptions import FallbackExceptionGroup, ModelConnectionError, ModelHTTPError
 from pydantic_ai.models import Model
@@ -257,3 +257,61 @@ async def test_a_request_waits_for_what_others_have_reserved(house: LedgerHouse)
     assert not asking.done()
     await house.ledger.settle(other, CENT)
     assert (await asyncio.wait_for(asking, 10)).output == "hello"
+
+
+async def test_requests_before_and_while_a_budget_is_set_count_in_it_once(house: LedgerHouse) -> None:
+    ready = asyncio.Event()
+    script = Script(waits=ready)
+    run_id = await run(house.store, ends=False, key="key_a")
+    model = budgeted(house, script.model(), who=party("key_a", agent="simple", run_id=run_id))
+    agent = Agent(model, model_settings=limited(500))
+    ready.set()
+    await agent.run("hi")
+    async with agent.run_stream("hi") as stream:
+        assert await stream.get_output() == "hello you there"
+    ready.clear()
+    under_way = asyncio.create_task(agent.run("hi"))
+    while len(script.asked) < 3:
+        await asyncio.sleep(0.01)
+    assert await house.store.read(lambda tx: tx.calls.of_run(run_id)) == []
+    budget = await house.limit("organisation", None, USD)
+    async with asyncio.timeout(10):  # so that it leaves a row, should this process die
+        while await house.store.read(reservations) != 1:
+            await asyncio.sleep(0.01)
+    ready.set()
+    await under_way
+    one = 6_000_000
+    assert await house.standing(budget) == (one, 0)
+    await agent.run("hi")
+    calls = await house.store.read(lambda tx: tx.calls.of_run(run_id))
+    assert len(calls) == 4 and await house.store.read(reservations) == 0
+    assert await house.standing(budget) == (sum(call.cost_nano or 0 for call in calls), 0)
+    assert sorted(call.cost_nano or 0 for call in calls)[-3:] == [one] * 3
+    assert {(call.wire, call.model, call.agent, call.outcome) for call in calls} == {
+        ("agent", "scripted", "simple", "completed")
+    }
+    later = await house.limit("key", "key_a", USD)
+    assert await house.standing(later) == await house.standing(budget)
+
+
+async def test_a_request_that_is_cut_while_a_budget_is_set_counts_in_full(house: LedgerHouse) -> None:
+    script = Script(waits=asyncio.Event())
+    task = asyncio.create_task(Agent(budgeted(house, script.model()), model_settings=limited(500)).run("hi"))
+    while not script.asked:
+        await asyncio.sleep(0.01)
+    budget = await house.limit("key", "key_a", USD)
+    task.cancel()
+    await asyncio.wait([task])
+    spent, _ = await until(house, lambda standing: standing[0] > 0)
+    (call,) = await house.store.read(lambda tx: tx.calls.of_run("run_1"))
+    assert (call.outcome, call.cost_nano) == ("cut", spent) and spent > 500 * 100_000
+    assert await house.standing(budget) == (spent, 0)
+
+
+async def test_an_answer_beyond_its_reservation_is_marked(house: LedgerHouse) -> None:
+    budget = await house.limit("key", "key_a", USD)
+    babble = ModelResponse(parts=[TextPart("hello")], usage=RequestUsage(input_tokens=100, output_tokens=5000))
+    await Agent(budgeted(house, Script(answer=lambda: babble).model()), model_settings=limited(300)).run("hi")
+    (call,) = await house.store.read(lambda tx: tx.calls.of_run("run_1"))
+    assert call.over_reservation and call.cost_nano == 501_000_000 > call.reserved_nano
+    assert await house.standing(budget) == (501_000_000, 0)

@@ -301,9 +301,9 @@ class AutomagikAgent(ABC):
         return self.limited(await self._chosen_model(options), options)
 
     def limited(self, model: Model, options: RunOptions) -> Model:
-        """The model itself where no budget limits the run, else one that asks the ledger before each request."""
+        """One that asks the ledger before each request; where budgets know nothing of the run, the model itself."""
         ledger, prices, party = self.dependencies.ledger, self.dependencies.prices, options.party
-        if ledger is None or prices is None or party is None or not ledger.applies(party):
+        if ledger is None or prices is None or party is None:
             return model
         return BudgetedModel(
             model, ledger=ledger, prices=prices, party=party, clock=self.dependencies.clock, tell=options.emit

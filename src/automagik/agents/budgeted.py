@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, cast
 
+import structlog
 from pydantic_ai.exceptions import FallbackExceptionGroup, ModelConnectionError, ModelHTTPError, UserError
 from pydantic_ai.messages import (
     BinaryContent,
@@ -31,6 +33,8 @@ from automagik.errors import BudgetBusy, BudgetExceeded, RunFailed
 from automagik.types import Clock, JsonObject
 
 __all__ = ["BudgetedModel"]
+
+_log = structlog.stdlib.get_logger(__name__)
 
 _MOST_OUTPUT = 128_000
 """What a model may answer whose maximum is not known: the largest of any vendor in 2026."""
@@ -66,6 +70,20 @@ class _Call:
     candidates: Sequence[_Candidate]
     settings: ModelSettings | None
     began: float
+    most: int | None
+    """What it counts where nobody says what it cost; None: that isn't known."""
+    asked: Callable[[], Sequence[_Candidate]] | None = None
+    """What tells the models that may answer, where no budget applied when it began."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """A request that was answered while no budget applied."""
+
+    call: _Call
+    get: Callable[[], ModelResponse]
+    ended: datetime
+    took_ms: int
 
 
 class BudgetedModel(WrapperModel):
@@ -73,6 +91,8 @@ class BudgetedModel(WrapperModel):
 
     It reserves the most that a request can cost: its bytes as input tokens, which are never more, and `max_tokens`, or the
     model's own maximum. Where only less is left, `max_tokens` is lowered. Where nothing is, the run ends as `budget_exceeded`.
+
+    Where no budget applies, it does nothing; but should one be set while the run goes on, its requests so far count in it.
     """
 
     def __init__(
@@ -91,6 +111,8 @@ class BudgetedModel(WrapperModel):
         self._party = party
         self._clock = clock
         self._tell = tell
+        self._before: list[_Answered] = []
+        self._asks_nothing = self._asks([], None, ModelRequestParameters())
 
     async def request(
         self,
@@ -130,7 +152,7 @@ class BudgetedModel(WrapperModel):
                 self._broken(call, error)
             raise
         if call is not None:
-            await self._answered(call, stream.get())
+            await self._answered(call, stream.get)
 
     async def _settled(self, call: _Call | None, asking: Awaitable[ModelResponse]) -> ModelResponse:
         try:
@@ -140,31 +162,82 @@ class BudgetedModel(WrapperModel):
                 self._broken(call, error)
             raise
         if call is not None:
-            await self._answered(call, response)
+            await self._answered(call, lambda: response)
         return response
 
     async def _begin(
         self, messages: list[ModelMessage], settings: ModelSettings | None, parameters: ModelRequestParameters
     ) -> _Call | None:
-        """What is reserved for the request; None where no limit applies any more, or it costs nothing."""
+        """What is reserved for the request; None where it costs nothing."""
         if not self._ledger.applies(self._party):
-            return None
+            return self._unlimited(messages, settings, parameters)
         await self._prices.open()
+        await self._count_before()
         candidates = [*self._candidates(messages, settings, parameters)]
         asked = max(candidate.ceiling() for candidate in candidates)
         if not asked:
             return None
         least = max(candidate.ceiling(_least_output(settings)) for candidate in candidates)
-        reservation = await self._reserve(asked, least)
-        if reservation.granted_nano < asked:
-            settings = self._lowered(settings, candidates, reservation.granted_nano)
-        return _Call(reservation, candidates, settings, self._clock.monotonic())
+        asks = ("agent", candidates[0].model.model_name)
+        reservation = await self._reserve(asked, least, asks)
+        granted = reservation.granted_nano
+        if granted < asked:
+            settings = self._lowered(settings, candidates, granted)
+        return _Call(reservation, candidates, settings, self._clock.monotonic(), granted)
 
-    async def _reserve(self, asked: int, least: int) -> Reservation:
+    def _unlimited(
+        self, messages: list[ModelMessage], settings: ModelSettings | None, parameters: ModelRequestParameters
+    ) -> _Call:
+        """A request that no budget applies to."""
+        asked = self._asks(messages, settings, parameters)
+        held = self._ledger.begin(
+            self._party,
+            ("agent", self.wrapped.model_name),
+            lambda: max((one.ceiling() for one in asked()), default=None),
+            is_recorded=False,
+        )
+        return _Call(held, (), settings, self._clock.monotonic(), None, asked)
+
+    def _asks(
+        self, messages: list[ModelMessage], settings: ModelSettings | None, parameters: ModelRequestParameters
+    ) -> Callable[[], Sequence[_Candidate]]:
+        """What tells the models that may answer, when that is asked; none where a price isn't known."""
+
+        def asked() -> Sequence[_Candidate]:
+            try:
+                return [*self._candidates(messages, settings, parameters)]
+            except RunFailed:
+                return ()
+
+        return asked
+
+    def _late(self, call: _Call) -> _Call:
+        """The same with what is known of its cost: a budget was set since it began."""
+        if call.asked is None:
+            return call
+        candidates = call.asked()
+        return replace(
+            call, candidates=candidates, most=max((one.ceiling() for one in candidates), default=None), asked=None
+        )
+
+    async def _count_before(self) -> None:
+        """Count what was answered before any budget applied: the run is under way, so no other figure has it."""
+        before, self._before = self._before, []
+        for one in before:
+            late = self._late(one.call)
+            if late.most == 0 and late.candidates:
+                continue
+            again = self._ledger.begin(self._party, ("agent", ""), lambda: None, is_recorded=False)
+            call, response = replace(late, reservation=again, most=None), one.get()
+            cost = self._cost(call, response)
+            record = self._record(call, response, outcome="completed", cost=cost)
+            await self._settle(call, cost, replace(record, created_at=one.ended, duration_ms=one.took_ms))
+
+    async def _reserve(self, asked: int, least: int, asks: tuple[str, str]) -> Reservation:
         waits_until = self._clock.monotonic() + _BUSY_SECONDS
         while True:
             try:
-                return await self._ledger.reserve(self._party, asked, at_least_nano=least)
+                return await self._ledger.reserve(self._party, asked, at_least_nano=least, asks=asks)
             except BudgetExceeded as refused:
                 raise RunFailed(refused.detail, outcome="budget_exceeded", hint=refused.hint) from refused
             except BudgetBusy as busy:
@@ -183,19 +256,39 @@ class BudgetedModel(WrapperModel):
         )
         return cast("ModelSettings", {**_given(settings), "max_tokens": most})
 
-    async def _answered(self, call: _Call, response: ModelResponse) -> None:
+    async def _answered(self, call: _Call, get: Callable[[], ModelResponse]) -> None:
         """Settle by what the response says that was used; by all that was reserved where it was cut, or says nothing."""
+        if call.asked is not None:
+            if not self._ledger.applies(self._party):
+                self._ledger.settle_later(call.reservation, 0)
+                plain = replace(call, asked=self._asks_nothing)
+                self._before.append(_Answered(plain, get, self._clock.now(), self._took(call)))
+                return
+            await self._prices.open()
+            call = self._late(call)
+            if not call.most and call.candidates:  # it costs nothing
+                self._ledger.settle_later(call.reservation, 0)
+                return
+        response = get()
         cost = self._cost(call, response) if response.state == "complete" else None
         outcome = "cut" if cost is None else "completed"
-        settled = await self._ledger.settle(
-            call.reservation, cost, call=self._record(call, response, outcome=outcome, cost=cost)
-        )
+        await self._settle(call, cost, self._record(call, response, outcome=outcome, cost=cost))
+
+    async def _settle(self, call: _Call, cost: int | None, record: ModelCall) -> None:
+        if record.over_reservation:
+            _log.warning("call_above_reservation", run_id=record.run_id, model=record.model, call_id=record.call_id)
+        settled = await self._ledger.settle(call.reservation, call.most if cost is None else cost, call=record)
         for warning in settled.warnings:
             self._tell("budget_warning", warning)
 
     def _broken(self, call: _Call, error: BaseException) -> None:
         """Settle a request that gave no answer: by nothing where no model can have worked for it, else by all that was reserved."""
-        cost = 0 if _cost_nothing(error) else None
+        if call.asked is not None:
+            if not self._ledger.applies(self._party):
+                self._ledger.settle_later(call.reservation, 0)
+                return
+            call = self._late(call)
+        cost = 0 if _cost_nothing(error) else call.most
         outcome = "failed" if isinstance(error, Exception) else "cut"
         record = self._record(call, None, outcome=outcome, cost=cost)
         self._ledger.settle_later(call.reservation, cost, call=record)
@@ -205,7 +298,7 @@ class BudgetedModel(WrapperModel):
         if usage.cost is not None:
             return nano_of(usage.cost)
         tokens = _tokens(response)
-        if usage.unmeasured_requests or not (usage.input_tokens or usage.output_tokens):
+        if usage.unmeasured_requests or not (usage.input_tokens or usage.output_tokens) or not call.candidates:
             return None
         answered = [one for one in call.candidates if one.model.model_name == response.model_name]
         return max(one.price.cost(tokens) for one in answered or call.candidates)
@@ -213,25 +306,29 @@ class BudgetedModel(WrapperModel):
     def _record(self, call: _Call, response: ModelResponse | None, *, outcome: str, cost: int | None) -> ModelCall:
         tokens = _tokens(response) if response is not None else Tokens()
         named = response.model_name if response is not None else None
-        reserved = call.reservation.granted_nano
+        model = call.candidates[0].model if call.candidates else self.wrapped
         return ModelCall(
             call_id=call.reservation.call_id,
             run_id=self._party.run_id,
             key_id=self._party.key_id,
             user_id=self._party.user_id,
             wire="agent",
-            model=named or call.candidates[0].model.model_name,
+            model=named or model.model_name,
             status=None,
             outcome=outcome,
             created_at=self._clock.now(),
-            duration_ms=round((self._clock.monotonic() - call.began) * 1000),
+            duration_ms=self._took(call),
             input_tokens=tokens.input,
             output_tokens=tokens.output,
             cache_read_tokens=tokens.cache_read,
             cache_write_tokens=tokens.cache_write,
-            cost_nano=reserved if cost is None else cost,
-            reserved_nano=reserved,
+            cost_nano=call.most if cost is None else cost,
+            reserved_nano=call.reservation.granted_nano,
+            agent=self._party.agent,
         )
+
+    def _took(self, call: _Call) -> int:
+        return round((self._clock.monotonic() - call.began) * 1000)
 
     def _candidates(
         self, messages: list[ModelMessage], settings: ModelSettings | None, parameters: ModelRequestParameters

@@ -248,8 +248,9 @@ class Ledger:
         if reservation.is_counted or call is not None:
             self._later[reservation.reservation_id] = self._end_of(reservation, cost_nano, call)
             self._wake.set()
-        else:
-            self._begun.pop(reservation.reservation_id, None)
+        elif (begun := self._begun.pop(reservation.reservation_id, None)) is not None and begun.is_noted:
+            self._later[reservation.reservation_id] = Settle(reservation.reservation_id, 0)
+            self._wake.set()
 
     async def limit_run(self, run_id: str, limit_nano: int) -> None:
         """Give a run a budget of its own, in all; one that it has already stays as it is. Raises ServiceUnavailable."""
@@ -321,7 +322,8 @@ class Ledger:
         row = call.to_row() if call is not None else None
         begun = self._begun.pop(reservation_id, None)
         if begun is not None:
-            return Settle(reservation_id, cost_nano, row, (), 0, begun.party.scopes, now)
+            at = call.created_at if call is not None else now
+            return Settle(reservation_id, cost_nano, row, (), 0, begun.party.scopes, at)
         opened = self._open.pop(reservation_id, None)
         if opened is None:
             return Settle(reservation_id, cost_nano, row)
