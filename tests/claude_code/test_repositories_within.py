@@ -1,5 +1,6 @@
 """Repositories within the repository, submodules, and files of Git LFS: what comes in, what comes out, and what is said of the rest."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -196,6 +197,10 @@ async def test_a_run_warns_of_what_its_workspace_is_without(warm: WarmPython) ->
         told = {event["data"]["code"]: event["data"]["detail"] for event in events if event["type"] == "warning"}
         diff = (await house.client.get(f"/runs/{run_id}/diff", params={"wip": "true"})).text
         prompts = json.dumps([call.body for call in house.api.calls])
+        # What was sent for a run can be seen, so that it needs not be sent for the next one.
+        digest = hashlib.sha256((house.folder / "upload.bundle").read_bytes()).hexdigest()
+        sent = await house.client.get(f"/artifacts/{digest}")
+        assert (sent.status_code, sent.headers["content-type"]) == (200, "application/x-git-bundle")
     assert "1 submodule (lib)" in told["submodules_left_out"]
     assert "1 file (a.png) of Git LFS" in told["lfs_left_out"]
     assert "./tool" in told["left_out"]

@@ -1,5 +1,6 @@
 """`workflows show` and `run`: what people see, and what is said of a repository that can't be sent."""
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -107,6 +108,27 @@ def test_a_run_that_failed_is_summed_up_in_plain_words(api: StubApi, command: Co
     ]
 
 
+def test_a_large_repository_is_sent_once_for_all_runs_from_the_same_commit(
+    api: StubApi, command: Command, repository: Path
+) -> None:
+    (repository / "large.bin").write_bytes(os.urandom(21_000_000))
+    for line in (["config", "core.compression", "0"], ["add", "."], ["commit", "--quiet", "--message=Large"]):
+        subprocess.run(["git", "-C", str(repository), *line], check=True)
+    serves_a_run(api)
+    run = ("workflows", "run", "tidy", "Do it", "--repo", str(repository), "--no-follow")
+    first = command(*run)
+    (path,) = [asked.path for asked in api.asked if asked.path.startswith("/api/v1/artifacts/")]
+    assert "Sending 21 MB" in first.err
+    assert next(asked.path for asked in api.asked if asked.method == "POST") == "/api/v1/repositories"
+
+    api.asked.clear()
+    api.on("GET", path, Answer("# v2 git bundle", headers={"content-type": "application/x-git-bundle"}))
+    again = command(*run)
+    assert "has these 21 MB from an earlier run" in again.err
+    (body,) = api.bodies("POST")
+    assert body["repository"]["bundle"] == path.rpartition("/")[2]
+
+
 @pytest.mark.parametrize(
     ("made", "said"),
     [(None, "There is no folder"), ([], "is no git repository"), (["init", "--quiet"], "has no commit yet")],
@@ -185,3 +207,9 @@ def test_an_option_that_can_not_be_is_refused_before_the_repository_is_sent(
         done = command("workflows", "run", "tidy", "Do it", "--repo", str(repository), f"{option}={value}")
         assert done.code == 2 and f"{option}: " in done.err and "hint: " in done.err, done.err
     assert api.asked == []
+
+
+def test_a_long_task_comes_from_standard_input(api: StubApi, command: Command, repository: Path) -> None:
+    serves_a_run(api)
+    done = command("workflows", "run", "tidy", "-", "--repo", str(repository), stdin="Do it\nwell\n")
+    assert done.code == 0 and api.bodies("POST")[-1]["message_content"] == "Do it\nwell\n"

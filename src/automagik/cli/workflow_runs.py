@@ -1,8 +1,11 @@
 """`automagik workflows run`: give a workflow a task, and look on while it works."""
 
+import hashlib
 import os
 import re
+import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, cast
 from urllib.parse import quote
 
@@ -16,6 +19,7 @@ from automagik.types import Json, JsonObject
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from automagik.cli.client import ApiClient, StreamEvent
 
@@ -24,6 +28,10 @@ __all__ = ["follow_workflow", "run_workflow"]
 _WIDTH = 160
 """Most signs of one remark where the terminal has no width of its own."""
 
+_BUNDLE_TYPE = "application/x-git-bundle"
+_LARGE_BYTES = 20_000_000
+"""From what size on it is worth to ask first whether the server has a bundle."""
+
 _RUN_ID = re.compile(r"run_[0-9a-z]{26}")
 
 
@@ -31,7 +39,10 @@ def run_workflow(
     workflow: Annotated[
         str, typer.Argument(metavar="WORKFLOW", help="Its name: `automagik workflows list`.", show_default=False)
     ],
-    task: Annotated[str, typer.Argument(metavar="TASK", help="What it is to do.", show_default=False)],
+    task: Annotated[
+        str,
+        typer.Argument(metavar="TASK", help="What it is to do; '-' reads standard input.", show_default=False),
+    ],
     repo: Annotated[
         str | None,
         typer.Option(
@@ -72,7 +83,7 @@ def run_workflow(
             f"There is no run '{resume}'.", exit_code=ExitCode.NOT_FOUND, hint="`automagik runs list` lists the runs."
         )
     with connect(url) as client:
-        body: dict[str, Json] = {"message_content": task}
+        body: dict[str, Json] = {"message_content": sys.stdin.read() if task == "-" else task}
         if repo is not None:
             body["repository"] = _repository(client, repo, ref)
         body |= given(
@@ -182,10 +193,23 @@ def _repository(client: "ApiClient", repo: str, ref: str | None) -> JsonObject:
         warn(f"{_count(left, 'file')} of your work tree {'is' if left == 1 else 'are'} not committed, and not sent.")
     with bundled(repo, ref) as bundle:
         size = os.path.getsize(bundle)
-        if size > 20_000_000:
+        if size > _LARGE_BYTES:
+            if (sent := _sent_before(client, bundle)) is not None:
+                note(f"The server has these {size / 1_000_000:.0f} MB from an earlier run.")
+                return {"bundle": sent, "name": name}
             note(f"Sending {size / 1_000_000:.0f} MB ...")
-        stored = client.upload("/api/v1/repositories", bundle, media_type="application/x-git-bundle")
+        stored = client.upload("/api/v1/repositories", bundle, media_type=_BUNDLE_TYPE)
     return {"bundle": stored["bundle"], "name": name}
+
+
+def _sent_before(client: "ApiClient", bundle: "Path") -> str | None:
+    """The digest of a bundle that a run has which this key may see; None: it is to be sent."""
+    with bundle.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    # Where it can't be known, the upload says why.
+    with suppress(CliError), client.download(f"/api/v1/artifacts/{digest}") as (media_type, _):
+        return digest if media_type == _BUNDLE_TYPE else None
+    return None
 
 
 def _end(run: JsonObject, *, as_json: bool) -> None:
