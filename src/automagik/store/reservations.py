@@ -134,4 +134,7 @@ def granted_of(amount_nano: int, at_least_nano: int, limits: Sequence[Limit]) ->
 
 def period_start(period: str, moment: datetime) -> str:
     """The name of the period that `moment` (UTC) lies in, which sorts by time: `2026-11-28`, `2026-11`, or empty."""
-    return moment.strftime("%Y-%m-%d") if period == "day" else moment.strftime("%Y-%m") if period == "month" else ""
+    if period not in ("day", "month"):
+        return ""
+    day = moment.date().isoformat()  # many times as fast as by a format
+    return day if period == "day" else day[:7]

@@ -1,10 +1,11 @@
 """The ledger's statements on SQLite, within the one writer's transaction, through the driver itself."""
 
-import json
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+
+import orjson
 
 from automagik.store.columns import clean
 from automagik.store.reservations import Limit, Reserve, Reserved, Settle, Settled, granted_of, period_start
@@ -47,13 +48,13 @@ _WARN = "UPDATE budget_counters SET warned = 1 WHERE budget_id = ? AND period_st
 def reserve_in(connection: sqlite3.Connection, asked: Reserve) -> Reserved:
     """What is reserved, in all limits or in none; nothing is written where no limit applies."""
     day, month = period_start("day", asked.created_at), period_start("month", asked.created_at)
-    scopes = json.dumps(asked.scopes)
+    scopes = orjson.dumps(asked.scopes).decode()
     limits = [Limit(*record) for record in connection.execute(_LIMITS, (scopes, day, month))]
     granted = granted_of(asked.amount_nano, asked.at_least_nano, limits)
     if granted is not None and limits:
         counters = [[limit.budget_id, limit.period_start] for limit in limits]
         connection.executemany(_COUNT, [(*counter, granted) for counter in counters])
-        kept = (asked.reservation_id, asked.run_id, asked.owner, granted, json.dumps(counters, separators=(",", ":")))
+        kept = (asked.reservation_id, asked.run_id, asked.owner, granted, orjson.dumps(counters).decode())
         head = asked.head
         user = str(head.user_id) if head.user_id is not None else None
         about = (head.key_id, user, head.wire, clean(head.model), head.agent, scopes)
@@ -66,7 +67,7 @@ def settle_in(connection: sqlite3.Connection, settle: Settle) -> Settled:
     is_new = settle.call is None or _keep_call(connection, settle.call)
     taken = connection.execute(_TAKE, (settle.reservation_id,)).fetchone()
     if taken is not None:
-        amount, counters = taken[0], json.loads(taken[1])
+        amount, counters = taken[0], orjson.loads(taken[1])
         cost = amount if settle.cost_nano is None else settle.cost_nano
     elif settle.counters is None or settle.call is None:
         return Settled(was_open=False)
@@ -99,7 +100,7 @@ def _spend(connection: sqlite3.Connection, counters: Sequence[tuple[str, str]], 
 def _spend_more(connection: sqlite3.Connection, settle: Settle, counted: set[str], cost: int) -> list[Limit]:
     """Count in the budgets that were set since the call began; those whose soft limit was passed by it."""
     assert settle.at is not None
-    scopes = json.dumps(settle.scopes)
+    scopes = orjson.dumps(settle.scopes).decode()
     days = (period_start("day", settle.at), period_start("month", settle.at))
     passed: list[Limit] = []
     for limit in [Limit(*record) for record in connection.execute(_LIMITS, (scopes, *days))]:
