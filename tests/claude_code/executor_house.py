@@ -74,11 +74,13 @@ async def made(settings: Settings) -> AsyncGenerator[Executor]:
     executor = LocalExecutor(settings) if settings.executor == "local" else DockerExecutor(settings)
     try:
         yield executor
-        for run_id in await executor.places():
-            await executor.remove(run_id)
-        await executor.drop_toolchains(unused_seconds=0)
     finally:
-        await executor.close()
+        try:
+            for run_id in await executor.places():
+                await executor.remove(run_id)
+            await executor.drop_toolchains(unused_seconds=0)
+        finally:
+            await executor.close()
 
 
 @cache

@@ -19,6 +19,7 @@ from workflow_house import workflow_house, write_workflow
 from automagik.claude_code.docker import DockerExecutor
 from automagik.claude_code.image_names import bases_of, login_for, may_use, normalised, registry_of
 from automagik.claude_code.image_pruning import prunable
+from automagik.claude_code.images import build_image
 from automagik.errors import ConfigurationError
 from automagik.settings import Settings
 from automagik.testing.warm import WarmPython
@@ -55,6 +56,23 @@ async def forget(engine: Any, address: str) -> None:
             if name.startswith(f"{address}/"):
                 with contextlib.suppress(aiodocker.DockerError):  # it went with its other name
                     await engine.images.delete(name)
+
+
+def small(settings: Settings) -> Settings:
+    """With a CLI that is sent to the engine in no time, for builds that fail before they come to it."""
+    program = settings.data_dir.with_name("claude")
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    return settings.model_copy(update={"claude_cli": program})
+
+
+async def sweep(engine: Any, mark: str) -> None:
+    """What a build upon an image of this label has left is removed; it can be told to be the platform's."""
+    left = await engine.images.list(filters={"label": [f"test={mark}"]})
+    assert left, "the builder keeps the steps that went well"
+    assert {*prunable(left, frozenset())} == {image["Id"] for image in left}
+    for image in left:
+        await engine.images.delete(image["Id"])
 
 
 def log_in(settings: Settings, config: object) -> None:
@@ -121,6 +139,21 @@ async def test_a_closed_registry_is_entered_with_the_hosts_login(
             await engine.images.delete(built["RepoTags"][0])
         finally:
             await forget(engine, shut.address)
+
+
+async def test_the_platforms_image_can_be_built_upon_one_of_a_closed_registry(
+    settings: Settings, engine: Any, tmp_path: Path
+) -> None:
+    mark, told = secrets.token_hex(8), list[str]()
+    async with registry(tmp_path / "closed", closed=True) as shut:
+        name = f"{shut.address}/team/base:1"
+        shut.publish("team/base:1", {"Labels": {"test": mark}})
+        log_in(settings, shut.login)
+        with pytest.raises(ConfigurationError, match="can't be built"):  # it has nothing that the build needs
+            await build_image(small(settings), base=name, tag=f"automagik-test:{mark}", tell=told.append)
+        assert told[:2] == [f"{name} is fetched from {shut.address} ...", f"{name} is here ..."]
+        await forget(engine, shut.address)
+        await sweep(engine, mark)
 
 
 @pytest.mark.long
@@ -209,17 +242,13 @@ async def test_an_image_that_nothing_can_be_built_upon_is_told_what_it_lacks_and
     mark = secrets.token_hex(8)
     shelf.publish("team/empty:1", {"Labels": {"test": mark}})
     name = f"{shelf.address}/team/empty:1"
-    async with made(settings) as executor:
+    async with made(small(settings)) as executor:
         with pytest.raises(ConfigurationError) as refused:
             await executor.prepare(RUN, image=name)
         assert refused.value.detail.startswith(f"{name}: ")
         assert "git and Perl" in (refused.value.hint or "")
     await engine.images.delete(name)
-    left = await engine.images.list(filters={"label": [f"test={mark}"]})
-    assert left, "the builder keeps the steps that went well"
-    assert {*prunable(left, frozenset())} == {image["Id"] for image in left}
-    for image in left:
-        await engine.images.delete(image["Id"])
+    await sweep(engine, mark)
 
 
 async def test_a_run_whose_image_is_not_had_ends_with_the_words_and_its_author_is_told_what_may_be_named(

@@ -78,6 +78,8 @@ class Images:
         """
         if base in {"host", "debootstrap"}:
             base = await self._made_base(base, tell)
+        elif base is not None and await self._manager.find_image(base) is None:
+            await self._fetch(base, tell)
         context = own_context(self._settings, base=base)
         await self._build(context, tag, tell)
         built = await self._manager.find_image(tag)
@@ -130,11 +132,17 @@ class Images:
         check_image(found, image if dockerfile is None else "of the Dockerfile", machine=await self._manager.machine())
         return found
 
-    async def _fetch(self, image: str) -> None:
-        """Have the engine fetch an image with this host's login; the log says how it goes on."""
+    async def _fetch(self, image: str, hear: Callable[[str], None] | None = None) -> None:
+        """Have the engine fetch an image with this host's login; `hear`, else the log, is told how it goes on."""
         registry, seconds, clock = registry_of(image), self._settings.image_seconds, asyncio.get_running_loop()
         began = told = clock.time()
         layers: dict[str, str] = {}
+
+        def say(event: str, words: str, **more: object) -> None:
+            if hear is None:
+                _log.info(event, image=image, **more)
+            else:
+                hear(f"{image} {words} ...")
 
         def tell(layer: str, state: str) -> None:
             nonlocal told
@@ -142,9 +150,10 @@ class Images:
             if clock.time() - told >= _TELL_SECONDS:
                 told = clock.time()
                 done = sum(state in {"Pull complete", "Already exists"} for state in layers.values())
-                _log.info("image_coming", image=image, layers=len(layers), done=done, seconds=round(told - began))
+                words = f"is coming: {done} of {len(layers)} layers"
+                say("image_coming", words, layers=len(layers), done=done, seconds=round(told - began))
 
-        _log.info("image_is_fetched", image=image, registry=registry, limit_seconds=seconds)
+        say("image_is_fetched", f"is fetched from {registry}", registry=registry, limit_seconds=seconds)
         login = await login_for(self._settings, image)
         try:
             async with asyncio.timeout(seconds):
@@ -155,7 +164,7 @@ class Images:
                 hint=f"Is the registry slow, or does it hang? Try on the host: docker pull {image}. "
                 "AUTOMAGIK_IMAGE_SECONDS gives it longer.",
             ) from None
-        _log.info("image_fetched", image=image, seconds=round(clock.time() - began, 1))
+        say("image_fetched", "is here", seconds=round(clock.time() - began, 1))
 
     async def _once(self, context: BuildContext, repository: str, *, name: str, hint: str) -> str:
         """The id of the image of this context, built unless it is there."""
