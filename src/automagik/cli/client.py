@@ -26,8 +26,9 @@ _DEFAULT_URL = "http://127.0.0.1:8881"
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 60.0
 """Longest silence of the server; an event stream has pings in shorter intervals."""
-_RESUME_DELAYS = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0)
-"""Seconds before each attempt to go on with a stream that broke off."""
+_RESUME_DELAYS = (0.2, 0.5, 1.0, 2.0, 4.0, *(8.0,) * 14)
+"""Seconds before each attempt to go on with a stream that broke off: two minutes in all, as long as a run's calls wait for a platform
+that is started again."""
 _TOLD_AFTER = 2
 """Attempts that failed, before a person is told: a proxy that ends long answers is no news."""
 _MAKE_ONE = "run `automagik keys create --first` on the server's machine"
