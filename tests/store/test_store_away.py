@@ -19,6 +19,14 @@ async def accepted(store: Store, **changes: Any) -> str:
     return (await store.accept_run(accept(**changes))).run_id
 
 
+async def test_a_process_that_only_answers_requests_keeps_no_run_to_its_host(store: Store) -> None:
+    front = new_id("exec")
+    await store.write(lambda tx: tx.executors.register(front, host="there", role="api", version="1"))
+    bound = await accepted(store, host="there")
+    assert await store.read(lambda tx: tx.executors.host_seen_at("there")) is None
+    assert [run.row.run_id for run in await claim(store, host="here", lease=300.0)] == [bound]
+
+
 async def test_a_run_that_is_to_be_stopped_is_found_when_its_host_is_away(store: Store) -> None:
     here, other = new_id("exec"), new_id("exec")
 

@@ -133,8 +133,10 @@ class Executors(Repository):
         return bool(self._connection.execute(statement.values(lost_at=now, lost_to=executor_id)).rowcount)
 
     def host_seen_at(self, host: str) -> datetime | None:
-        """When an executor of the host was last known to live, by the database's clock; None: there never was one."""
-        return self._connection.scalar(select(func.max(_executors.c.beat_at)).where(_executors.c.host == host))
+        """When an executor of the host that carries out queued work was last known to live, by the database's clock; None: there
+        never was one."""
+        worker = (_executors.c.host == host) & (_executors.c.role != "api")
+        return self._connection.scalar(select(func.max(_executors.c.beat_at)).where(worker))
 
     # -- DBOS's rows: on SQLite they are in a file of their own, which only the engine opens
 

@@ -32,19 +32,16 @@ _WAITING = text(schema.WAITING_RUNS)
 _ACTIVE = text(schema.ACTIVE_RUNS)
 
 _others = _executors.alias()
-_host_lives = exists(
-    select(_others.c.executor_id).where(_others.c.host == _runs.c.host, _others.c.beat_at > bindparam("since"))
-)
+# One that only answers requests carries out nothing of its host's.
+_of_its_host = (_others.c.host == _runs.c.host) & (_others.c.role != "api")
+_host_lives = exists(select(_others.c.executor_id).where(_of_its_host, _others.c.beat_at > bindparam("since")))
 # One that was declared lost, and does not know it yet, would get back what was taken from it.
 _is_lost = exists(
     select(_others.c.executor_id).where(_others.c.executor_id == bindparam("me"), _others.c.lost_at.is_not(None))
 )
-# One that only answers requests carries out nothing of its host's.
 _is_worked_on = exists(
     select(_others.c.executor_id).where(
-        _others.c.host == _runs.c.host,
-        _others.c.role != "api",
-        or_(_others.c.lost_at.is_(None), _others.c.beat_at > bindparam("since")),
+        _of_its_host, or_(_others.c.lost_at.is_(None), _others.c.beat_at > bindparam("since"))
     )
 )
 # Made once: to put such a statement together takes longer than to run it.
