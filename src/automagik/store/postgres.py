@@ -129,6 +129,8 @@ class PostgresDatabase:
         self._pool_size = pool_size - self.lanes
         self._named = named
         self._engine: AsyncEngine | None = None
+        self._reading: AsyncEngine | None = None
+        """The same engine and pool for transactions that see one moment; made once, for that takes a sixth of what a short one takes."""
 
     async def open(self, *, migrates: bool = True) -> None:
         """Connect, and where the schema is not at head migrate under a lock, or refuse.
@@ -157,11 +159,12 @@ class PostgresDatabase:
                 ) from error
             raise
         self._engine = engine
+        self._reading = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
     async def close(self) -> None:
         """Close the connections of general work."""
         if self._engine is not None:
-            engine, self._engine = self._engine, None
+            engine, self._engine, self._reading = self._engine, None, None
             await engine.dispose()
 
     async def write(self, work: Callable[[Connection], T]) -> T:
@@ -170,11 +173,10 @@ class PostgresDatabase:
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """What `work` returns; it sees one moment. Where its connection is cut it begins again, once, on another one."""
-        engine = self._opened().execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         cut = False
         while True:
             try:
-                async with engine.connect() as connection:
+                async with self._opened(self._reading).connect() as connection:
                     return await connection.run_sync(work)
             except DATABASE_ERRORS as error:
                 if cut or not _is_cut(error):
@@ -187,15 +189,15 @@ class PostgresDatabase:
 
     async def _write(self, work: Callable[[Connection], T]) -> T:
         try:
-            async with self._opened().begin() as connection:
+            async with self._opened(self._engine).begin() as connection:
                 return await connection.run_sync(work)
         except DATABASE_ERRORS as error:
             raise postgres_meaning(error) from error
 
-    def _opened(self) -> AsyncEngine:
-        if self._engine is None:
+    def _opened(self, engine: AsyncEngine | None) -> AsyncEngine:
+        if engine is None:
             raise ServiceUnavailable("The database is closed: the server is stopping.", hint="Retry later.")
-        return self._engine
+        return engine
 
 
 def _is_cut(error: Exception) -> bool:
