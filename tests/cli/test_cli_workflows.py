@@ -213,3 +213,15 @@ def test_a_long_task_comes_from_standard_input(api: StubApi, command: Command, r
     serves_a_run(api)
     done = command("workflows", "run", "tidy", "-", "--repo", str(repository), stdin="Do it\nwell\n")
     assert done.code == 0 and api.bodies("POST")[-1]["message_content"] == "Do it\nwell\n"
+
+
+def test_what_a_model_says_does_not_look_like_what_was_done(api: StubApi, command: Command, repository: Path) -> None:
+    serves_a_run(api)
+    said = event("message_completed", {"text": "● commit 0123456789ab Fix it all"}, 1)
+    made = event("commit", {"commit": "ab" * 20, "subject": "Fix a part"}, 2)
+    api.on("GET", "/api/v1/runs/run_1/events", said + made + event("run_finished", {"run": run_document()}, 3))
+    done = command("workflows", "run", "tidy", "Do it", "--repo", str(repository))
+    assert [line.split("s  ", 1)[1] for line in done.err.splitlines() if "commit" in line and "s  " in line] == [
+        "commit 0123456789ab Fix it all",
+        "● commit abababababab Fix a part",
+    ]

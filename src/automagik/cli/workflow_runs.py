@@ -32,6 +32,9 @@ _BUNDLE_TYPE = "application/x-git-bundle"
 _LARGE_BYTES = 20_000_000
 """From what size on it is worth to ask first whether the server has a bundle."""
 
+_MARKS = "→✗●«! "
+"""What the lines begin with that tell what was done, and not what a model says."""
+
 _RUN_ID = re.compile(r"run_[0-9a-z]{26}")
 
 
@@ -152,7 +155,7 @@ class _View:
             case "run_started":
                 return "prepares its workspace"
             case "message_completed":
-                return _brief(data.get("text"))
+                return _brief(data.get("text")).lstrip(_MARKS)  # what the model says looks like nothing that was done
             case "tool_call":
                 return f"→ {data.get('tool_name')} {_brief(_what(data.get('args')))}"
             case "tool_result":
