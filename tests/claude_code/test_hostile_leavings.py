@@ -22,6 +22,8 @@ BRANCH = branch_name("implement", RUN)
 WORK = """
 git config user.name Mallory && git config user.email m@example.org
 echo three > c.txt && git add c.txt && git commit -qm Made
+git branch side/idea
+git init -q within && echo w > within/w.txt
 echo changed > a.txt && echo new > new.txt
 """
 
@@ -140,9 +142,10 @@ async def test_commits_and_changes_come_out_whatever_the_agent_left_and_nothing_
         taken, said = await house.take()
         assert taken.descends, said
         assert [commit.subject for commit in taken.commits] == ["Made"], said
+        assert dict(taken.branches) == {BRANCH: taken.head_commit, "side/idea": taken.head_commit}, said
         assert taken.wip_commit is not None, said
         names = set(house.ours("ls-tree", "-r", "--name-only", taken.wip_commit).splitlines())
-        assert {"a.txt", "src/b.txt", "c.txt", "new.txt"} <= names
+        assert {"a.txt", "src/b.txt", "c.txt", "new.txt", "within/w.txt"} <= names
         assert not names & {"pipe", "socket"}
         assert house.ours("show", f"{taken.wip_commit}:a.txt") == "changed"
         for link, target in (("shadow", "/etc/shadow"), ("root", "/")):

@@ -120,8 +120,7 @@ borrow() {  # their objects, and those of their refs that have a name and a comm
 
 branches() {  # names of branches that are commits, a line each
     git for-each-ref --format='%(objectname) %(refname)' refs/heads 2> /dev/null > all
-    cut -d ' ' -f 1 all | git cat-file --batch-check='%(objecttype)' > kinds 2> /dev/null
-    paste -d ' ' kinds all | sed -n 's/^commit [0-9a-f]\{40\} //p' > named
+    git cat-file --batch-check='%(objecttype) %(rest)' < all 2> /dev/null | sed -n 's/^commit //p' > named
     # The one that is checked out, which is the run's, is never among those that are too many.
     current=$(git symbolic-ref --quiet HEAD)
     if [ -n "$current" ] && grep -q -x -F -e "$current" named; then printf '%s\n' "$current"; fi
