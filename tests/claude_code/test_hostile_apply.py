@@ -7,7 +7,7 @@ from git_house import RunHouse, git, make_repository, open_repositories, write_b
 
 from automagik.cli.failure import CliError
 from automagik.cli.workflows import validate
-from automagik.cli.working_copy import bundled, fetch_bundle
+from automagik.cli.working_copy import bundled, fetch_bundle, uncommitted
 
 pytestmark = pytest.mark.anyio
 
@@ -96,6 +96,36 @@ async def test_what_a_ref_names_is_sent_as_the_server_takes_it_and_leaves_no_ref
     with bundled(str(mine), "HEAD~1") as sent:
         assert git(mine, "for-each-ref") == before
         assert (await repositories.import_bundle(sent)).base_commit == first
+
+
+async def test_a_submodule_that_is_checked_out_is_neither_sent_nor_fetched_into(tmp_path: Path) -> None:
+    mine, library = make_repository(tmp_path / "mine"), make_repository(tmp_path / "library", {"lib.txt": "lib\n"})
+    git(mine, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(library), "lib")
+    git(mine, "commit", "-q", "-m", "With a library")
+    for folder, name, value in (
+        (mine, "fetch.recurseSubmodules", "true"),
+        (mine, "submodule.recurse", "true"),
+        (mine, "protocol.ext.allow", "always"),
+        (mine / "lib", "protocol.ext.allow", "always"),
+        (mine / "lib", "remote.origin.url", f"ext::touch {tmp_path}/RAN"),
+        (mine / "lib", "core.fsmonitor", f"touch {tmp_path}/RAN"),
+    ):
+        git(folder, "config", name, value)
+    (tmp_path / "RAN").unlink(missing_ok=True)
+    run = await begun(tmp_path, mine)
+    assert list((run.workspace / "lib").iterdir()) == []
+    run.git("update-index", "--cacheinfo", f"160000,{'2' * 40},lib")
+    run.git("commit", "-q", "-m", "Another library")
+    made = run.git("rev-parse", "HEAD")
+    bundle = extracted(run, tmp_path / "run.bundle")
+    assert (await run.take(bundle.read_bytes())).head_commit == made
+
+    assert uncommitted(str(mine)) == 0
+    with bundled(str(mine), None):
+        pass
+    assert fetch_bundle(str(mine), bundle, "got", made_on=run.branch) == made
+    assert not (tmp_path / "RAN").exists()
+    assert (mine / "lib" / "lib.txt").read_text() == "lib\n"
 
 
 def test_of_a_shallow_clone_no_bundle_is_made(tmp_path: Path) -> None:
