@@ -9,6 +9,8 @@ from ledger_house import CENT, USD, LedgerHouse, counters, party, reservations
 
 from automagik.budget import ModelCall, Reservation
 from automagik.errors import BudgetExceeded
+from automagik.store import Transaction
+from automagik.store.postgres_ledger import SETTLE, settle_parameters
 from automagik.store.reservations import Settle
 from automagik.types import new_id
 
@@ -97,3 +99,19 @@ async def test_very_small_amounts_add_up_exactly(house: LedgerHouse) -> None:
             [Settle(one.reservation_id, 1, row, (), 0, scopes, now) for one, row in zip(ends, rows, strict=True)]
         )
     assert await house.standing(budget) == (999_999_998 * USD + 2000, 0)
+
+
+async def test_the_end_of_a_call_does_not_look_at_all_calls_there_are(house: LedgerHouse) -> None:
+    if house.store.dialect == "sqlite":
+        return  # there the row itself is inserted, or is there
+    rows = [call(Reservation(new_id("resv"), 0), 1).to_row() for _ in range(2000)]
+    await house.store.settle([Settle(f"resv_{str(row['call_id'])[5:]}", 1, row) for row in rows])
+    asked = settle_parameters([Settle(new_id("resv"), 1, rows[0], (), 0, party().scopes, house.clock.now())])
+
+    def plan(tx: Transaction) -> str:
+        tx.connection.exec_driver_sql("ANALYZE model_calls")
+        found = tx.connection.exec_driver_sql(f"EXPLAIN {SETTLE}", tuple(asked)).scalars()
+        return "\n".join(str(line) for line in found)
+
+    text = await house.store.write(plan)
+    assert "model_calls" in text and "Seq Scan on model_calls" not in text

@@ -8,6 +8,7 @@ the last moment before a crash of the database can lose is the end of a reservat
 or one that was just begun, whose settlement brings along what it would have counted in (`lost`). Where the call has its row
 already, it was not lost: somebody who took this process for dead has settled it.
 
+Whether a call has its row is looked up in the index (`LIMIT 1`): as EXISTS, it would be planned as a look at all calls there are.
 A call counts in budgets, too, that were set while it was under way (`touched`, of its scopes), whose counters of the period may
 have to be made (`made`).
 """
@@ -78,7 +79,8 @@ FROM decided
 
 SETTLE = """
 WITH asked AS (
-  SELECT a.*, EXISTS (SELECT FROM model_calls m WHERE m.call_id = 'call_' || split_part(a.id, '_', 2)) AS has_row
+  SELECT a.*, (
+    SELECT true FROM model_calls m WHERE m.call_id = 'call_' || split_part(a.id, '_', 2) LIMIT 1) IS NOT NULL AS has_row
   FROM json_to_recordset($1::json) AS a(
     place integer, id text, cost bigint, amount bigint, counters json, scopes json, day text, month text)
 ), gone AS (
