@@ -8,6 +8,7 @@ import pytest
 from gateway_house import MODEL, RUN, USD, House, OpenHouse, anthropic, raw, say
 
 from automagik.budget import ModelCall, Reservation
+from automagik.store import Transaction
 from automagik.testing.scripted_messages import ScriptedMessages
 from automagik.types import SYSTEM
 
@@ -290,3 +291,28 @@ async def test_a_call_under_way_counts_in_a_budget_that_is_set_meanwhile(house: 
     (call,) = await house.until_calls(1)
     assert call.reserved_nano == 0 and call.cost_nano
     assert await house.budget() == (call.cost_nano, 0)
+
+
+async def test_a_request_that_is_too_deep_to_be_counted_keeps_no_other_from_being_noted(
+    house: House, api: ScriptedMessages
+) -> None:
+    say(api, {"text": "one two three " * 10, "chunk_delay": 0.2})
+    await house.door()
+    deep: Any = "x"
+    for _ in range(700):
+        deep = [deep]
+    async with raw(house.socket()) as client:
+        asked = [{**ASK, "stream": True, "metadata": {"deep": deep, "cache_control": "x"}}, {**ASK, "stream": True}]
+        tasks = [asyncio.create_task(client.post("/v1/messages", json=one)) for one in asked]
+        async with asyncio.timeout(10):
+            while await house.store.read(_noted) != [False, True]:
+                await asyncio.sleep(0.05)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    assert {call.outcome for call in await house.until_calls(2)} == {"cut"}
+
+
+def _noted(tx: Transaction) -> list[bool]:
+    found = tx.connection.exec_driver_sql("SELECT priced FROM reservations ORDER BY priced").scalars()
+    return [bool(one) for one in found]

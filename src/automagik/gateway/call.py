@@ -210,7 +210,12 @@ class Call:
     def _at_most(self, ask: Ask, most: int) -> int | None:
         """The most that a call costs which no budget limits; None where that isn't known."""
         price = self._under_way.price
-        return None if price is None else price.ceiling(self._conversations.bound(self._wire, ask).tokens, most)
+        if price is None:
+            return None
+        try:
+            return price.ceiling(self._conversations.bound(self._wire, ask).tokens, most)
+        except RecursionError:  # what could be read can still be too deep to be written
+            return None
 
     @property
     def _seconds(self) -> float:
