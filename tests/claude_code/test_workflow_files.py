@@ -114,6 +114,16 @@ async def test_a_change_in_the_folder_is_seen_without_a_restart(workflows: Workf
         workflows.get("own")
 
 
+async def test_one_that_was_just_written_to_the_folder_is_found_by_its_name(
+    workflows: Workflows, tmp_path: Path
+) -> None:
+    await workflows.refresh(max_age_seconds=0)
+    with pytest.raises(NotFound):
+        await workflows.find("own")
+    write(tmp_path, "own", prompt="Own.")
+    assert (await workflows.find("own")).prompt.text == "Own."
+
+
 @pytest.mark.parametrize(
     ("files", "reason"),
     [

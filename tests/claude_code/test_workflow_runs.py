@@ -2,11 +2,15 @@
 
 import asyncio
 import json
+import os
 import shutil
+import signal
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from executor_house import processes_with
 from git_house import git
 from workflow_house import KEY, WorkflowHouse, committing, workflow_house, write_workflow
 
@@ -269,3 +273,20 @@ async def test_a_run_is_ended_while_its_toolchain_is_made_by_a_person_by_its_tim
     house.server.start()
     assert (await house.run(left))["status"] in {"queued", "running"}
     assert (await house.client.post(f"/runs/{left}/cancel")).json()["outcome"] == "cancelled"
+
+
+async def test_a_cli_that_does_not_read_its_task_is_ended_by_its_limit_of_time(house: WorkflowHouse) -> None:
+    run_id = await house.begin("x" * 200_000, timeout_seconds=10, max_turns=37)  # more than the pipe to it holds
+    async with asyncio.timeout(60):
+        while not (clis := [pid for pid in processes_with("--max-turns\x0037") if name_of(pid) == "claude\n"]):
+            await asyncio.sleep(0.02)
+    for pid in clis:
+        os.kill(pid, signal.SIGSTOP)
+    run = await house.ended(run_id, seconds=60)
+
+    assert run["outcome"] == "timed_out"
+    assert house.places() == []
+
+
+def name_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text()

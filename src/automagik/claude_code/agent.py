@@ -74,14 +74,14 @@ class ClaudeCodeAgent(AutomagikAgent):
         """The work as it will be kept.
 
         Raises: MissingScope, also of `runs:read` to resume another key's run; NotFound for the workflow; OverrideNotAllowed for a
-        limit or model beyond the workflow's; InvalidInput for the repository or the run to resume; Conflict (`no_model_key`) where no model could answer.
+        limit or model beyond the workflow's; InvalidInput for the repository or the run to resume; Conflict (`no_model_key`) where
+        no model could answer.
         """
         asked = Work.parse(work)
         scope = f"workflows:{asked.workflow}:run"
         if not caller.allows(scope):
             raise MissingScope(scope)
-        await self._house.workflows.refresh()
-        workflow = self._house.workflows.get(asked.workflow)
+        workflow = await self._house.workflows.find(asked.workflow)
         _check_variables(workflow, variables)
         self._check_limits(asked, workflow, caller)
         if asked.resume_of is not None:

@@ -65,6 +65,7 @@ class Carrying:
         self._run_id = row.run_id
         self._told = asyncio.Event()
         self._spent = Spent()
+        self._unsaid = b""
 
     @classmethod
     async def of(cls, house: House, task: str, options: RunOptions, control: Control) -> Self:
@@ -76,8 +77,7 @@ class Carrying:
         work = Work.parse(cast("JsonObject", row.input["work"]))
         workflow = begun_with(work.workflow, known)
         if workflow is None:
-            await house.workflows.refresh()
-            workflow = house.workflows.get(work.workflow)
+            workflow = await house.workflows.find(work.workflow)
         return cls(house, task, row, work, workflow, options, control)
 
     async def carry_out(self) -> AgentResponse:
@@ -197,8 +197,7 @@ class Carrying:
         return known, token, furnished
 
     async def _start(self, executor: Executor, known: ExecutionRow, token: str, furnished: Furnished) -> Execution:
-        workflow = self._workflow
-        inside = executor.inside(self._run_id)
+        workflow, inside = self._workflow, executor.inside(self._run_id)
         spec = CliSpec(
             session_id=known.cli_session_id,
             resume=furnished.resumes,
@@ -233,7 +232,7 @@ class Carrying:
             )
         )
         await self._update(stage="running", place={**known.place, **execution.place})
-        await execution.send(user_message(self._task))
+        self._unsaid = user_message(self._task)
         return execution
 
     async def _open_doors(self, stack: AsyncExitStack, executor: Executor, known: ExecutionRow) -> Door:
@@ -275,8 +274,7 @@ class Carrying:
         known: ExecutionRow,
         collecting: Collecting,
     ) -> ExitStatus | None:
-        house = self._house
-        clock = house.clock
+        house, clock = self._house, self._house.clock
         seen = await self._seen(known, collecting)
         age = (clock.now() - known.created_at).total_seconds() + self._spent.seconds
         following = Following(
@@ -298,6 +296,7 @@ class Carrying:
             emit=self._options.emit,
             checkpoint=collecting.checkpoint,
             seen=seen,
+            task=self._unsaid,
             told=self._told,
         )
         if seen == (0, -1):

@@ -70,6 +70,8 @@ class Following:
     """Takes out what was made until now."""
     seen: tuple[int, int] = (0, -1)
     """The last event of the transcript that is stored already, by line and part."""
+    task: bytes = b""
+    """What the CLI is told first, where it has not been told."""
     told: asyncio.Event = field(default_factory=asyncio.Event)
     """Set where somebody spoke to the run."""
     _heard_at: float = 0.0
@@ -150,6 +152,8 @@ class Following:
 
     async def _listen(self) -> None:
         """Apart from the limits: words wait for as long as the CLI does not read them, and one that was stopped never does."""
+        if self.task:
+            await self.execution.send(self.task)
         while True:
             try:
                 async with asyncio.timeout(_WORDS_SECONDS):

@@ -153,6 +153,13 @@ class Workflows:
             raise NotFound("workflow", name, known=self.names(), hint=hint)
         return info.workflow
 
+    async def find(self, name: str) -> Workflow:
+        """The same as it is now: one that was written to the folder a moment ago is looked for once more."""
+        await self.refresh()
+        if name not in self._files and name not in self._rows:
+            await self.refresh(max_age_seconds=0)
+        return self.get(name)
+
     async def validate(
         self, name: str, files: Mapping[str, str], *, caller: Caller, field: Sequence[str | int] = _FIELD
     ) -> CheckedWorkflow:
