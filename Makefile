@@ -46,11 +46,11 @@ dev: $(DEV_STAMP) ## set up for development and serve with reload on code change
 # the environment says otherwise: without it, every process compiles the platform and rewrites the tests anew.
 test test-long: export PYTHONDONTWRITEBYTECODE =
 test: $(TEST_STAMP) ## the whole suite but the tests of over 30 seconds
-	@$(BIN)/pytest -n "$$($(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 1)')" --dist worksteal -m "not long"
+	@$(BIN)/pytest -n "$$($(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 1)')" --dist worksteal -m "not long" --durations 25
 
 test-long: $(TEST_STAMP) ## the tests of over 30 seconds
-	@$(BIN)/pytest -m long tests/chaos tests/runs  # these look at the time: nothing runs beside them
-	@$(BIN)/pytest -n 2 --dist worksteal -m long --ignore tests/chaos --ignore tests/runs
+	@$(BIN)/pytest -m long --durations 10 tests/chaos tests/runs  # these look at the time: nothing runs beside them
+	@$(BIN)/pytest -n 2 --dist worksteal -m long --durations 10 --ignore tests/chaos --ignore tests/runs
 
 check: $(DEV_STAMP) ## lint, types, room boundaries, generated references
 	@$(BIN)/ruff check .
