@@ -50,7 +50,7 @@ test: $(TEST_STAMP) ## the whole suite but the tests of over 30 seconds
 
 test-long: $(TEST_STAMP) ## the tests of over 30 seconds
 	@$(BIN)/pytest -m long --durations 10 tests/chaos tests/runs  # these look at the time: nothing runs beside them
-	@$(BIN)/pytest -n 2 --dist worksteal -m long --durations 10 --ignore tests/chaos --ignore tests/runs
+	@$(BIN)/pytest -n 3 --dist worksteal -m long --durations 10 --ignore tests/chaos --ignore tests/runs
 
 check: $(DEV_STAMP) ## lint, types, room boundaries, generated references
 	@$(BIN)/ruff check .

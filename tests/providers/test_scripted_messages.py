@@ -232,6 +232,11 @@ def test_what_the_client_says_in_a_persons_place_is_no_prompt_and_a_hostile_text
         "[Request interrupted by user for tool use]",
         "[structured-output-enforce] You MUST call the tool.",
         "Output token limit hit. Resume directly.",
+        "Your response above was cut off mid-stream. Resume directly from where it stops — no apology, no recap.",
+        "Your response above was cut off mid-stream and only your next message is delivered. Write it again.",
+        "[Your previous response had no visible output. Please continue and produce a user-visible response.]",
+        "Your tool call was malformed and could not be parsed. Please retry.",
+        "The previous response failed to produce a valid tool call. Please retry the tool call now.",
     ):
         assert text_of(script.answer(request(*begun, said(aside)))) == "Two", aside
     assert text_of(script.answer(request(*begun, said("Output token limit hit. Resume.\nAnd now this")))) == "One"

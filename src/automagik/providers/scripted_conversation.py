@@ -14,7 +14,9 @@ __all__ = ["Conversation", "ToolResult", "ToolUse"]
 
 _REMINDER, _REMINDER_END = "<system-reminder>", "</system-reminder>"
 _ASIDE = re.compile(
-    r"\[Request interrupted by user[^\]]{0,100}\]|^\[structured-output-enforce\][^\n]*|^Output token limit hit\.[^\n]*",
+    r"\[Request interrupted by user[^\]]{0,100}\]|^\[structured-output-enforce\][^\n]*|^Output token limit hit\.[^\n]*"
+    r"|^Your response above was cut off mid-stream[^\n]*|^\[Your previous response had no visible output\.[^\n]*"
+    r"|^Your tool call was malformed[^\n]*|^The previous response failed to produce a valid tool call\.[^\n]*",
     re.MULTILINE,
 )
 """What the Claude CLI says in a person's place, besides its reminders: it is no prompt."""
