@@ -1,4 +1,4 @@
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import pytest
 from ledger_house import CENT, USD, LedgerHouse, party, run
@@ -11,8 +11,14 @@ from automagik.types import SYSTEM, Usage, new_id, new_uuid
 
 pytestmark = pytest.mark.anyio
 
-TODAY = datetime.now(UTC).date()
-WEEK = UsageFilter(since=TODAY - timedelta(days=7), until=TODAY)
+
+def today() -> date:
+    """The day as it is now: these tests may run over midnight."""
+    return datetime.now(UTC).date()
+
+
+def week() -> UsageFilter:
+    return UsageFilter(since=today() - timedelta(days=7), until=today())
 
 
 def model_call(run_id: str, cost: int | None = CENT, outcome: str = "completed") -> ModelCall:
@@ -41,10 +47,10 @@ async def record(house: LedgerHouse, call: ModelCall) -> None:
 
 
 async def groups(
-    store: Store, *by: Dimension, which: UsageFilter = WEEK
+    store: Store, *by: Dimension, which: UsageFilter | None = None
 ) -> dict[tuple[str | None, ...], tuple[int, int, int]]:
     """Runs, input tokens and cost of each group."""
-    used = await UsageReport(store).used(which, by, limit=100)
+    used = await UsageReport(store).used(which or week(), by, limit=100)
     assert sum(row.cost_nano for row in used.groups.data) == used.total.cost_nano
     return {tuple(row.by[name] for name in by): (row.runs, row.input_tokens, row.cost_nano) for row in used.groups.data}
 
@@ -70,8 +76,8 @@ async def test_usage_is_told_apart_by_key_user_agent_workflow_and_day(store: Sto
         ("other", None): (1, 100, 50 * CENT),
         ("claude_code", "implement"): (1, 1000, USD + 1),
     }
-    assert await groups(store, "day") == {(TODAY.isoformat(),): (4, 1300, USD + 75 * CENT + 1)}
-    total = (await UsageReport(store).used(WEEK, ("day",))).total
+    assert await groups(store, "day") == {(today().isoformat(),): (4, 1300, USD + 75 * CENT + 1)}
+    total = (await UsageReport(store).used(week(), ("day",))).total
     assert (total.requests, total.output_tokens, total.unpriced_runs) == (4, 650, 1)
 
 
@@ -81,13 +87,13 @@ async def test_usage_is_filtered(store: Store) -> None:
     await run(store, "0.5", name="implement", kind="workflow")
 
     async def spent(**changes: object) -> int:
-        which = UsageFilter(**{"since": WEEK.since, "until": WEEK.until, **changes})  # pyright: ignore[reportArgumentType] - its fields
+        which = UsageFilter(**{"since": week().since, "until": week().until, **changes})  # pyright: ignore[reportArgumentType] - its fields
         return (await UsageReport(store).used(which, ("day",))).total.cost_nano
 
     assert await spent(key_id="key_a") == await spent(user_id=ana) == await spent(agent="simple") == 25 * CENT
     assert await spent(workflow="implement") == await spent(agent="claude_code") == 50 * CENT
     assert await spent(workflow="simple") == await spent(agent="implement") == await spent(user_id=new_uuid()) == 0
-    assert await spent(since=TODAY - timedelta(days=9), until=TODAY - timedelta(days=1)) == 0
+    assert await spent(since=today() - timedelta(days=9), until=today() - timedelta(days=1)) == 0
 
 
 async def test_a_run_under_way_counts_by_its_calls_and_one_that_ended_by_its_row(house: LedgerHouse) -> None:
@@ -102,8 +108,8 @@ async def test_a_run_under_way_counts_by_its_calls_and_one_that_ended_by_its_row
 async def test_pages_of_usage_follow_one_another(store: Store) -> None:
     for number in range(5):
         await run(store, "0.1", key=f"key_{number}")
-    first = await UsageReport(store).used(WEEK, ("day", "key"), limit=3)
-    rest = await UsageReport(store).used(WEEK, ("day", "key"), limit=3, cursor=first.groups.next_cursor)
+    first = await UsageReport(store).used(week(), ("day", "key"), limit=3)
+    rest = await UsageReport(store).used(week(), ("day", "key"), limit=3, cursor=first.groups.next_cursor)
     keys = [row.by["key"] for row in (*first.groups.data, *rest.groups.data)]
     assert keys == ["key_4", "key_3", "key_2", "key_1", "key_0"] and rest.groups.next_cursor is None
     assert first.total == rest.total
@@ -120,13 +126,13 @@ async def test_what_retention_deletes_stays_in_the_usage(house: LedgerHouse) -> 
     await record(house, model_call(gone[0]))
     await house.ledger.limit_run(gone[0], USD)
     before = await groups(store, "day", "key", "user", "agent")
-    total = (await UsageReport(store).used(WEEK, ("day",))).total
+    total = (await UsageReport(store).used(week(), ("day",))).total
     deleted = await store.write(lambda tx: tx.retention.delete_runs(old + timedelta(days=2), after="", limit=2))
     assert deleted.rows["runs"] == 2 and deleted.rows["model_calls"] == 1
     await store.write(lambda tx: tx.retention.delete_runs(old + timedelta(days=2), after=deleted.after or "", limit=2))
     assert await store.read(lambda tx: [tx.runs.find(run_id) for run_id in gone]) == [None] * 3
     assert await groups(store, "day", "key", "user", "agent") == before
-    assert (await UsageReport(store).used(WEEK, ("day",))).total == total
+    assert (await UsageReport(store).used(week(), ("day",))).total == total
     assert total.unpriced_runs == 1
     assert (await house.budgets.list(SYSTEM, scope="run")).data == []
 
@@ -179,7 +185,7 @@ async def test_a_budget_of_a_user_or_run_begins_with_theirs(house: LedgerHouse) 
 
 
 async def test_a_month_is_that_of_the_calendar(house: LedgerHouse) -> None:
-    begins = datetime.combine(TODAY.replace(day=1), datetime.min.time(), UTC)
+    begins = datetime.combine(today().replace(day=1), datetime.min.time(), UTC)
     await run(house.store, "1", at=begins - timedelta(minutes=1))
     await run(house.store, "0.5", at=begins + timedelta(minutes=1))
     assert (await house.limit("organisation", None, USD, period="month")).spent_nano == 50 * CENT

@@ -204,6 +204,8 @@ async def test_a_run_that_nobody_watches_from_elsewhere_sends_nothing(open_one: 
     here, there = await open_one(recorded), await open_one()
     run = await begin_run(here)
     local = here.read(run.run_id)
+    await local.until(lambda it: it.seqs == [1])  # from the store: until then it asks, where signals may have been lost
+    channels[0].sent.clear()
     run.say("quiet")
     await run.happen("tool_call")
     await asyncio.sleep(0.1)

@@ -53,8 +53,10 @@ def chunk(text: str) -> bytes:
 async def babbler(piece: bytes, *begin: bytes) -> AsyncGenerator[Any]:
     """A provider that never ends by itself: its address, and what it was able to say."""
     said, is_over = bytearray(), asyncio.Event()
+    transports: list[asyncio.WriteTransport] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        transports.append(writer.transport)
         head = await reader.readuntil(b"\r\n\r\n")
         length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
         await reader.readexactly(length)
@@ -76,6 +78,8 @@ async def babbler(piece: bytes, *begin: bytes) -> AsyncGenerator[Any]:
             yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", said
         finally:
             is_over.set()
+            for transport in transports:  # what nobody reads any more would keep it open
+                transport.abort()
             await asyncio.sleep(0.01)
 
 
