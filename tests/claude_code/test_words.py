@@ -14,7 +14,8 @@ pytestmark = pytest.mark.anyio
 OWNER = "a-worker"
 
 
-async def test_no_message_is_taken_once_nobody_is_heard_and_an_interrupt_until_the_cli_has_ended(store: Store) -> None:
+async def a_run(store: Store) -> str:
+    """A workflow's run that waits."""
     run_id = new_id("run")
     begin = BeginRun(
         run_id=run_id,
@@ -25,6 +26,11 @@ async def test_no_message_is_taken_once_nobody_is_heard_and_an_interrupt_until_t
         input_json=json.dumps({"work": {}}),
     )
     await store.accept_run(begin)
+    return run_id
+
+
+async def test_no_message_is_taken_once_nobody_is_heard_and_an_interrupt_until_the_cli_has_ended(store: Store) -> None:
+    run_id = await a_run(store)
     assert await store.write(lambda tx: tx.words.say(run_id, "message", "Before it begins", key_id=None))
     await store.write(lambda tx: tx.queue.claim(OWNER, "one", 1, limits=ClaimLimits(), host_lease_seconds=300))
     await store.write(
@@ -47,16 +53,7 @@ async def test_no_message_is_taken_once_nobody_is_heard_and_an_interrupt_until_t
 
 
 async def test_so_much_waits_for_a_run_that_reads_nothing_and_no_more(store: Store) -> None:
-    run_id = new_id("run")
-    begin = BeginRun(
-        run_id=run_id,
-        kind="workflow",
-        name="plain",
-        created_at=SystemClock().now(),
-        background=True,
-        input_json=json.dumps({"work": {}}),
-    )
-    await store.accept_run(begin)
+    run_id = await a_run(store)
     for number in range(100):
         assert await store.write(lambda tx, said=str(number): tx.words.say(run_id, "message", said, key_id=None))
     with pytest.raises(Conflict) as refused:

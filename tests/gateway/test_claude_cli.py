@@ -96,7 +96,7 @@ async def test_the_cli_works_through_the_door(house: House, api: ScriptedMessage
     assert door.usage.requests == len(calls) >= 2
     spent, reserved = await house.budget()
     assert (spent, reserved) == (sum(call.cost_nano or 0 for call in calls), 0)
-    seen = (tmp_path / "cli/work/env.txt").read_text()
+    seen = (tmp_path / "cli" / "work" / "env.txt").read_text()
     assert TOKEN in seen
     assert KEY not in seen
 

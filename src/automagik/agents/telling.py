@@ -72,7 +72,7 @@ class TellingModel(WrapperModel):
         async with self.wrapped.request_stream(messages, model_settings, model_request_parameters) as stream:
             try:
                 await self._tell(stream)
-            except BaseException:
+            except BaseException:  # a cancel too: what the answer used until then is counted, whatever broke it off
                 self._count(stream.get())
                 raise
         response = stream.get()
