@@ -249,6 +249,8 @@ async def test_a_closing_service_takes_no_more_and_ends_what_does_not_finish_in_
     quick = asyncio.create_task(platform.runs.run(RunRequest("echo", "sleep 0.05"), RUNNER))
     await asyncio.sleep(0.2)
     began = time.monotonic()
+    assert platform.worker is not None
+    await platform.worker.stop()  # as where a platform closes: else it would take again what is given back
     await platform.runs.close()
     assert time.monotonic() - began < 3
     assert (await quick).outcome == "completed"
