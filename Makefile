@@ -42,15 +42,18 @@ start: $(RUN_STAMP) ## set everything up, start the platform and ask the agent `
 dev: $(DEV_STAMP) ## set up for development and serve with reload on code changes
 	@$(BIN)/automagik serve --reload
 
+# A test that failed is tried once more, and the first failure is told: CONTRIBUTING.md says why.
+SECOND_TRY := --reruns 1
+
 # One process more than there are cores: tests wait for other processes about as long as they compute. Bytecode is kept even where
 # the environment says otherwise: without it, every process compiles the platform and rewrites the tests anew.
 test test-long: export PYTHONDONTWRITEBYTECODE =
 test: $(TEST_STAMP) ## the whole suite but the tests of over 30 seconds
-	@$(BIN)/pytest -n "$$($(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 1)')" --dist worksteal -m "not long" --durations 25
+	@$(BIN)/pytest -n "$$($(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 1)')" --dist worksteal -m "not long" $(SECOND_TRY) --durations 25
 
 test-long: $(TEST_STAMP) ## the tests of over 30 seconds
-	@$(BIN)/pytest -m long --durations 10 tests/chaos tests/runs  # these look at the time: nothing runs beside them
-	@$(BIN)/pytest -n 3 --dist worksteal -m long --durations 10 --ignore tests/chaos --ignore tests/runs
+	@$(BIN)/pytest -m long $(SECOND_TRY) --durations 10 tests/chaos tests/runs  # these look at the time: nothing runs beside them
+	@$(BIN)/pytest -n 3 --dist worksteal -m long $(SECOND_TRY) --durations 10 --ignore tests/chaos --ignore tests/runs
 
 check: $(DEV_STAMP) ## lint, types, room boundaries, generated references
 	@$(BIN)/ruff check .
