@@ -20,7 +20,9 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        """What the block took, when it has ended."""
+        """What the block took without the pauses, when it has ended."""
+        self.paused = 0.0
+        """How long the process stood still meanwhile."""
         self._began = 0.0
         self._ended = threading.Event()
         self._pauses: list[tuple[float, float]] = []
@@ -35,8 +37,8 @@ class Stopwatch:
         ended = time.monotonic()
         self._ended.set()
         self._ticking.join()
-        paused = sum(max(0.0, min(until, ended) - since) for since, until in self._pauses)
-        self.seconds = ended - self._began - paused
+        self.paused = sum(max(0.0, min(until, ended) - since) for since, until in self._pauses)
+        self.seconds = ended - self._began - self.paused
 
     def _tick(self) -> None:
         last = self._began
