@@ -216,6 +216,36 @@ async def test_a_run_survives_the_death_of_the_platform(executor: str) -> None:
 
 
 @pytest.mark.long
+async def test_a_run_at_work_is_cancelled_within_seconds_though_another_has_its_place_when_the_platform_is_back() -> (
+    None
+):
+    need("claude")
+    need("bubblewrap")
+    written = {
+        "text": "I write.",
+        "tool_use": [{"name": "Write", "input": {"file_path": "{cwd}/it", "content": "half\n"}}],
+    }
+    one_place = {"AUTOMAGIK_MAX_CONCURRENT_BACKGROUND_RUNS": "1"}
+    async with workflow_house(script(written, bash("perl -e 'sleep 300'")), settings=one_place) as house:
+        left = await house.begin()
+        await house.until_event(left, "tool_result")
+        urgent = await house.begin(priority=-1)
+        house.server.kill()
+        house.server.start()
+        await house.until_event(urgent, "tool_result")
+        assert (await house.run(left))["status"] == "queued"
+        began = asyncio.get_running_loop().time()
+        run = (await house.client.post(f"/runs/{left}/cancel")).json()
+        took = asyncio.get_running_loop().time() - began
+
+        assert (run["status"], run["outcome"], run["usage"]["requests"]) == ("cancelled", "cancelled", 2)
+        assert "+half" in (await house.client.get(f"/runs/{left}/diff", params={"wip": "true"})).text
+        assert house.places() == [urgent]
+        assert (await house.run(urgent))["status"] == "running"
+        assert took < 20
+
+
+@pytest.mark.long
 async def test_a_platform_that_stops_leaves_the_run_at_work_for_the_next_one_though_its_workflow_is_gone() -> None:
     need("claude")
     need("bubblewrap")

@@ -1,6 +1,7 @@
 """Platforms on one database, with agents as files of the agents folder whose model is scripted."""
 
 import asyncio
+import socket
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = [
     "TOOLED",
     "OpenPlatform",
     "away",
+    "bind",
     "declare_lost",
     "ended",
     "message",
@@ -120,7 +122,7 @@ import sys
 if {str(Path(__file__).parent)!r} not in sys.path:  # a process of its own
     sys.path.append({str(Path(__file__).parent)!r})
 
-from working_agents import agent_of, flaky, tooled, tools
+from working_agents import agent_of, flaky, outliving, tooled, tools
 """
 
 _WORKERS = {
@@ -140,6 +142,7 @@ def write_agents(folder: Path) -> None:
     (folder / "tooled.py").write_text(TOOLED)
     for name, how in _WORKERS.items():
         (folder / f"{name}.py").write_text(f"{_WORKING}\nagent = agent_of('{name}', {how})\n")
+    (folder / "outliving.py").write_text(f"{_WORKING}\nagent = outliving('outliving')\n")
 
 
 class OpenPlatform:
@@ -208,6 +211,16 @@ async def ended(platform: Platform, run_id: str, *, seconds: float = 15) -> RunR
     return await until_status(
         platform, run_id, RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED, seconds=seconds
     )
+
+
+async def bind(platform: Platform, run_id: str) -> None:
+    """Let a queued run be this host's, as one is that what works for it has outlived a process."""
+    host = socket.gethostname()
+
+    def work(tx: Transaction) -> None:
+        tx.connection.exec_driver_sql(f"UPDATE runs SET host = '{host}' WHERE run_id = '{run_id}'")
+
+    await platform.store.write(work)
 
 
 async def owner_of(platform: Platform, run_id: str) -> str:

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from run_house import RUNNER, sent, until_status, write_agents
+from run_house import RUNNER, bind, sent, until_status, write_agents
 
 from automagik.app import Platform
 from automagik.errors import ConfigurationError
@@ -52,6 +52,11 @@ async def test_an_engine_that_does_not_start_is_tried_ever_more_rarely_and_told_
         assert check.status == "degraded"
         assert "tried again within 4 seconds: The engine's tables are damaged." in (check.detail or "")
         assert (await platform.runs.get(runs[0].run_id, RUNNER)).status == "queued"
+
+        lost = await sent(platform, "outliving", str(tmp_path / "taken"))
+        await bind(platform, lost.run_id)
+        assert (await platform.runs.cancel(lost.run_id, RUNNER)).outcome == "cancelled", "that needs no engine"
+        assert (tmp_path / "taken").exists()
 
         broken.works = True
         for run in runs:

@@ -11,10 +11,11 @@ from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import ToolReturnPart, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel, StreamFunctionDef
 
-from automagik.agents import AgentConfig
+from automagik.agents import AgentConfig, AgentInput, AgentResponse, RunOptions
 from automagik.agents.built import PydanticAgent
+from automagik.errors import RunFailed
 
-__all__ = ["agent_of", "flaky", "tooled", "tools"]
+__all__ = ["agent_of", "flaky", "outliving", "tooled", "tools"]
 
 
 def noted(path: str) -> int:
@@ -50,6 +51,23 @@ def agent_of(name: str, model: StreamFunctionDef, tools: list[Any] | None = None
         Agent(FunctionModel(no_stream, stream_function=model), name=name, tools=tools or []),
         config=AgentConfig(message_limit=1000, **retries),
     )
+
+
+class Outliving(PydanticAgent):
+    """Works until it is stopped, and takes out then what it made: into the file that it is sent the path of."""
+
+    outlives_process = True
+
+    async def run(self, message: AgentInput, options: RunOptions) -> AgentResponse:
+        stopped = asyncio.Event()
+        options.on_stop(stopped.set)
+        await stopped.wait()
+        noted(message.text)
+        raise RunFailed("It was stopped.", outcome="cancelled")
+
+
+def outliving(name: str) -> Outliving:
+    return Outliving(Agent(FunctionModel(no_stream), name=name), config=AgentConfig(max_attempts=1))
 
 
 async def write(path: str) -> str:

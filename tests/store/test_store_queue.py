@@ -153,6 +153,26 @@ async def test_a_run_of_a_host_is_left_to_that_host_until_its_lease_has_ended(st
     assert await claimed_ids(store, host="here", lease=0.01) == [bound]
 
 
+async def test_a_run_that_is_to_be_stopped_is_claimed_by_its_host_within_no_limit(store: Store) -> None:
+    async def stopped(owner: str = "me", count: int = 10) -> list[str]:
+        claimed = await store.write(lambda tx: tx.queue.claim_stopped(owner, "here", count))
+        return [run.row.run_id for run in claimed]
+
+    def lose(tx: Transaction) -> None:
+        tx.executors.register("exec_lost", host="here", role="worker", version="1")
+        assert tx.executors.lose("exec_lost", seen=tx.executors.living()["exec_lost"], to="me")
+
+    runs = [*await accept_many(store, 4, host="here"), *await accept_many(store, 1, host="there")]
+    assert await stopped() == []
+    for run_id in runs[1:]:
+        assert await store.write(lambda tx, run_id=run_id: tx.queue.request_cancel(run_id))
+    assert await claimed_ids(store, limits=ClaimLimits(total=0)) == []
+    await store.write(lose)
+    assert await stopped("exec_lost") == []
+    assert [await stopped(count=2), await stopped(), await stopped()] == [runs[1:3], runs[3:4], []]
+    assert await claimed_ids(store) == [runs[0], runs[4]], "of the other host nobody lives"
+
+
 # -- limits
 
 

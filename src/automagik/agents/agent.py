@@ -34,9 +34,8 @@ def _discard(kind: str, data: JsonObject) -> None:
     """Where events go when nobody listens."""
 
 
-def _no() -> bool:
-    """What a run is asked that nobody takes over."""
-    return False
+def _discard_stop(stop: Callable[[], None]) -> None:
+    """Where what stops a run goes when nobody stops it."""
 
 
 def _forget(details: JsonObject) -> None:
@@ -114,8 +113,10 @@ class RunOptions:
     """The executor that the run belongs to: what every write for it names."""
     party: Party | None = None
     """Whom the run's calls of models belong to, and so in which budgets they count; None: in none."""
-    is_leaving: Callable[[], bool] = _no
-    """Whether a run that is cancelled now is left to whoever takes it over, so that what works for it must go on."""
+    on_stop: Callable[[Callable[[], None]], None] = _discard_stop
+    """Takes what stops the run when a person wants that, for an agent whose work outlives the process: it is called once that is
+    asked, also where it was asked before. Where the agent's task is cancelled all the same, the run is left to whoever takes it
+    over, so that what works for it must go on."""
     describe: Callable[[JsonObject], None] = _forget
     """Takes what a workflow's run tells besides, as it was stored: its workspace, turns and executor."""
 

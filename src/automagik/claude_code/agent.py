@@ -98,22 +98,15 @@ class ClaudeCodeAgent(AutomagikAgent):
         A person's cancel ends it with what it has made until then. Where the process stops, the run goes on without it.
         """
         control = Control()
+        options.on_stop(lambda: control.end("cancel"))
         carrying = await Carrying.of(self._house, message.text, options, control)
         task = asyncio.get_running_loop().create_task(carrying.carry_out(), name=f"workflow {options.context.run_id}")
-        while True:
-            try:
-                return await asyncio.shield(task)
-            except asyncio.CancelledError:
-                if task.cancelled():
-                    raise
-                if options.is_leaving():
-                    control.leave()
-                    await asyncio.wait([task])
-                    raise
-                control.end("cancel")
-                current = asyncio.current_task()
-                assert current is not None
-                current.uncancel()
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            control.leave()
+            await asyncio.wait([task])
+            raise
 
     @property
     def _service(self) -> RunService:

@@ -106,6 +106,8 @@ class LiveRun:
     _ending: bool = False
     _open_tools: dict[str, str] = field(default_factory=dict[str, str])
     _wrote: str | None = None
+    _stop: Callable[[], None] | None = None
+    """What stops the work of an agent whose work outlives the process; its task is cancelled only where the run goes on elsewhere."""
     _waiting: "list[asyncio.Future[RunRow]]" = field(default_factory=list["asyncio.Future[RunRow]"])
 
     async def carry_out(self) -> RunRow:
@@ -114,7 +116,7 @@ class LiveRun:
         failure: Failure | None = None
         try:
             self._begun_work = True
-            if self._cancelled:
+            if self._cancelled and not self._stops_by_agent:
                 raise asyncio.CancelledError
             if self.turn is not None:
                 await self.turn
@@ -175,15 +177,33 @@ class LiveRun:
         self._waiting.clear()
 
     def cancel(self) -> None:
-        """Stop the agent as soon as it yields; does nothing when its answer is there and the end is being stored."""
+        """Stop the agent as soon as it yields; does nothing when its answer is there and the end is being stored.
+
+        Where something on this host works for the run already, its agent stops that, and takes out what it made: also if the
+        agent has not begun yet.
+        """
         self._cancelled = True
-        if self._begun_work and not self._ending and self.task is not None:
+        if not self._begun_work or self._ending or self.task is None:
+            return
+        if not self._stops_by_agent:
             self.task.cancel()
+        elif self._stop is not None:
+            self._stop()
 
     def disown(self) -> None:
         """Stop without writing anything more: the run belongs to another process now."""
         self._disowned = True
         self.cancel()
+
+    @property
+    def _stops_by_agent(self) -> bool:
+        is_bound = self._stop is not None or (self.row.host is not None and self.agent.outlives_process)
+        return is_bound and not self.lost and not self._disowned
+
+    def _on_stop(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
+        if self._cancelled and self._stops_by_agent:
+            stop()
 
     def emit(self, kind: str, data: JsonObject) -> None:
         """Take an event from the agent: deltas are shown, all else is stored and shown."""
@@ -227,7 +247,7 @@ class LiveRun:
             usage=self._used,
             owner=self.owner,
             party=self._party(begun),
-            is_leaving=lambda: self.lost or self._disowned,
+            on_stop=self._on_stop,
             describe=self._describe,
         )
         if self.row.background:

@@ -72,6 +72,8 @@ class Runtime:
         self.turns = Turns()
         self.on_work: Callable[[], None] = _nobody
         """Called when a run came into the queue, or a place of a worker's became free."""
+        self.on_cancel: Callable[[], None] = _nobody
+        """Called when a run is to be stopped that is not alive here: it may wait for a worker of this host."""
         self.has_taken: Callable[[str], bool] = _nothing
         """Whether the worker of this process has claimed a run, and means to carry it out."""
         self.admits_workflows: Callable[[], Awaitable[bool]] = _always
@@ -152,10 +154,12 @@ class Runtime:
         self.follow(ended.next_turn)
 
     def cancel(self, run_id: str) -> None:
-        """Stop a run that is alive here; any other is fine."""
+        """Stop a run that is alive here, or that waits for the worker here to stop it; any other is fine."""
         live = self.live.get(run_id)
         if live is not None:
             live.cancel()
+        else:
+            self.on_cancel()
 
     def disown(self, executor_id: str) -> None:
         """Go on as `executor_id`: whatever was alive here belongs to others now, and is dropped without a word."""

@@ -194,6 +194,7 @@ class RunService:
         if ended is not None:
             self._runtime.tell_ended(ended)
             return ended.row
+        self._runtime.cancel(run_id)
         for pause in _CANCEL_PAUSES:  # its last event may come before its owner hears that somebody looks on
             await asyncio.sleep(pause)
             row = await self.get(run_id, caller)

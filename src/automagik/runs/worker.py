@@ -33,6 +33,8 @@ _LONGEST_AWAY_SECONDS = 30.0
 _STOP_SECONDS = 5.0
 """How long a stop waits for what is being claimed, handed over or let go."""
 _LARGEST_CLAIM = 16
+_MOST_STOPPED = 16
+"""How many runs are stopped at once that would else wait for a place."""
 _LANE_TURNS = 50
 _LANE_SECONDS = 1.0
 """How many runs of one session are carried out in a row, and how long, before others get the place."""
@@ -66,6 +68,8 @@ class _Place:
     """What one of the worker's places is taken by: a claimed run, and later those of its session that follow it."""
 
     claimed: ClaimedRun
+    ends: bool = False
+    """Whether the run is only stopped; it has a place beside the others then, and none follows it here."""
 
 
 class Worker:
@@ -81,6 +85,9 @@ class Worker:
         self._opening = asyncio.Lock()
         self._slots = runtime.settings.max_concurrent_background_runs
         self._places: set[_Place] = set()
+        self._beside: set[_Place] = set()
+        self._has_stops = False
+        self._stops_at = float("-inf")
         self._claimed: dict[str, _Place] = {}
         self._handed_over = itertools.count(1)
         self._starting: set[asyncio.Task[None]] = set()
@@ -104,6 +111,7 @@ class Worker:
         if at_once:
             await self._open_engine()
         self._runtime.on_work = self.wake
+        self._runtime.on_cancel = self._look_for_stops
         self._loop = asyncio.get_running_loop().create_task(self._work(), name="worker")
 
     def wake(self) -> None:
@@ -159,7 +167,11 @@ class Worker:
         return len(self._places)
 
     def _has_taken(self, run_id: str) -> bool:
-        return any(place.claimed.row.run_id == run_id for place in self._places)
+        return any(place.claimed.row.run_id == run_id for place in (*self._places, *self._beside))
+
+    def _look_for_stops(self) -> None:
+        self._has_stops = True
+        self.wake()
 
     # -- the queue
 
@@ -172,14 +184,13 @@ class Worker:
             if self._rests:
                 free = 0  # what this worker can't begin is left to others
             taken: list[ClaimedRun] = []
-            if free > 0:
-                try:
+            try:
+                await self._take_stopped()
+                if free > 0:
                     taken = await self._claim(free)
-                except AutomagikError as away:
-                    _log.warning(
-                        "queue_not_read", reason=away.detail, exc_info=not isinstance(away, ServiceUnavailable)
-                    )
-                    await asyncio.sleep(_AWAY_SECONDS)
+            except AutomagikError as away:
+                _log.warning("queue_not_read", reason=away.detail, exc_info=not isinstance(away, ServiceUnavailable))
+                await asyncio.sleep(_AWAY_SECONDS)
             for claimed in taken:
                 self._take(claimed)
             if len(taken) < free or free <= 0:
@@ -218,6 +229,26 @@ class Worker:
             )
             self._limits_at = now
         return self._limits
+
+    async def _take_stopped(self) -> None:
+        """Take the runs of this host that are to be stopped, and stop them: at once, whether or not there is a place, and without
+        the engine, which may rest. Where this process dies meanwhile, they wait again as they did."""
+        runtime = self._runtime
+        now = runtime.clock.monotonic()
+        room = _MOST_STOPPED - len(self._beside)
+        if room <= 0 or not (self._has_stops or now - self._stops_at >= _POLL_SECONDS):
+            return
+        self._has_stops, self._stops_at = False, now
+        owner = runtime.executor_id
+        for claimed in await runtime.store.write(lambda tx: tx.queue.claim_stopped(owner, self._host, room)):
+            if claimed.row.owner != runtime.executor_id:
+                return  # as `_take`
+            run_id = claimed.row.run_id
+            place = self._claimed[run_id] = _Place(claimed, ends=True)
+            self._beside.add(place)
+            task = asyncio.get_running_loop().create_task(self.carry(run_id), name=f"stop {run_id}")
+            self._carrying.add(task)
+            task.add_done_callback(self._carrying.discard)
 
     def _take(self, claimed: ClaimedRun) -> None:
         if claimed.row.owner != self._runtime.executor_id:
@@ -296,6 +327,7 @@ class Worker:
 
     def _free(self, place: _Place) -> None:
         self._places.discard(place)
+        self._beside.discard(place)
         self.wake()
 
     # -- carrying out
@@ -320,6 +352,8 @@ class Worker:
         began, turns = self._runtime.clock.monotonic(), 0
 
         def goes_on() -> bool:
+            if place.ends:
+                return False
             is_fair = turns < _LANE_TURNS and self._runtime.clock.monotonic() - began < _LANE_SECONDS
             return is_fair and not self._stopping
 
@@ -327,7 +361,7 @@ class Worker:
             turns += 1
             row = place.claimed.row
             try:
-                following = await self._carry_one(place.claimed, goes_on)
+                following = await self._carry_one(place, goes_on)
             except ServiceUnavailable:
                 raise
             except Exception as error:  # noqa: BLE001 - the worker's edge: a run that can't be carried out must end all the same
@@ -345,9 +379,9 @@ class Worker:
                 return
             place.claimed = claimed
 
-    async def _carry_one(self, claimed: ClaimedRun, goes_on: Callable[[], bool]) -> NextTurn | None:
-        """Carry out one run; whose turn in its session has come by its end."""
-        runtime = self._runtime
+    async def _carry_one(self, place: _Place, goes_on: Callable[[], bool]) -> NextTurn | None:
+        """Carry out the run that is claimed; whose turn in its session has come by its end."""
+        runtime, claimed = self._runtime, place.claimed
         row = claimed.row
         await self._patiently(runtime.agents.refresh)
         try:
@@ -363,6 +397,8 @@ class Worker:
             return None
         live = runtime.make(request, agent, row, wants_text=True, last_seq=claimed.last_seq)
         live.claims_next, live.used_before = goes_on, _used(past)
+        if place.ends:
+            live.cancel()
         if self._stopping:
             await self._let_go(row.run_id)
             return None

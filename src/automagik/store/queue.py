@@ -67,7 +67,15 @@ def _taking(wanted: Select[tuple[str]]) -> ReturningUpdate[Any]:
     return taken.returning(*_runs.c, last_seq)
 
 
+# Whatever binds claims else: one that only ends takes nothing from the others.
+_TO_BE_STOPPED = (
+    select(_runs.c.run_id)
+    .where(_WAITING, _runs.c.owner.is_(None), _runs.c.cancel_requested, _runs.c.host == bindparam("here"), ~_is_lost)
+    .order_by(_runs.c.run_id)
+)
 _CLAIM = _taking(_CLAIMABLE)
+_CLAIM_STOPPED = _taking(_TO_BE_STOPPED)
+_ANY_TO_BE_STOPPED = select(exists(_TO_BE_STOPPED))
 _CLAIM_CHOSEN = _taking(_CLAIMABLE.where(_runs.c.run_id.in_(bindparam("chosen", expanding=True))))
 
 _CLAIM_LOCK = 0x71756575
@@ -178,6 +186,15 @@ class Queue(Repository):
             statement, asked["chosen"] = _CLAIM_CHOSEN, chosen
         records = self._connection.execute(statement, asked).all()
         return [claimed_of(record) for record in sorted(records, key=lambda record: (record.priority, record.run_id))]
+
+    def claim_stopped(self, owner: str, host: str, count: int) -> list[ClaimedRun]:
+        """At most `count` of the runs that are to be stopped and wait for a worker of `host`, the oldest first, which belong to
+        `owner` now, within no limit: whoever claims them stops what works for them, and carries them out no further."""
+        asked = {"me": owner, "here": host, "most": count}
+        if not self._connection.scalar(_ANY_TO_BE_STOPPED, asked):
+            return []
+        records = self._connection.execute(_CLAIM_STOPPED, asked).all()
+        return [claimed_of(record) for record in sorted(records, key=lambda record: record.run_id)]
 
     def depth(self, most: int) -> int:
         """How many background runs wait, counted up to `most`."""
