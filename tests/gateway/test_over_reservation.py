@@ -14,14 +14,14 @@ import pytest
 from gateway_house import MODEL, House, OpenHouse, anthropic, openai, raw, say
 from pydantic import SecretStr
 
-from automagik.gateway.metering import ResponsesMeter
+from automagik.gateway.metering import ChatMeter, MessagesMeter, Meter, ResponsesMeter
 from automagik.testing.scripted_messages import ScriptedMessages
 
 pytestmark = pytest.mark.anyio
 
 USER: Any = [{"role": "user", "content": "Hello"}]
 ASK: Any = {"model": MODEL, "max_tokens": 1000, "messages": USER}
-WORDS = "word " * 200  # a thousand bytes: about 250 tokens
+WORDS = "word " * 200  # as many tokens
 USAGE: Any = {"input_tokens": 10, "output_tokens": 1}
 
 
@@ -105,6 +105,7 @@ async def test_a_stream_beyond_its_reservation_is_cut_with_an_error_and_counted_
         (call,) = await house.until_calls(1)
     assert (call.outcome, door.refused) == ("cut", "budget_exceeded")
     assert set(text) == {WORDS} and len(said) < 200_000  # whole events, and nothing much after
+    assert 1 < (10 * 3000 + len(text) * 200 * 15_000) / call.reserved_nano < 1.25  # a word is a token
     assert abs(call.output_tokens - len(text) * len(WORDS) // 4) <= 300
     assert call.over_reservation and (call.cost_nano or 0) > call.reserved_nano > 1000 * 15_000
     assert await house.budget() == (call.cost_nano, 0)
@@ -211,9 +212,28 @@ async def test_a_whole_answer_beyond_its_reservation_counts_as_reported_and_is_m
     assert [row[0] for row in marked] == [call.call_id]
 
 
-def test_the_output_of_a_response_is_estimated_by_its_pieces() -> None:
-    meter = ResponsesMeter(streams=True)
-    for _ in range(10):
-        meter.feed(sse({"type": "response.output_text.delta", "delta": "é" * 4096}))
-    assert (meter.output_so_far(), meter.usual_output_so_far()) == (10 * 1024 - 256, 10 * 2048)
-    assert not meter.complete
+@pytest.mark.parametrize("kind", ["text", "reasoning", "tool"])
+@pytest.mark.parametrize("wire", [MessagesMeter, ChatMeter, ResponsesMeter])
+def test_the_output_of_a_stream_is_counted_by_its_words_on_every_wire(wire: type[Meter], kind: str) -> None:
+    meter = wire(streams=True)
+    for word in ["né "] * 1000:
+        meter.feed(piece_of(wire, kind, word))
+    meter.feed(sse({"type": "response.audio.delta", "delta": "QUJD" * 5000}))
+    assert (meter.is_beyond(900), meter.is_beyond(1000), meter.complete) == (True, False, False)
+    assert (meter.output_so_far(), meter.usual_output_so_far()) == (1000 - 64, 1000)
+
+
+def piece_of(wire: type[Meter], kind: str, word: str) -> bytes:
+    """An event with a word of text, of thinking or of a tool's arguments."""
+    if wire is MessagesMeter:
+        name = {"text": "text", "reasoning": "thinking", "tool": "partial_json"}[kind]
+        return sse({"type": "content_block_delta", "delta": {name: word}})
+    if wire is ResponsesMeter:
+        name = {"text": "output_text", "reasoning": "reasoning_summary_text", "tool": "function_call_arguments"}[kind]
+        return sse({"type": f"response.{name}.delta", "delta": word})
+    deltas: Any = {
+        "text": {"content": word},
+        "reasoning": {"reasoning": word, "reasoning_content": word},
+        "tool": {"tool_calls": [{"index": 0, "function": {"arguments": word}}]},
+    }
+    return sse({"choices": [{"index": 0, "delta": deltas[kind]}]})

@@ -3,6 +3,7 @@
 from automagik.budget.amounts import dollars, limit_document, parse_usd, usd_text
 from automagik.budget.budgets import Budgets
 from automagik.budget.ledger import Ledger, Reservation, Settled
+from automagik.budget.output import OutputCount
 from automagik.budget.party import Party
 from automagik.budget.prices import FREE, Price, Prices, Tokens, is_loopback, nano_of
 from automagik.budget.usage import UsageReport, Used
@@ -13,6 +14,7 @@ __all__ = [
     "Budgets",
     "Ledger",
     "ModelCall",
+    "OutputCount",
     "Party",
     "Price",
     "Prices",

@@ -322,7 +322,7 @@ class Call:
                 continue
             self._read(meter, piece, readable)
             passed = watch.passed(piece)
-            if meter.output_so_far() > held.most and self._is_over(held, meter):
+            if meter.is_beyond(held.most) and self._is_over(held, meter):
                 await self._cut_over(passed, held, can_tell=length is None)
             await exchange.write(passed)
         await exchange.write(watch.rest())

@@ -6,7 +6,7 @@ from typing import cast
 
 import orjson
 
-from automagik.budget import Tokens
+from automagik.budget import OutputCount, Tokens
 from automagik.types import Json, JsonObject
 
 __all__ = ["ChatMeter", "MessagesMeter", "Meter", "ResponsesMeter"]
@@ -14,10 +14,6 @@ __all__ = ["ChatMeter", "MessagesMeter", "Meter", "ResponsesMeter"]
 _MAX_LINE_BYTES = 16 * 1024 * 1024
 _MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 _MOST_TOKENS = 10**8
-_FEWEST_BYTES = 4
-_MOST_BYTES = 8
-"""Of a token of text, on the average of an answer: usually four, of a table of dashes or an indented program more."""
-_FEW_TOKENS = 256  # of which an average says nothing
 _UNDER_WAY_TOKENS = 64  # may have been made, but not arrived, when a stream is cut
 
 
@@ -29,8 +25,8 @@ class Meter(ABC):
         """What the provider reported so far."""
         self.complete = False
         """Whether it reported all: nothing of the answer can cost more."""
-        self.bytes_out: int = 0
-        """How many bytes of output came in events: of text, of thinking and of tools' arguments."""
+        self.output = OutputCount()
+        """What came of output in events: text, thinking and tools' arguments."""
         self._streams = streams
         self._rest: list[bytes] = []
         self._rest_bytes = 0
@@ -78,15 +74,17 @@ class Meter(ABC):
         del max_output
         return self.reported if self.complete else None
 
+    def is_beyond(self, max_output: int) -> bool:
+        """Whether certainly more tokens of output came than so many, by what was reported or by the text."""
+        return (self.reported is not None and self.reported.output > max_output) or self.output.exceeds(max_output)
+
     def output_so_far(self) -> int:
-        """No more tokens of output than came: as reported, or as few as its bytes can well be."""
-        told = self.reported.output if self.reported is not None else 0
-        return max(told, self.bytes_out // _MOST_BYTES - _FEW_TOKENS)
+        """No more tokens of output than came: as reported, or as few as its text can be."""
+        return max(self.reported.output if self.reported is not None else 0, self.output.fewest())
 
     def usual_output_so_far(self) -> int:
-        """About how many tokens of output came: as reported, or as many as its bytes usually are."""
-        told = self.reported.output if self.reported is not None else 0
-        return max(told, self.bytes_out // _FEWEST_BYTES)
+        """About how many tokens of output came: as reported, or as many as its text usually is."""
+        return max(self.reported.output if self.reported is not None else 0, self.output.usual())
 
     def _line(self, data: bytes) -> None:
         event = _parsed(data)
@@ -110,6 +108,7 @@ class MessagesMeter(Meter):
         self._usage: JsonObject = {}
         self._begun = False
         self._thinks = False
+        self._block_bytes = 0
 
     def _event(self, event: JsonObject) -> None:
         match event.get("type"):
@@ -119,7 +118,10 @@ class MessagesMeter(Meter):
                 block = _object(event.get("content_block"))
                 self._begun = True
                 self._thinks = self._thinks or block.get("type") in ("redacted_thinking", "thinking")
-                self.bytes_out += len(orjson.dumps(block))
+                self._block_bytes += len(orjson.dumps(block))
+                for name in ("name", "text", "thinking"):
+                    if isinstance(begin := block.get(name), str):
+                        self.output.add(begin)
             case "message_start":
                 self._take(_object(_object(event.get("message")).get("usage")))
             case "message_delta":
@@ -134,7 +136,7 @@ class MessagesMeter(Meter):
             piece = delta.get(name)
             if isinstance(piece, str):
                 self._begun, self._thinks = True, self._thinks or name == "thinking"
-                self.bytes_out += len(piece.encode("utf-8", "replace"))
+                self.output.add(piece)
 
     def _whole(self, document: JsonObject) -> None:
         if document.get("type") == "message" and isinstance(document.get("usage"), dict):
@@ -159,7 +161,7 @@ class MessagesMeter(Meter):
         # Every token has a byte at least. Of thinking nothing can be said: what is shown of it is a summary, and what is paid
         # for is all of it; and before the first block has begun, it may be what is under way.
         is_open = self._thinks or not self._begun
-        seen = max_output if is_open else self.bytes_out + _UNDER_WAY_TOKENS
+        seen = max_output if is_open else self.output.bytes + self._block_bytes + _UNDER_WAY_TOKENS
         output = max(so_far.output, min(seen, max_output))
         return Tokens(so_far.input, output, so_far.cache_read, so_far.cache_write, so_far.cache_write_1h)
 
@@ -175,12 +177,16 @@ class ChatMeter(Meter):
         self.complete = self.complete or (event.get("choices") == [] and _is_told(self.reported))
 
     def _count(self, delta: JsonObject) -> None:
-        for name in ("content", "reasoning_content", "reasoning", "refusal"):
-            piece = delta.get(name)
+        # Some servers say their reasoning under both names.
+        thought = delta.get("reasoning_content") or delta.get("reasoning")
+        for piece in (delta.get("content"), thought, delta.get("refusal")):
             if isinstance(piece, str):
-                self.bytes_out += len(piece.encode("utf-8", "replace"))
+                self.output.add(piece)
         for call in _list(delta.get("tool_calls")):
-            self.bytes_out += len(orjson.dumps(_object(call).get("function")))
+            function = _object(_object(call).get("function"))
+            for piece in (function.get("name"), function.get("arguments")):
+                if isinstance(piece, str):
+                    self.output.add(piece)
 
     def _whole(self, document: JsonObject) -> None:
         self._take(document.get("usage"))
@@ -201,7 +207,8 @@ class ResponsesMeter(Meter):
     def _event(self, event: JsonObject) -> None:
         piece = event.get("delta")
         if isinstance(piece, str):
-            self.bytes_out += len(piece.encode("utf-8", "replace"))
+            if event.get("type") != "response.audio.delta":  # base64
+                self.output.add(piece)
         elif event.get("type") in ("response.completed", "response.incomplete", "response.failed"):
             self._whole(_object(event.get("response")))
 
