@@ -35,10 +35,12 @@ from automagik.claude_code.transcript import Transcript
 from automagik.errors import Conflict, InvalidInput, NotFound
 from automagik.settings import Settings
 from automagik.testing.scripted_messages import ScriptedMessages
+from automagik.testing.stopwatch import Stopwatch
 from automagik.types import Json, JsonObject
 
 pytestmark = pytest.mark.anyio
 
+MIB = 1024**2
 FORKS = "for i in $(seq 500); do sleep 5 2>/dev/null & done; wait"
 
 
@@ -100,10 +102,38 @@ async def test_an_archive_does_not_follow_a_link_out_of_the_area(executor: Execu
     assert list(target.iterdir()) == []
 
 
-async def test_the_size_of_a_workspace_is_told(executor: Executor) -> None:
-    before = await executor.size(RUN)
-    await run_once(executor, "dd", "if=/dev/zero", "of=big", "bs=1M", "count=20", "status=none", writable=True)
-    assert 20 * 1024**2 <= await executor.size(RUN) - before <= 21 * 1024**2
+async def test_the_size_of_a_workspace_is_told_whatever_hides_it(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders that nobody may look into, folders deeper than a path, files without content, files without a name."""
+    before = (await executor.size(RUN)).bytes
+    script = r"""
+    set -e
+    mkdir -p a/b && dd if=/dev/zero of=a/b/big bs=1M count=8 status=none && ln a/b/big again && chmod 0 a/b a
+    perl -e 'for (1 .. 100) { mkdir "d" x 200 and chdir "d" x 200 or die } open F, ">", "x"; print F "x" x 1048576'
+    mkdir empty && cd empty && perl -e 'for (1 .. 1000) { open F, ">", $_ }' && chmod 400 .
+    """
+    await run_once(executor, "sh", "-c", script, writable=True)
+    await run_once(executor, "sync")
+    size = await executor.size(RUN)
+    made = size.bytes - before - (8 + 1) * MIB - (2 + 100 + 1 + 1000) * 4096
+    assert size.unknown is None and 0 <= made < MIB
+    at_once = await executor.size(RUN, limit=2 * MIB)
+    assert at_once.is_over(2 * MIB) and at_once.bytes < size.bytes
+    assert (await executor.disk_used(RUN) or 0) > size.bytes
+    with monkeypatch.context() as patched:  # as for a user who sees nothing of the engine's files
+        patched.setattr(os, "access", lambda *_: False)
+        assert await executor.size(RUN) == size
+        assert (await executor.size(RUN, limit=2 * MIB)).bytes < size.bytes
+
+    held = r"""$| = 1; open F, "+>", "f"; unlink "f"; print F "x" x 8388608; F->flush; print "ready"; sleep 60"""
+    execution = await executor.start(spec("perl", "-MIO::Handle", "-e", held))
+    await said_so_far(execution, b"ready")
+    async with asyncio.timeout(20):
+        while (await executor.size(RUN)).bytes < size.bytes + 8 * MIB:
+            await asyncio.sleep(0.3)
+    await execution.kill()
+    assert (await executor.size(RUN)).bytes < size.bytes + MIB
 
 
 # -- output and input
@@ -129,13 +159,15 @@ async def test_output_comes_byte_for_byte_whatever_its_lines_are(executor: Execu
 async def test_output_is_seen_as_it_is_written(executor: Executor) -> None:
     execution = await executor.start(spec("sh", "-c", "echo ready; read line; date +%s%N; exec sleep 60"))
     assert await said_so_far(execution, b"ready\n") == b"ready\n"
-    await execution.send(b"now\n")
     said = b""
-    async for chunk in execution.output():
-        said += chunk
-        if said.count(b"\n") == 2:
-            break
-    assert time.time() - int(said.split()[1]) / 1e9 < 1
+    with Stopwatch() as took:
+        await execution.send(b"now\n")
+        async for chunk in execution.output():
+            said += chunk
+            if said.count(b"\n") == 2:
+                break
+        seen = time.time()
+    assert seen - int(said.split()[1]) / 1e9 - took.paused < 1
     await execution.kill()
 
 
@@ -207,11 +239,13 @@ async def test_a_stubborn_tree_of_processes_is_dead_within_two_seconds(executor:
     """
     execution = await executor.start(spec("bash", "-c", script))
     await said_so_far(execution, b"up\n")
+    async with asyncio.timeout(20):
+        while len(processes_with(mark)) < 3:
+            await asyncio.sleep(0.05)
     await asyncio.sleep(0.3)
-    assert len(processes_with(mark)) >= 3
-    began = time.monotonic()
-    await execution.kill()
-    assert time.monotonic() - began < 2
+    with Stopwatch() as took:
+        await execution.kill()
+    assert took.seconds < 2
     assert processes_with(mark) == []
     status = await execution.wait()
     assert (status.code, status.signal) == (137, 9)
@@ -231,7 +265,7 @@ async def test_an_interrupt_reaches_the_command(executor: Executor) -> None:
     execution = await executor.start(spec("perl", "-e", script))
     await said_so_far(execution, b"up\n")
     await execution.interrupt()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert (await execution.wait()).code == 5
     assert await collect(execution.output()) == b"up\ninterrupted\n"
     await execution.interrupt()
@@ -473,10 +507,13 @@ async def test_once_writes_to_a_file_and_stops_at_its_limit(executor: Executor, 
 async def test_once_ends_with_its_time_and_leaves_nothing(executor: Executor) -> None:
     mark = f"once-{uuid.uuid4()}"
     script = f"trap '' TERM; setsid bash -c ': {mark}; sleep 1000' & echo up; sleep 1000"
-    done = await executor.once(RUN, ("bash", "-c", script), timeout_seconds=1)
-    assert done.timed_out
+    for seconds in (1, 4, 16):  # a host that is slow may not have begun by then
+        done = await executor.once(RUN, ("bash", "-c", script), timeout_seconds=seconds)
+        assert done.timed_out
+        assert processes_with(mark) == []
+        if done.stdout:
+            break
     assert done.stdout == b"up\n"
-    assert processes_with(mark) == []
     quick = await executor.once(RUN, ("bash", "-c", f"sleep 1000 & : {mark}; echo done"), timeout_seconds=20)
     assert (quick.stdout, quick.timed_out) == (b"done\n", False)
     assert processes_with(mark) == []

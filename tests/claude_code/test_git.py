@@ -1,6 +1,5 @@
 """Git on the host: an environment of its own, no hooks, no settings but ours, limits that hold."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +7,7 @@ from git_house import git, make_repository
 
 from automagik.claude_code.git import Git, GitFailed, is_ref_name
 from automagik.errors import TooLarge
+from automagik.testing.stopwatch import Stopwatch
 
 pytestmark = pytest.mark.anyio
 
@@ -64,10 +64,12 @@ async def test_no_protocol_is_spoken_that_was_not_allowed(runner: Git, tmp_path:
 
 async def test_what_takes_too_long_is_killed_with_all_that_it_started(runner: Git, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
-    started = time.monotonic()
-    with pytest.raises(GitFailed, match=r"did not end within 0\.5 seconds"):
-        await runner.run("-c", f"alias.hang=!echo $$ > {pid}; sleep 60", "hang", seconds=0.5)
-    assert time.monotonic() - started < 10
+    for seconds in (0.5, 2.5, 8.5):  # a machine that is busy may not have begun by then
+        with Stopwatch() as took, pytest.raises(GitFailed, match=rf"did not end within {seconds} seconds"):
+            await runner.run("-c", f"alias.hang=!echo $$ > {pid}; sleep 60", "hang", seconds=seconds)
+        assert took.seconds < seconds + 9.5
+        if pid.exists() and pid.read_text():
+            break
     process = Path(f"/proc/{pid.read_text().strip()}/stat")
     assert not process.exists() or process.read_text().rpartition(")")[2].split()[0] == "Z"
 

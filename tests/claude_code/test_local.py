@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from automagik.sandbox.bubblewrap import Bubblewrap
 from automagik.sandbox.confinement import Availability
 from automagik.settings import Settings
 from automagik.testing.needs import need
+from automagik.testing.stopwatch import Stopwatch
 
 pytestmark = pytest.mark.anyio
 
@@ -105,11 +105,13 @@ async def test_a_plain_process_is_killed_with_its_session_and_what_bears_its_mar
     execution = await plain.start(spec("bash", "-c", script))
     async for _ in execution.output():
         break
+    async with asyncio.timeout(20):
+        while len(processes_with(mark)) < 2:
+            await asyncio.sleep(0.05)
     await asyncio.sleep(0.3)
-    assert len(processes_with(mark)) >= 2
-    began = time.monotonic()
-    await execution.kill()
-    assert time.monotonic() - began < 2
+    with Stopwatch() as took:
+        await execution.kill()
+    assert took.seconds < 2
     assert processes_with(mark) == []
     assert (await execution.wait()).code == 137
 
@@ -119,7 +121,7 @@ async def test_once_without_a_sandbox_leaves_the_execution_alone(plain: LocalExe
     execution = await plain.start(spec("bash", "-c", f": {mark}; echo up; sleep 1000"))
     async for _ in execution.output():
         break
-    done = await plain.once(RUN, ("sh", "-c", "sleep 1000 & echo done"), timeout_seconds=3)
+    done = await plain.once(RUN, ("sh", "-c", "sleep 1000 & echo done"), timeout_seconds=20)
     assert done.stdout == b"done\n"
     assert execution.alive
     await execution.kill()
@@ -192,7 +194,7 @@ async def test_an_execution_that_was_not_written_down_is_killed_and_forgotten(
     (settings.data_dir / "executions" / RUN / "pid").unlink()
     async with made(settings) as other:
         assert await other.find(RUN) is None
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while [pid for pid in processes_with(mark) if pid != os.getpid()]:
                 await asyncio.sleep(0.02)
 
@@ -205,7 +207,7 @@ async def test_a_killed_monitor_ends_the_execution(executor: LocalExecutor) -> N
     init = int(str(execution.place["pid"]))
     parent = int(Path(f"/proc/{init}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(parent, 9)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         status = await execution.wait()
     assert status.code in {None, 137}
     assert processes_with(mark) == []
@@ -240,12 +242,6 @@ async def test_the_cli_is_missing_with_the_command_that_brings_it(settings: Sett
     assert "pip install" in (refused.value.hint or "")
 
 
-async def test_hidden_folders_are_counted(executor: Executor) -> None:
-    script = "mkdir -p a/b && dd if=/dev/zero of=a/b/big bs=1M count=8 status=none && chmod 0 a/b a"
-    await executor.once(RUN, ("sh", "-c", script), timeout_seconds=20, limits=LIMITS, writable=True)
-    assert await executor.size(RUN) > 8 * 1024**2
-
-
 async def test_local_is_what_auto_means_where_docker_is_away(settings: Settings, tmp_path: Path) -> None:
     factory = ExecutorFactory(
         settings.model_copy(update={"executor": "auto", "docker_url": f"unix://{tmp_path}/none.sock"})
@@ -278,9 +274,10 @@ async def main():
     server = await asyncio.start_unix_server(lambda r, w: (w.write(b"hello"), w.close()), executor.socket("run_a", "api"))
     await executor.share("run_a", "api")
     script = "id -u; cat a.txt; echo two > b; perl -MIO::Socket::UNIX -e '" \
-        "print IO::Socket::UNIX->new(Peer => q(/run/agent/api.sock))->getline'; mkdir d; touch d/x; chmod 0 d; exit 3"
+        "print IO::Socket::UNIX->new(Peer => q(/run/agent/api.sock))->getline'; " \
+        "for d in d d/d e; do mkdir $d; dd if=/dev/zero of=$d/x bs=1M count=3 status=none; done; chmod 0 d/d d; chmod 400 e; exit 3"
     execution = await executor.start(ExecutionSpec("run_a", ("sh", "-c", script), {}, Limits()))
-    print(b"".join([c async for c in execution.output()]), (await execution.wait()).code, await executor.size("run_a") > 0)
+    print(b"".join([c async for c in execution.output()]), (await execution.wait()).code, (await executor.size("run_a")).bytes >> 20)
     await executor.remove("run_a")
     print(list(Path(sys.argv[1], "data", "executions").iterdir()))
     server.close()
@@ -304,4 +301,4 @@ async def test_it_works_for_a_user_who_is_not_root(settings: Settings) -> None:
         )
         if "Permission denied" in tried.stderr and "executable" in tried.stderr:
             pytest.skip("another user can't run this Python")
-        assert tried.stdout == "b'10001\\nonehello' 3 True\n[]\n", tried.stderr
+        assert tried.stdout == "b'10001\\nonehello' 3 9\n[]\n", tried.stderr
