@@ -55,13 +55,15 @@ _ATTEMPTS = 5
 @dataclass(frozen=True, slots=True)
 class _Statement:
     """One kind of statement: its text, its parameters for a batch, what two runs of a batch must not share, and whether an
-    answer says that somebody else was faster, so that it is to be asked again."""
+    answer says that somebody else was faster, so that it is to be asked again. `alone`: the text and the parameters for one that
+    comes alone, where that is another one."""
 
     text: str
     parameters: Callable[[Sequence[Any]], Sequence[object]]
     run_id: Callable[[Any], str]
     apart: Callable[[Any], tuple[Hashable, ...]] = lambda _: ()
     was_late: Callable[[Any, Record], bool] = lambda _, __: False
+    alone: tuple[str, Callable[[Any], Sequence[object]]] | None = None
 
 
 def _made_meanwhile(begin: BeginRun, record: Record) -> bool:
@@ -78,7 +80,11 @@ _FINISH = _Statement(sql.FINISH, columns.of_finish, lambda finish: finish.run_id
 _APPEND = _Statement(sql.APPEND, columns.of_append, lambda append: append[0])
 _CLAIMED = _Statement(sql.CLAIMED, columns.of_claimed, lambda claimed: claimed[0])
 _RESERVE = _Statement(
-    ledger.RESERVE, ledger.reserve_parameters, lambda asked: asked.reservation_id, lambda asked: (asked.reservation_id,)
+    ledger.RESERVE,
+    ledger.reserve_parameters,
+    lambda asked: asked.reservation_id,
+    lambda asked: (asked.reservation_id,),
+    alone=(ledger.RESERVE_ALONE, ledger.reserve_alone_parameters),
 )
 _SETTLE = _Statement(
     ledger.SETTLE, ledger.settle_parameters, lambda end: end.reservation_id, lambda end: (end.reservation_id,)
@@ -317,9 +323,13 @@ class PostgresHot:
         statement = batch[0].statement
         began = time.perf_counter()
         try:
-            # In one order, so that statements that touch the same runs can't wait for each other.
-            requests = sorted((job.request for job in batch), key=statement.run_id)
-            records = await lane.fetch(statement.text, statement.parameters(requests))
+            if len(batch) == 1 and statement.alone is not None:
+                text, parameters = statement.alone
+                records = await lane.fetch(text, parameters(batch[0].request))
+            else:
+                # In one order, so that statements that touch the same runs can't wait for each other.
+                requests = sorted((job.request for job in batch), key=statement.run_id)
+                records = await lane.fetch(statement.text, statement.parameters(requests))
         except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
             await lane.close()
             _fail(batch, error)

