@@ -308,10 +308,12 @@ async def test_a_request_that_is_cut_while_a_budget_is_set_counts_in_full(house:
     assert await house.standing(budget) == (spent, 0)
 
 
-async def test_an_answer_beyond_its_reservation_is_marked(house: LedgerHouse) -> None:
+async def test_an_answer_beyond_its_reservation_is_marked_and_ends_the_run(house: LedgerHouse) -> None:
     budget = await house.limit("key", "key_a", USD)
     babble = ModelResponse(parts=[TextPart("hello")], usage=RequestUsage(input_tokens=100, output_tokens=5000))
-    await Agent(budgeted(house, Script(answer=lambda: babble).model()), model_settings=limited(300)).run("hi")
+    with pytest.raises(RunFailed, match="did not keep to the limit of its answer, 300 tokens") as ended:
+        await Agent(budgeted(house, Script(answer=lambda: babble).model()), model_settings=limited(300)).run("hi")
+    assert ended.value.outcome == "budget_exceeded"
     (call,) = await house.store.read(lambda tx: tx.calls.of_run("run_1"))
     assert call.over_reservation and call.cost_nano == 501_000_000 > call.reserved_nano
     assert await house.standing(budget) == (501_000_000, 0)

@@ -28,6 +28,7 @@ from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import RunContext
 from pydantic_core import to_json
 
+from automagik.agents.overrun import OutputGuard, overrun
 from automagik.budget import Ledger, ModelCall, Party, Price, Prices, Reservation, Tokens, nano_of
 from automagik.errors import BudgetBusy, BudgetExceeded, RunFailed
 from automagik.types import Clock, JsonObject
@@ -41,6 +42,7 @@ _MOST_OUTPUT = 128_000
 _LEAST_OUTPUT = 256
 """Below so many tokens an answer is not worth its input: rather refuse it."""
 _WIDEST_WINDOW = 1_000_000
+_BYTES_A_TOKEN = 4  # usually
 _IMAGE_TOKENS = 50_000
 """More than any vendor counts for an image, whatever its bytes."""
 _BUSY_SECONDS = 60.0
@@ -74,6 +76,8 @@ class _Call:
     """What it counts where nobody says what it cost; None: that isn't known."""
     asked: Callable[[], Sequence[_Candidate]] | None = None
     """What tells the models that may answer, where no budget applied when it began."""
+    most_output: int | None = None
+    """The most tokens that it may be answered with; None: nothing is reserved, so nothing limits it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,8 @@ class BudgetedModel(WrapperModel):
     """A model that asks the ledger first. `tell` takes events of the run: `budget_warning` and `warning`.
 
     It reserves the most that a request can cost: its bytes as input tokens, which are never more, and `max_tokens`, or the
-    model's own maximum. Where only less is left, `max_tokens` is lowered. Where nothing is, the run ends as `budget_exceeded`.
+    model's own maximum. Where only less is left, `max_tokens` is lowered. Where nothing is, the run ends as `budget_exceeded`; so it
+    does where a provider answers with more than was reserved for: a stream is cut there, and the call counts what it used.
 
     Where no budget applies, it does nothing; but should one be set while the run goes on, its requests so far count in it.
     """
@@ -144,14 +149,17 @@ class BudgetedModel(WrapperModel):
         """The model's answer as it comes. Raises as `request`."""
         call = await self._begin(messages, model_settings, model_request_parameters)
         settings = model_settings if call is None else call.settings
+        guard = self._guard(call) if call is not None and call.most_output is not None else None
         try:
             async with self.wrapped.request_stream(messages, settings, model_request_parameters, run_context) as stream:
+                if guard is not None:
+                    guard.watch(stream)
                 yield stream
         except BaseException as error:
-            if call is not None:
+            if call is not None and not (guard and guard.has_cut):
                 self._broken(call, error)
             raise
-        if call is not None:
+        if call is not None and not (guard and guard.has_cut):
             await self._answered(call, stream.get)
 
     async def _settled(self, call: _Call | None, asking: Awaitable[ModelResponse]) -> ModelResponse:
@@ -180,10 +188,11 @@ class BudgetedModel(WrapperModel):
         least = max(candidate.ceiling(_least_output(settings)) for candidate in candidates)
         asks = ("agent", candidates[0].model.model_name)
         reservation = await self._reserve(asked, least, asks)
-        granted = reservation.granted_nano
+        granted, most = reservation.granted_nano, max(one.output_tokens for one in candidates)
         if granted < asked:
-            settings = self._lowered(settings, candidates, granted)
-        return _Call(reservation, candidates, settings, self._clock.monotonic(), granted)
+            most = min(one.price.output_tokens_within(granted, one.input_tokens) for one in candidates)
+            settings = self._lowered(settings, most)
+        return _Call(reservation, candidates, settings, self._clock.monotonic(), granted, most_output=most)
 
     def _unlimited(
         self, messages: list[ModelMessage], settings: ModelSettings | None, parameters: ModelRequestParameters
@@ -245,8 +254,7 @@ class BudgetedModel(WrapperModel):
                     raise RunFailed(busy.detail, outcome="budget_exceeded", hint=busy.hint, retryable=True) from busy
                 await asyncio.sleep(busy.retry_after_seconds)
 
-    def _lowered(self, settings: ModelSettings | None, candidates: Sequence[_Candidate], granted: int) -> ModelSettings:
-        most = min(one.price.output_tokens_within(granted, one.input_tokens) for one in candidates)
+    def _lowered(self, settings: ModelSettings | None, most: int) -> ModelSettings:
         self._tell(
             "warning",
             {
@@ -257,7 +265,10 @@ class BudgetedModel(WrapperModel):
         return cast("ModelSettings", {**_given(settings), "max_tokens": most})
 
     async def _answered(self, call: _Call, get: Callable[[], ModelResponse]) -> None:
-        """Settle by what the response says that was used; by all that was reserved where it was cut, or says nothing."""
+        """Settle by what the response says that was used; by all that was reserved where it was cut, or says nothing.
+
+        Raises RunFailed (`budget_exceeded`) for one of more tokens than were reserved for, once it is settled.
+        """
         if call.asked is not None:
             if not self._ledger.applies(self._party):
                 self._ledger.settle_later(call.reservation, 0)
@@ -273,6 +284,29 @@ class BudgetedModel(WrapperModel):
         cost = self._cost(call, response) if response.state == "complete" else None
         outcome = "cut" if cost is None else "completed"
         await self._settle(call, cost, self._record(call, response, outcome=outcome, cost=cost))
+        most = call.most_output
+        if most is not None and response.usage.output_tokens > most and cost is not None and cost > (call.most or 0):
+            raise overrun(most, is_cut=False)
+
+    def _guard(self, call: _Call) -> OutputGuard:
+        """What cuts the answer to a request where it costs more than is reserved for it."""
+        assert call.most_output is not None
+
+        def used(so_far: ModelResponse, output: int) -> ModelResponse:
+            usage = replace(so_far.usage, output_tokens=output, cost=None, unmeasured_requests=0)
+            if not usage.input_tokens:
+                usage.input_tokens = min(one.input_tokens for one in call.candidates) // _BYTES_A_TOKEN
+            return replace(so_far, usage=usage)
+
+        def is_over(so_far: ModelResponse, output: int) -> bool:
+            return (self._cost(call, used(so_far, output)) or 0) > call.reservation.granted_nano
+
+        async def settle(so_far: ModelResponse) -> None:
+            response = used(so_far, so_far.usage.output_tokens)
+            cost = max(self._cost(call, response) or 0, call.reservation.granted_nano)
+            await self._settle(call, cost, self._record(call, response, outcome="cut", cost=cost))
+
+        return OutputGuard(call.most_output, is_over, settle)
 
     async def _settle(self, call: _Call, cost: int | None, record: ModelCall) -> None:
         if record.over_reservation:
