@@ -131,6 +131,7 @@ async def run(
     if ends:
         used = Usage(
             requests=1,
+            tool_calls=3,
             input_tokens=tokens,
             output_tokens=tokens // 2,
             cost_usd=Decimal(cost) if cost is not None else None,

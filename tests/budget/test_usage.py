@@ -1,10 +1,11 @@
 from datetime import UTC, date, datetime, timedelta
 
+import orjson
 import pytest
 from ledger_house import CENT, USD, LedgerHouse, party, run
 
 from automagik.budget import ModelCall, UsageReport
-from automagik.store import Store
+from automagik.store import NewEvent, Store
 from automagik.store.reservations import Period, Scope
 from automagik.store.usage import Dimension, UsageFilter
 from automagik.types import SYSTEM, Usage, new_id, new_uuid
@@ -78,7 +79,7 @@ async def test_usage_is_told_apart_by_key_user_agent_workflow_and_day(store: Sto
     }
     assert await groups(store, "day") == {(today().isoformat(),): (4, 1300, USD + 75 * CENT + 1)}
     total = (await UsageReport(store).used(week(), ("day",))).total
-    assert (total.requests, total.output_tokens, total.unpriced_runs) == (4, 650, 1)
+    assert (total.requests, total.tool_calls, total.output_tokens, total.unpriced_runs) == (4, 12, 650, 1)
 
 
 async def test_usage_is_filtered(store: Store) -> None:
@@ -191,7 +192,7 @@ async def test_a_month_is_that_of_the_calendar(house: LedgerHouse) -> None:
     assert (await house.limit("organisation", None, USD, period="month")).spent_nano == 50 * CENT
 
 
-async def test_a_run_s_usage_is_that_of_its_calls(house: LedgerHouse) -> None:
+async def test_a_run_s_usage_is_that_of_its_calls_and_of_the_tools_whose_results_are_told(house: LedgerHouse) -> None:
     run_id = await run(house.store, ends=False)
     assert await house.store.read(lambda tx: tx.calls.usage_of(run_id)) == Usage()
     await record(house, model_call(run_id))
@@ -199,3 +200,10 @@ async def test_a_run_s_usage_is_that_of_its_calls(house: LedgerHouse) -> None:
     used = await house.store.read(lambda tx: tx.calls.usage_of(run_id))
     assert (used.requests, used.input_tokens, used.output_tokens, used.cache_read_tokens) == (2, 20, 10, 4)
     assert used.cost_usd is not None and used.cost_usd * 100 == 1
+    said = ({"content": '{"ran":false}\u0000'}, {"content": "no", "ran": False}, {"content": "", "is_error": True})
+    told = [
+        NewEvent(seq, "tool_result", datetime.now(UTC), orjson.dumps(data).decode()) for seq, data in enumerate(said, 2)
+    ]
+    told.append(NewEvent(5, "tool_call", datetime.now(UTC), "{}"))
+    assert await house.store.append_events(run_id, "exec_here", told)
+    assert await house.store.read(lambda tx: tx.events.tool_calls(run_id)) == 2, "all but the one that was refused"

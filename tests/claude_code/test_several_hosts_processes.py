@@ -78,8 +78,13 @@ async def test_runs_outlive_a_worker_and_then_their_host_and_are_had_from_every_
     assert "begins again here" in json.dumps(hosts.api.calls[-1].body["system"])
     assert "Mind the gap." in json.dumps(hosts.api.calls[-1].body["messages"])
     assert await hosts.at_work("one"), "nobody of another host touches what is at work on this one"
-    used = [run["usage"] for run in (gone, saved, await hosts.run(once), await hosts.run(spent))]
+    ran = (gone, saved, await hosts.run(once), await hosts.run(spent))
+    used = [run["usage"] for run in ran]
     assert sum(usage["requests"] for usage in used if usage) == len(hosts.api.calls)
+    results = [len(hosts.of("tool_result", await hosts.events(run["run_id"]))) for run in ran]
+    assert [usage["tool_calls"] for usage in used] == results and min(results) > 0, (
+        "each once, also of hosts that are gone"
+    )
 
     # The host comes back: it ends what it has at work for them, and changes nothing of what is told.
     hosts.workers["one"].thaw()
@@ -114,7 +119,7 @@ async def test_runs_outlive_a_worker_and_then_their_host_and_are_had_from_every_
     cancelled = (await hosts.client.post(f"/runs/{stopped}/cancel")).json()
     assert (cancelled["status"], cancelled["outcome"]) == ("cancelled", "cancelled")
     assert "while its host was away" in cancelled["error"]["detail"]
-    assert cancelled["usage"]["requests"] >= 2
+    assert cancelled["usage"]["requests"] >= 2 and cancelled["usage"]["tool_calls"] >= 1
     assert (await hosts.left("one"), bool(await hosts.at_work("one"))) == ([stopped], True)
     await hosts.start("one")
     async with asyncio.timeout(60):

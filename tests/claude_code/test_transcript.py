@@ -182,6 +182,9 @@ def test_a_recording_gives_the_same_events_however_it_is_cut_and_again_when_it_i
             at += size
         assert events + transcript.finish() == whole
         assert transcript.result is not None
+    results = [event.data for event in whole if event.type == "tool_result"]
+    ran = [result.get("ran", True) for result in results]
+    assert ran == ([False] if fixture.stem == "denied" else [True] * len(ran)), "a call that was refused did not"
 
 
 def test_lines_of_many_megabytes_are_read_and_cut_in_events_and_longer_ones_passed_over() -> None:

@@ -59,6 +59,8 @@ class Case:
     warns: str = ""
     """The code of a warning among its events."""
     requests: int = 2
+    calls: int | None = None
+    """How many calls of tools ran; None: it is not certain."""
     writes: bool = True
     body: dict[str, Any] = field(default_factory=dict[str, Any])
 
@@ -87,7 +89,14 @@ _PROVIDER = [
 _SIGNALS = [
     Case("term", [bash("kill -TERM $PPID; perl -e 'sleep 300'")], "sandbox_error", detail="(signal 15)"),
     Case("int", [bash("kill -INT $PPID; perl -e 'sleep 300'")], "interrupted", "cancelled", detail="interrupted"),
-    Case("late", [bash("perl -e 'sleep 300'")], "timed_out", detail="used up its time", body={"timeout_seconds": 8}),
+    Case(
+        "late",
+        [bash("perl -e 'sleep 300'")],
+        "timed_out",
+        detail="used up its time",
+        calls=1,
+        body={"timeout_seconds": 8},
+    ),
 ]
 _FULL = [
     Case(
@@ -98,6 +107,7 @@ _FULL = [
         says="The end.",
         warns="tools_denied",
         requests=3,
+        calls=1,
     ),
     Case(
         "disk",
@@ -210,6 +220,7 @@ async def check(house: WorkflowHouse, case: Case, run_id: str, *, seconds: float
     # Paid for, whatever became of it.
     assert run["usage"]["requests"] >= case.requests, case.name
     assert float(run["usage"]["cost_usd"]) >= 10 * (case.requests - 1), case.name
+    assert case.calls in {run["usage"]["tool_calls"], None}, case.name
 
     # What was not committed is kept, under its name.
     wip = run["workspace"]["wip_commit"]

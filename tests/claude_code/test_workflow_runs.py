@@ -47,8 +47,10 @@ async def test_a_run_commits_on_a_branch_of_its_own_and_what_it_made_is_taken_ou
     assert workspace["branch"].startswith("automagik/plain/")
     assert run["turns"] == 3
     assert run["executor"] == house.executor
-    assert run["usage"]["requests"] == 3
+    assert (run["usage"]["requests"], run["usage"]["tool_calls"]) == (3, 2)
     assert float(run["usage"]["cost_usd"]) > 0
+    used = (await house.client.get("/usage", params={"group_by": "workflow"})).json()
+    assert [(group["workflow"], group["tool_calls"]) for group in used["data"]] == [("plain", 2)]
     assert run["output"]["message"] == "Done."
 
     events = await house.events(run_id)
@@ -212,6 +214,7 @@ async def test_a_run_survives_the_death_of_the_platform(executor: str) -> None:
         events = await house.events(run_id)
         places = [(event["data"]["line"], event["data"]["part"]) for event in events if "line" in event["data"]]
         assert places == sorted(set(places))
+        assert run["usage"]["tool_calls"] == 2
         assert [event["data"]["tool_name"] for event in events if event["type"] == "tool_call"] == ["Write", "Bash"]
 
 

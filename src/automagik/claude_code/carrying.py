@@ -9,18 +9,18 @@ from decimal import Decimal
 from typing import Self, cast
 
 import structlog
-from pydantic_ai import ModelRequest, ModelResponse, TextPart, UserPromptPart
 
 from automagik.agents import AgentResponse, RunOptions
 from automagik.budget import Party
 from automagik.claude_code.collecting import Collecting
 from automagik.claude_code.command import CliSpec, command, environment, user_message
 from automagik.claude_code.control import Control
+from automagik.claude_code.ending import answer, ended_without_sandbox, tell_at_end
 from automagik.claude_code.executor import Execution, ExecutionSpec, Executor, ExitStatus
-from automagik.claude_code.following import Following, Limit, unread
+from automagik.claude_code.following import Following, Limit
 from automagik.claude_code.furnishing import Furnished, Furnishing
 from automagik.claude_code.house import House
-from automagik.claude_code.moving import LOST, Spent, begun_with, earlier_execution, ended_without_sandbox
+from automagik.claude_code.moving import LOST, Spent, begun_with, earlier_execution
 from automagik.claude_code.outcome import Verdict, classify, ended_by_us
 from automagik.claude_code.publish import PUBLISHING_WORKFLOW, Publishing, PullRequest
 from automagik.claude_code.transcript import Transcript
@@ -333,6 +333,7 @@ class Carrying:
         usage: Usage,
         refused: str | None,
     ) -> AgentResponse:
+        house = self._house
         await self._update(stage="collecting")
         verdict = LOST
         if exit_status is not None:
@@ -361,38 +362,11 @@ class Carrying:
         await self._describe(
             known, collecting.workspace, turns=self._spent.turns + transcript.num_turns, published=published
         )
-        await self._tell_at_end(verdict, exit_status)
+        await tell_at_end(house.store, self._run_id, verdict, exit_status, tell=self._options.emit)
+        await self._options.settle()
         await executor.remove(self._run_id)
         await self._update(stage="ended")
-        report = transcript.structured_output
-        summary = report.get("summary") if isinstance(report, dict) else None
-        message = summary if isinstance(summary, str) else transcript.final_text
-        model = (transcript.init or {}).get("model")
-        return AgentResponse(
-            message=message,
-            data=report,
-            new_messages=[
-                ModelRequest(parts=[UserPromptPart(self._task)]),
-                ModelResponse(parts=[TextPart(message or verdict.detail)]),
-            ],
-            usage=usage,
-            tool_calls=[],
-            tool_outputs=[],
-            model=str(model) if model is not None else None,
-            failure=verdict.failure,
-        )
-
-    async def _tell_at_end(self, verdict: Verdict, exit_status: ExitStatus | None) -> None:
-        """Tell what the outcome leaves out: tools that were refused or killed, and words that were not read."""
-        tell = self._options.emit
-        if verdict.outcome is RunOutcome.COMPLETED and verdict.hint is not None:
-            tell("warning", {"code": "tools_denied", "detail": f"{verdict.detail} {verdict.hint}"})
-        if exit_status is not None and exit_status.oom_killed:
-            detail = "The sandbox ran out of memory, and a process in it was killed: AUTOMAGIK_SANDBOX_MEMORY_BYTES is its limit."
-            tell("warning", {"code": "out_of_memory", "detail": detail})
-        for word in await self._house.store.read(lambda tx: tx.words.waiting(self._run_id)):
-            if word.kind == "message":
-                tell("warning", unread(self._run_id, word.text))
+        return await answer(house.store, self._run_id, self._task, verdict, usage, transcript)
 
     def _tell_moved(self, known: ExecutionRow) -> None:
         """The run's host is gone for good, and this one has it now: it begins anew here."""

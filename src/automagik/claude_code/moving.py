@@ -1,15 +1,11 @@
-"""Moving: what a run needs from other hosts: what an earlier run left on one, what it used where it was, and its end where it can't
-begin again."""
+"""Moving: what a run needs from other hosts: what an earlier run left on one, what it used where it was, and whether it may begin
+again."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final, Self, cast
 
-from pydantic_ai import ModelRequest, ModelResponse, TextPart, UserPromptPart
-
-from automagik.agents import AgentResponse
-from automagik.budget import Ledger
 from automagik.claude_code.outcome import TIMED_OUT, TURNS_USED_UP, Verdict
 from automagik.claude_code.work import Work
 from automagik.claude_code.workflow import Workflow
@@ -18,7 +14,7 @@ from automagik.store import Store
 from automagik.store.workflows import ExecutionRow
 from automagik.types import JsonObject, RunOutcome
 
-__all__ = ["LOST", "Spent", "begun_with", "earlier_execution", "ended_without_sandbox", "remembered"]
+__all__ = ["LOST", "Spent", "begun_with", "earlier_execution", "remembered"]
 
 LOST: Final = Verdict(
     RunOutcome.SANDBOX_LOST,
@@ -118,27 +114,3 @@ async def earlier_execution(
         detail = f"The conversation of '{resumed}' could not be saved: this run goes on with its commits alone."
         emit("warning", {"code": "conversation_lost", "detail": detail})
     return earlier
-
-
-async def ended_without_sandbox(
-    store: Store, ledger: Ledger, run_id: str, task: str, verdict: Verdict
-) -> AgentResponse:
-    """How a run ends that has no sandbox: it is lost, and the run does not begin again, or was never made. With what it used."""
-    await ledger.hold(run_id)  # what its host left of calls under way is settled
-    try:
-        usage = await store.read(lambda tx: tx.calls.usage_of(run_id))
-    finally:
-        ledger.let_go(run_id)
-    return AgentResponse(
-        message=verdict.detail,
-        data=None,
-        new_messages=[
-            ModelRequest(parts=[UserPromptPart(task)]),
-            ModelResponse(parts=[TextPart(verdict.detail)]),
-        ],
-        usage=usage,
-        tool_calls=[],
-        tool_outputs=[],
-        model=None,
-        failure=verdict.failure,
-    )

@@ -27,6 +27,8 @@ _PASSING = {"text_delta", "thinking_delta"}
 _MAX_NAME = 200
 _REPORT_TOOL = "StructuredOutput"
 """The CLI's own tool that takes the report: no call that a person needs to see."""
+_NOT_RUN = "non_execution_kind"
+"""What the CLI says beside a result that is not the tool's own: its call was refused, or stopped before it ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,8 @@ class TranscriptEvent:
     """One thing that happened in the CLI. `line` and `part` are its identity: a replay from the start gives the same ones.
 
     `text_delta`, `thinking_delta` and `message_completed` have `text`; `tool_call` has `tool_call_id`, `tool_name` and `args`;
-    `tool_result` has `tool_call_id`, `content` and `is_error`; `warning` has `code` and `detail`. A sub-agent's calls and
-    results have `parent_tool_call_id` besides.
+    `tool_result` has `tool_call_id`, `content` and `is_error`, and `ran` (false) where the call was refused or stopped; `warning` has
+    `code` and `detail`. A sub-agent's calls and results have `parent_tool_call_id` besides.
     """
 
     type: str
@@ -211,11 +213,14 @@ class Transcript:
         yield "tool_call", _with_parent(data, parent)
 
     def _user(self, line: JsonObject) -> Iterator[tuple[str, JsonObject]]:
+        stopped = {_name(meta.get("id")) for meta in _objects(line.get("tool_result_meta")) if _NOT_RUN in meta}
         for block in _objects(_object(line.get("message")).get("content")):
             call = _name(block.get("tool_use_id"))
             if block.get("type") == "tool_result" and call not in self._hidden:
                 content = _short(_text(block.get("content")))
                 data: JsonObject = {"tool_call_id": call, "content": content, "is_error": block.get("is_error") is True}
+                if call in stopped:
+                    data["ran"] = False
                 yield "tool_result", _with_parent(data, line.get("parent_tool_use_id"))
 
     # -- the CLI itself

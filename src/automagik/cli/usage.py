@@ -24,6 +24,7 @@ _COUNTS = (
     ("OUTPUT TOKENS", "output_tokens"),
     ("COST USD", "cost_usd"),
     ("UNPRICED RUNS", "unpriced_runs"),
+    ("TOOL CALLS", "tool_calls"),
 )
 
 
@@ -77,7 +78,7 @@ def usage(
     if "day" not in names:  # who spends most comes first
         groups.sort(key=lambda group: float(cast("str", group["cost_usd"])), reverse=True)
     columns = [*((_TITLES[name], _FIELDS.get(name, name)) for name in names), *_COUNTS]
-    print_table(groups, columns, optional=("unpriced_runs", "output_tokens", "input_tokens"))
+    print_table(groups, columns, optional=("unpriced_runs", "tool_calls", "output_tokens", "input_tokens"))
     total = cast("JsonObject", first["total"])
     note(f"{first['from']} to {first['to']}: {total['runs']} runs, ${total['cost_usd']}{_unknown(total)}")
 

@@ -238,7 +238,8 @@ def _summarise(run: JsonObject) -> None:
         )
     cost = usage.get("cost_usd")
     spent = f"${cost}" if cost is not None else "no call" if usage.get("requests") == 0 else "cost unknown"
-    note(f"{_count(run.get('turns') or 0, 'turn')}, {spent}, {run.get('status')} ({run.get('outcome')})")
+    calls = f"{_count(usage['tool_calls'], 'tool call')}, " if usage.get("tool_calls") else ""
+    note(f"{_count(run.get('turns') or 0, 'turn')}, {calls}{spent}, {run.get('status')} ({run.get('outcome')})")
     error = run.get("error")
     if isinstance(error, dict):
         note(f"error: {error.get('detail')}")

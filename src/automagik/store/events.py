@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Row, func, select
+from sqlalchemy import Row, Text, cast, func, select
 
 from automagik.store import schema
 from automagik.store.repository import Repository
@@ -29,6 +29,13 @@ class Events(Repository):
         last = select(func.max(_events.c.seq)).where(_events.c.run_id == _runs.c.run_id).scalar_subquery()
         newest = select(_runs.c.run_id, last.label("seq")).where(_runs.c.run_id.in_(run_ids))
         return {record.run_id: record.seq for record in self._connection.execute(newest) if record.seq is not None}
+
+    def tool_calls(self, run_id: str) -> int:
+        """How many calls of tools ran in the run, as far as it is told: those with a result that does not say otherwise (`ran`)."""
+        # By its text: in a string the quotes would be escaped, and the databases' own functions read no NUL.
+        ran = cast(_events.c.data, Text).not_like('%"ran":false%')
+        wanted = select(func.count()).where(_events.c.run_id == run_id, _events.c.type == "tool_result", ran)
+        return self._connection.scalar(wanted) or 0
 
     def list(self, run_id: str, *, after: int = 0, limit: int | None = None) -> Sequence[EventRow]:
         """The run's events after `after`, in order."""

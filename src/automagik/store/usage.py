@@ -62,6 +62,7 @@ _OPEN = text(f"runs.{schema.OPEN_RUNS}")
 _COUNTS = (
     "runs",
     "requests",
+    "tool_calls",
     "input_tokens",
     "output_tokens",
     "cache_read_tokens",
@@ -94,6 +95,8 @@ class UsageRow:
     by: dict[Dimension, str | None] = field(default_factory=dict[Dimension, str | None])
     runs: int = 0
     requests: int = 0
+    tool_calls: int = 0
+    """Of runs that have ended."""
     input_tokens: int = 0
     """With those that were read from a cache or written to it."""
     output_tokens: int = 0
@@ -190,6 +193,7 @@ def _of_calls(which: UsageFilter, is_sqlite: bool) -> Select[Any]:
     counts = (
         literal(0, Integer),
         literal(1, Integer),
+        literal(0, Integer),
         _calls.c.input_tokens + cached,
         _calls.c.output_tokens,
         _calls.c.cache_read_tokens,
@@ -240,6 +244,7 @@ def _counted(is_sqlite: bool) -> tuple[ColumnElement[Any], ...]:
     return (
         literal(1, Integer),
         _runs.c.requests,
+        _runs.c.tool_calls,
         _runs.c.input_tokens,
         _runs.c.output_tokens,
         _runs.c.cache_read_tokens,

@@ -97,6 +97,7 @@ class UsageDocument(Resource):
 
     requests: int
     tool_calls: int
+    """Calls of tools that ran; of a workflow those whose result the CLI told, and no call that was refused."""
     input_tokens: int
     output_tokens: int
     cache_read_tokens: int

@@ -19,6 +19,8 @@ class UsageTotal(Resource):
     runs: int
     requests: int
     """Requests to models."""
+    tool_calls: int
+    """Calls of tools that ran, of runs that have ended."""
     input_tokens: int
     """With those that were read from a cache or written to it."""
     output_tokens: int
@@ -66,6 +68,7 @@ def total_document(row: UsageRow) -> JsonObject:
     return {
         "runs": row.runs,
         "requests": row.requests,
+        "tool_calls": row.tool_calls,
         "input_tokens": row.input_tokens,
         "output_tokens": row.output_tokens,
         "cache_read_tokens": row.cache_read_tokens,

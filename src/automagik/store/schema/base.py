@@ -6,7 +6,7 @@ from automagik.store.columns import UtcTime
 
 __all__ = ["HEAD", "KEY", "created_column", "id_column", "metadata", "updated_column"]
 
-HEAD = "0004"
+HEAD = "0005"
 """The migration that these tables are. A test compares it with the migrations and the tables with what they make."""
 
 metadata = MetaData(

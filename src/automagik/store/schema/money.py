@@ -106,4 +106,5 @@ usage_days = Table(
     Column("cache_write_tokens", BigInteger, nullable=False),
     Column("cost_nano", BigInteger, nullable=False),
     Column("unpriced_runs", Integer, nullable=False),
+    Column("tool_calls", BigInteger, nullable=False, server_default=text("0")),
 )

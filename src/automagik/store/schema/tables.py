@@ -337,6 +337,8 @@ executors = Table(
     # When it was declared dead or had ended, and by whom (itself: it ended in peace). Then it never writes again.
     Column("lost_at", UtcTime),
     Column("lost_to", Identifier),
+    # Why it takes no queued work; null where it does, or takes none by its role.
+    Column("fault", CleanText),
     Index(None, "host"),
     Index(
         "ix_executors_living",
