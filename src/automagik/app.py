@@ -1,6 +1,7 @@
 """The composition root: the only place that picks backends and builds the services."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -52,6 +53,9 @@ if TYPE_CHECKING:
 __all__ = ["Check", "EngineMaker", "Platform", "ReadyReport", "Role"]
 
 _log = structlog.stdlib.get_logger(__name__)
+
+_MOST_TOLD = 10
+"""Of how many other workers it is told why they take no work."""
 
 Role = Literal["all", "api", "worker"]
 """What a process does: answer requests, carry out queued work, or both."""
@@ -205,7 +209,14 @@ class Platform:
                 executor_id=executor_id,
             )
             worker = Worker(runtime, host=host, make_engine=make_engine or _durable_engines(settings, clock))
-            keeper = Keeper(runtime, host=host, role=role, make_line=_heart_lines(settings), renew_worker=worker.renew)
+            keeper = Keeper(
+                runtime,
+                host=host,
+                role=role,
+                make_line=_heart_lines(settings),
+                renew_worker=worker.renew,
+                fault=lambda: worker.fault,
+            )
             await keeper.open()
             stack.push_async_callback(keeper.close)
             stack.push_async_callback(worker.close)
@@ -227,7 +238,7 @@ class Platform:
             if role == "api":
                 stack.push_async_callback(_end, asyncio.create_task(forget_forever(store, house.repositories)))
             else:
-                await worker.open(at_once=role == "worker")
+                await _open_worker(worker, keeper, at_once=role == "worker")
                 stack.push_async_callback(worker.stop)
                 stack.push_async_callback(
                     _end, asyncio.create_task(reap_forever(store, house.executors, house.repositories, host=host))
@@ -276,13 +287,15 @@ class Platform:
 
     async def ready(self) -> ReadyReport:
         """How each dependency is, now."""
+        database = await self._database_check()
         checks = (
-            await self._database_check(),
+            database,
             await self._artifacts_check(),
             self._agents_check(),
             self._tools_check(),
             await self._model_check(),
             *(() if self.worker is None else (_worker_check(self.worker),)),
+            *(() if database.status == "failed" else await self._workers_check()),
         )
         return ReadyReport(checks if self.redis is None else (*checks, _redis_check(self.redis)))
 
@@ -301,6 +314,23 @@ class Platform:
             return Check("artifacts", "degraded", error.detail)
         return Check("artifacts", "ok", self.artifacts.place)
 
+    async def _workers_check(self) -> tuple[Check, ...]:
+        """How the workers of other processes are; nothing where there can be none. Degraded at the worst, as the own one."""
+        if self.settings.database_url is None:
+            return ()
+        try:
+            faulty = await self.store.read(lambda tx: tx.executors.faulty())
+        except AutomagikError as error:
+            return (Check("workers", "degraded", error.detail),)
+        own = self.runs.executor_id
+        others = [row for row in faulty if row.executor_id != own]
+        told = [
+            f"host '{row.host}' ({row.executor_id}{', which has ended' if row.lost_at else ''}): {row.fault}"
+            for row in others[:_MOST_TOLD]
+        ]
+        more = [f"and {len(others) - _MOST_TOLD} more"] if len(others) > _MOST_TOLD else []
+        return (Check("workers", "degraded", "; ".join([*told, *more])) if told else Check("workers", "ok"),)
+
     def _agents_check(self) -> Check:
         broken = [
             f"{info.name}: {info.error}" for info in self.agents.list_available_agents() if info.error is not None
@@ -313,6 +343,17 @@ class Platform:
 
     async def _model_check(self) -> Check:
         return Check("model", "ok", await self.models.default_model_name())
+
+
+async def _open_worker(worker: Worker, keeper: Keeper, *, at_once: bool) -> None:
+    """Open the worker. Raises: what it raises, which other instances are told too: this process ends by it."""
+    try:
+        await worker.open(at_once=at_once)
+    except AutomagikError as error:
+        with contextlib.suppress(AutomagikError):
+            told = f"The worker did not start: {error.detail}"
+            await keeper.give_up(f"{told} {error.hint}" if error.hint else told)
+        raise
 
 
 def _worker_check(worker: Worker) -> Check:

@@ -108,12 +108,15 @@ def test_the_doctor_tries_the_key_on_a_server_that_runs(command: Command, api: S
     checks = [
         {"name": "database", "status": "ok", "detail": "sqlite"},
         {"name": "worker", "status": "degraded", "detail": "No queued run begins here."},
+        {"name": "workers", "status": "degraded", "detail": "host 'b' (exec_1): The worker did not start: No DBOS."},
     ]
     api.on("GET", "/ready", {"status": "degraded", "checks": checks})
     found = findings(command)
     access, worker = found["access"], found["server (worker)"]
     assert (access["status"], access["detail"]) == ("ok", "key_1 may: admin")
     assert (worker["status"], worker["detail"]) == ("warn", "No queued run begins here.")
+    others = found["server (workers)"]
+    assert (others["status"], "host 'b'" in others["detail"], "on that host" in others["fix"]) == ("warn", True, True)
     assert "server (database)" not in found
     api.on("GET", "/api/v1/keys/self", problem(401, "unauthorized", "The API key is unknown, expired or revoked."))
     assert findings(command, code=1)["access"]["status"] == "fail"

@@ -51,6 +51,25 @@ async def test_an_executor_that_registers_is_living_until_it_is_lost_or_retires(
     assert await store.read(lambda tx: tx.executors.find_all(living=True)) == [second]
 
 
+async def test_who_takes_no_work_is_known_while_it_lives_and_then_until_another_comes_to_its_host(store: Store) -> None:
+    async def faulty() -> list[tuple[str, str | None]]:
+        return [(row.executor_id, row.fault) for row in await store.read(lambda tx: tx.executors.faulty())]
+
+    first, other = await register(store, "b"), await register(store, "a")
+    assert (first.fault, await faulty()) == (None, [])
+    for each in (first, other):
+        assert await store.write(lambda tx, each=each: tx.executors.tell_fault(each.executor_id, "No Docker."))
+    assert await faulty() == [(other.executor_id, "No Docker."), (first.executor_id, "No Docker.")]
+    await store.write(lambda tx: tx.executors.tell_fault(other.executor_id, None))
+    await store.write(lambda tx: tx.executors.retire(first.executor_id))
+    assert not await store.write(lambda tx: tx.executors.tell_fault(first.executor_id, "Never.")), "it has ended"
+    front = new_id("exec")
+    await store.write(lambda tx: tx.executors.register(front, host="b", role="api", version="1.2.3"))
+    assert await faulty() == [(first.executor_id, "No Docker.")], "one that only answers is no worker in its place"
+    await register(store, "b")
+    assert await faulty() == []
+
+
 async def test_an_id_is_never_used_twice(store: Store) -> None:
     executor = await register(store)
     await store.write(lambda tx: tx.executors.retire(executor.executor_id))

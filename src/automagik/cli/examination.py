@@ -265,7 +265,8 @@ def _degraded(api: ApiClient) -> Iterator[Finding]:
     for check in checks:
         if check["status"] != "ok":
             detail = check["detail"] or "It does not work as it should; a key with `admin` is told why."
-            yield Finding(f"server ({check['name']})", "warn", detail, "See the server's log.")
+            where = "See the log of the worker on that host." if check["name"] == "workers" else "See the server's log."
+            yield Finding(f"server ({check['name']})", "warn", detail, where)
 
 
 def _no_server(settings: Settings, url: str, failure: CliError) -> Finding:

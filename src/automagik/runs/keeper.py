@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import structlog
@@ -59,13 +60,17 @@ class Keeper:
         role: str,
         make_line: Callable[[str], PulseLine] | None,
         renew_worker: Callable[[], Awaitable[None]],
+        fault: Callable[[], str | None],
     ) -> None:
-        """`make_line` gives the line of an executor's heart; None where one process has the database for itself."""
+        """`make_line` gives the line of an executor's heart; None where one process has the database for itself. `fault` is why this
+        process takes no queued work; None where it does."""
         self._runtime = runtime
         self._host = host
         self._role = role
         self._make_line = make_line
         self._renew_worker = renew_worker
+        self._fault = fault
+        self._told_fault: tuple[str, str | None] = ("", None)
         self._heart: Heart | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._renewing: asyncio.Task[None] | None = None
@@ -107,6 +112,17 @@ class Keeper:
         executor_id = self._runtime.executor_id
         with contextlib.suppress(ServiceUnavailable):  # then it is missed, and found to have left nothing
             await self._runtime.store.write(lambda tx: tx.executors.retire(executor_id))
+
+    async def give_up(self, fault: str) -> None:
+        """Let administrators see on any instance why this process takes no queued work, and never will."""
+        self._fault = lambda: fault
+        await self._tell_fault()
+
+    async def _tell_fault(self) -> None:
+        executor_id, fault = self._runtime.executor_id, self._fault()
+        if (executor_id, fault) != self._told_fault and (fault or self._told_fault[0] == executor_id):
+            await self._runtime.store.write(lambda tx: tx.executors.tell_fault(executor_id, fault))
+            self._told_fault = (executor_id, fault)
 
     # -- this executor
 
@@ -205,6 +221,7 @@ class Keeper:
                 healed = float("-inf")
             now = clock.monotonic()
             try:
+                await self._tell_fault()
                 await self._end_expired()
                 await self._end_away()
                 if now - healed >= _HEAL_SECONDS:
@@ -244,7 +261,7 @@ class Keeper:
                     CANCELLED_AWAY.to_json(),
                     statuses=(RunStatus.QUEUED,),
                     unclaimed=True,
-                    usage=tx.calls.usage_of(run_id),
+                    usage=replace(tx.calls.usage_of(run_id), tool_calls=tx.events.tool_calls(run_id)),
                 )
             )
             if ended is not None:

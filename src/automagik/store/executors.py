@@ -1,7 +1,7 @@
 """Executors: the processes that carry out runs, what shows that they live, and what a dead one leaves in DBOS's tables."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, exists, func, insert, not_, select, text, update
@@ -19,6 +19,8 @@ __all__ = [
 
 _executors = schema.executors
 
+_FAULT_HOURS = 1
+"""How long the fault of a worker that has ended is of interest, where its host has no other: it may never begin again."""
 _RESCUE_IDLE_MS = 3000
 """How long the transaction that declares an executor lost may stand still: a rescuer that is frozen in it lets go then."""
 
@@ -44,7 +46,8 @@ A row that a frozen transaction of a dead one holds is left out; the next call e
 class ExecutorRow:
     """A process that carries out runs, from one start to its end. `beat_at` is its last sign of life, by the database's clock.
 
-    `lost_at` is when it was declared dead or ended; `lost_to` is who said so: itself, where it ended in peace.
+    `lost_at` is when it was declared dead or ended; `lost_to` is who said so: itself, where it ended in peace. `fault` is why it
+    takes no queued work, in its own words; None where it does, or answers requests only.
     """
 
     executor_id: str
@@ -55,6 +58,7 @@ class ExecutorRow:
     beat_at: datetime
     lost_at: datetime | None
     lost_to: str | None
+    fault: str | None
 
 
 class Executors(Repository):
@@ -138,6 +142,24 @@ class Executors(Repository):
         worker = (_executors.c.host == host) & (_executors.c.role != "api")
         return self._connection.scalar(select(func.max(_executors.c.beat_at)).where(worker))
 
+    def tell_fault(self, executor_id: str, fault: str | None) -> bool:
+        """Whether the executor has not ended; its `fault` is this one then."""
+        statement = update(_executors).where(_executors.c.executor_id == executor_id, _executors.c.lost_at.is_(None))
+        return bool(self._connection.execute(statement.values(fault=fault)).rowcount)
+
+    def faulty(self) -> list[ExecutorRow]:
+        """The executors that take no queued work though they should, by host: those that live, and of each host the last one where
+        it has ended within the hour and no other came."""
+        later = _executors.alias("later")
+        replaced = exists().where(
+            later.c.host == _executors.c.host, later.c.role != "api", later.c.executor_id > _executors.c.executor_id
+        )
+        lately = _executors.c.beat_at > self._database_now() - timedelta(hours=_FAULT_HOURS)
+        shown = _executors.c.lost_at.is_(None) | (lately & not_(replaced))
+        statement = select(_executors).where(_executors.c.fault.is_not(None), shown)
+        ordered = statement.order_by(_executors.c.host, _executors.c.executor_id)
+        return [_row(record) for record in self._connection.execute(ordered)]
+
     # -- DBOS's rows: on SQLite they are in a file of their own, which only the engine opens
 
     def forget_workflows(self) -> int:
@@ -173,4 +195,5 @@ def _row(record: Row[Any]) -> ExecutorRow:
         beat_at=record.beat_at,
         lost_at=record.lost_at,
         lost_to=record.lost_to,
+        fault=record.fault,
     )
