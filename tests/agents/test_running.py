@@ -338,7 +338,7 @@ async def test_a_cancelled_run_stops_in_its_model(house: House) -> None:
             limits=LIMITS,
         )
     )
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not recorder.events:
             await asyncio.sleep(0.001)
         task.cancel()

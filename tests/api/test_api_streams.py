@@ -71,7 +71,7 @@ class Line:
 
 
 async def until(holds: Callable[[], bool | Awaitable[bool]]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while True:
             found = holds()
             if found if isinstance(found, bool) else await found:
@@ -93,11 +93,11 @@ def test_events_that_come_together_leave_in_one_chunk() -> None:
 
 
 async def test_a_client_that_leaves_ends_the_reading_and_not_the_run(house: ApiHouse) -> None:
-    line = Line(house, "POST", "/api/v1/agent/echo/run/stream", {"message_content": "sleep 0.3"})
+    line = Line(house, "POST", "/api/v1/agent/echo/run/stream", {"message_content": "sleep 3"})
     await until(lambda: "run_started" in line.text)
     run_id = read_events(line.text)[0].data["run_id"]
     line.leave()
-    await asyncio.wait_for(line.task, 1)
+    await asyncio.wait_for(line.task, 20)
     assert "run_finished" not in line.text
     assert house.platform.metrics.registry.get_sample_value("automagik_active_streams") == 0
 
@@ -115,7 +115,7 @@ async def test_a_watcher_that_leaves_ends_the_reading_only(house: ApiHouse) -> N
     line = Line(house, "GET", f"/api/v1/runs/{run_id}/events", accept="text/event-stream")
     await until(lambda: "run_started" in line.text)
     line.leave()
-    await asyncio.wait_for(line.task, 1)
+    await asyncio.wait_for(line.task, 20)
     assert (await house.admin.get(f"/api/v1/runs/{run_id}")).json()["status"] == "running"
     await house.admin.post(f"/api/v1/runs/{run_id}/cancel")
 
@@ -148,12 +148,12 @@ async def test_a_stream_ends_soon_after_its_key_is_revoked_and_the_run_goes_on(h
     another = Line(house, "GET", f"{run}/events", accept="text/event-stream")
     await until(lambda: "run_started" in one.text and "run_started" in another.text)
     await house.platform.keys.revoke(row.key_id, SYSTEM)
-    await asyncio.wait_for(one.task, 5)
+    await asyncio.wait_for(one.task, 20)
     assert one.text.endswith(": the key is revoked or expired\n\n")
     assert not another.task.done()
     assert (await house.admin.get(run)).json()["status"] == "running"
     await house.admin.post(f"{run}/cancel")
-    await asyncio.wait_for(another.task, 5)
+    await asyncio.wait_for(another.task, 20)
     assert "run_finished" in another.text
 
 

@@ -265,7 +265,7 @@ async def test_a_settlement_that_is_under_way_when_the_ledger_closes_counts_once
 
         monkeypatch.setattr(store, "settle", stores_and_never_answers)
         house.ledger.settle_later(reservation, 30 * CENT)
-        await asyncio.wait_for(stored.wait(), 5)
+        await asyncio.wait_for(stored.wait(), 20)
     assert await house.standing(budget) == (30 * CENT, 0)
 
 
@@ -294,7 +294,7 @@ async def test_a_reservation_that_is_made_after_its_caller_was_cancelled_is_give
     asking.cancel()
     await asyncio.wait([asking, holding])
     await house.ledger.release(await house.ledger.reserve(party(), CENT))  # behind it
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while await house.standing(budget) != (0, 0) or await house.store.read(reservations):
             await asyncio.sleep(0.02)
 

@@ -36,7 +36,7 @@ def call(held: Reservation, cost: int | None, who: Party, at: datetime | None = 
 
 
 async def until_noted(store: Store, count: int = 1) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while await store.read(reservations) != count:
             await asyncio.sleep(0.02)
 

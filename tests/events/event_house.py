@@ -190,7 +190,7 @@ class Reader:
         """The types of all that came."""
         return [event.type for event in self.seen]
 
-    async def until(self, holds: Callable[["Reader"], bool], seconds: float = 10) -> None:
+    async def until(self, holds: Callable[["Reader"], bool], seconds: float = 40) -> None:
         """Wait until something holds of what came."""
         async with asyncio.timeout(seconds):
             while not holds(self):
@@ -198,7 +198,7 @@ class Reader:
 
     async def end(self) -> list[int]:
         """Wait until the reading has ended by itself; the `seq`s that came."""
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(40):
             await self.task
         return self.seqs
 

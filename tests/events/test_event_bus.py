@@ -281,7 +281,7 @@ async def test_a_reader_elsewhere_looks_into_the_store_only_for_what_it_was_not_
     assert looks == [0]
     await run.happen("tool_result", {"content": "x" * 20_000})
     await run.finish()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await reading
     assert seqs == list(range(1, 9))
     assert looks == [0, 6]

@@ -33,7 +33,7 @@ def short(events: Sequence[RunEvent]) -> list[object]:
 
 
 async def pending(subscription: Subscription) -> list[object]:
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(10):
         return short(await anext(subscription))
 
 

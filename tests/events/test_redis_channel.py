@@ -32,7 +32,7 @@ async def channel(valkey: ValkeyServer, anyio_backend: str) -> AsyncIterator[Cal
         await connections.close()
 
 
-async def until(holds: Callable[[], object], seconds: float = 10) -> None:
+async def until(holds: Callable[[], object], seconds: float = 40) -> None:
     async with asyncio.timeout(seconds):
         while not holds():
             await asyncio.sleep(0.005)

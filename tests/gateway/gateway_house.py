@@ -68,7 +68,7 @@ class House:
 
     async def until_calls(self, count: int, run_id: str = RUN) -> list[ModelCall]:
         """Its calls, once there are so many: they are stored after the answer's last byte."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             while len(found := await self.calls(run_id)) < count:
                 await asyncio.sleep(0.01)
         return found

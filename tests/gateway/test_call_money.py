@@ -176,7 +176,7 @@ async def test_where_bytes_do_not_fit_the_providers_count_decides(house: House, 
 
 
 async def until_gone(api: ScriptedMessages) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while api.answering:
             await asyncio.sleep(0.01)
 
@@ -304,7 +304,7 @@ async def test_a_request_that_is_too_deep_to_be_counted_keeps_no_other_from_bein
     async with raw(house.socket()) as client:
         asked = [{**ASK, "stream": True, "metadata": {"deep": deep, "cache_control": "x"}}, {**ASK, "stream": True}]
         tasks = [asyncio.create_task(client.post("/v1/messages", json=one)) for one in asked]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             while await house.store.read(_noted) != [False, True]:
                 await asyncio.sleep(0.05)
         for task in tasks:

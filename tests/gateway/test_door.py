@@ -379,7 +379,7 @@ async def test_the_head_of_an_answer_does_not_wait_for_its_body(open_house: Open
         house = await open_house(anthropic_base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         await house.door()
         async with (
-            asyncio.timeout(10),
+            asyncio.timeout(40),
             raw(house.socket()) as client,
             client.stream("POST", "/v1/messages", json=ASK) as answered,
         ):

@@ -67,7 +67,7 @@ async def test_a_gateway_that_is_killed_passes_no_limit_and_settles_each_call_on
 
         streams = [asyncio.create_task(stream()) for _ in range(3)]
         for _ in streams:
-            await asyncio.wait_for(seen.acquire(), 10)
+            await asyncio.wait_for(seen.acquire(), 20)
         before = await house.budget()
         first.kill()
         await first.wait()
@@ -118,7 +118,7 @@ async def test_a_call_under_no_budget_leaves_a_row_when_its_process_is_killed(
         raw(house.socket()) as client,
         client.stream("POST", "/v1/messages", json=ASK) as answer,
     ):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             while not await house.store.read(_reserved):
                 await asyncio.sleep(0.05)
         first.kill()

@@ -178,7 +178,7 @@ async def test_a_stream_within_its_reservation_or_without_a_limit_is_not_cut(ope
         await house.door()
         async with (
             raw(house.socket()) as client,
-            asyncio.timeout(5),
+            asyncio.timeout(20),
             client.stream("POST", "/v1/messages", json={**ASK, "stream": True}) as answer,
         ):
             got = b""

@@ -196,7 +196,7 @@ async def sent(platform: Platform, agent: str, text: str, **more: object) -> Run
     return await platform.runs.submit(RunRequest(agent, text, **more), RUNNER)  # pyright: ignore[reportArgumentType]
 
 
-async def until_status(platform: Platform, run_id: str, *statuses: RunStatus, seconds: float = 15) -> RunRow:
+async def until_status(platform: Platform, run_id: str, *statuses: RunStatus, seconds: float = 40) -> RunRow:
     """The run as soon as it is seen with one of the statuses."""
     async with asyncio.timeout(seconds):
         pause = 0.02
@@ -206,7 +206,7 @@ async def until_status(platform: Platform, run_id: str, *statuses: RunStatus, se
     return row
 
 
-async def ended(platform: Platform, run_id: str, *, seconds: float = 15) -> RunRow:
+async def ended(platform: Platform, run_id: str, *, seconds: float = 40) -> RunRow:
     """The run when it has ended."""
     return await until_status(
         platform, run_id, RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED, seconds=seconds
@@ -240,7 +240,7 @@ async def declare_lost(platform: Platform, executor_id: str, *, by: str = "exec_
             return None
         return tx.queue.rescue(executor_id, lost={"code": lost.outcome, "detail": lost.detail})
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while (rescued := await platform.store.write(work)) is None:
             await asyncio.sleep(0.01)  # it has just beaten
     return rescued

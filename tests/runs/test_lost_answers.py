@@ -76,7 +76,7 @@ async def test_an_acceptance_whose_answer_is_lost_ends_visibly_and_holds_nobody_
     with pytest.raises(RunFailed) as failed:
         await platform.runs.run(request, RUNNER, idempotency_key="one")
     assert (failed.value.outcome, failed.value.run_id) == ("worker_lost", lost.run_id)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         assert message((await after).output) == "seen 1: after"
 
 
@@ -86,7 +86,7 @@ async def test_a_claim_whose_answer_is_lost_is_given_back(open_platform: OpenPla
     await sent(platform, "echo", "sleep 1")
     run = await sent(platform, "echo", "hello")
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while not await platform.store.write(
             lambda tx: tx.queue.claim(owner, "here", 1, limits=ClaimLimits(), host_lease_seconds=60)
         ):

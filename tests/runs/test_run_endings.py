@@ -48,10 +48,10 @@ async def test_an_answer_waits_for_a_database_that_is_away_for_long(
         late = await platform.runs.stream(RunRequest("echo", "sleep 5"), SYSTEM)
         async with away(postgres_server, urlsplit(url).path[1:]):
             with pytest.raises(ServiceUnavailable, match=r"run_\w+"):
-                await asyncio.wait_for(asked, 10)
+                await asyncio.wait_for(asked, 20)
         events = [event async for batch in late for event in batch]
         assert events[-1].type == "run_finished"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             while [row.outcome for row in (await platform.runs.list(SYSTEM)).data] != ["completed"] * 2:
                 await asyncio.sleep(0.05)
     postgres_server.drop_database(url)

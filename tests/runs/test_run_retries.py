@@ -27,7 +27,7 @@ async def returns(platform: Platform, run_id: str) -> list[JsonObject]:
 
 async def until_it_waits(platform: Platform, run_id: str) -> RunRow:
     """The run when it waits for its next attempt."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while (row := await platform.runs.get(run_id, SYSTEM)).available_at is None or row.status != RunStatus.QUEUED:
             await asyncio.sleep(0.01)
     return row

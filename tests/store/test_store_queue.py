@@ -479,7 +479,7 @@ async def test_other_processes_hear_of_work_turns_cancels_and_ends(pair: Pair) -
         pair.two.signals.listen(topic, lambda run_id, topic=topic: heard.append(f"{topic} {run_id}".strip()))
 
     async def expect(*messages: str) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while len(heard) < len(messages):
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)

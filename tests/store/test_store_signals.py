@@ -51,7 +51,7 @@ class Heard(list[str]):
     """What was heard, and a way to wait for it."""
 
     async def until(self, count: int) -> list[str]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             while len(self) < count:
                 await asyncio.sleep(0.005)
         return list(self)
@@ -136,5 +136,5 @@ async def test_a_signal_that_cannot_be_sent_is_not_its_senders_failure(settings:
     store = Store.from_settings(settings, SystemClock())
     await store.open()
     await store.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await store.signals.send("work")

@@ -164,7 +164,7 @@ async def test_what_was_committed_is_brought_into_the_file_beside_the_writer(tmp
         pages = await store.write(lambda tx: tx.connection.scalar(text("PRAGMA wal_autocheckpoint")))
         assert pages is not None
         assert pages > 4000, "a commit would do it, and wait for the disk"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             while _audited_in_the_file_alone(tmp_path) < 128:
                 await asyncio.sleep(0.05)
 

@@ -58,7 +58,7 @@ async def api(
 
 
 async def settled(client: httpx2.AsyncClient, delivery_id: str) -> dict[str, Any]:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(40):
         while True:
             delivery = (await client.get(f"/api/v1/deliveries/{delivery_id}")).json()
             if delivery["status"] != "pending":
