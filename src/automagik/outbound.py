@@ -22,7 +22,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from types import TracebackType
 from typing import Self
@@ -220,6 +220,11 @@ class _Body(httpx2.AsyncByteStream):
             yield chunk
 
 
+@cache
+def _system_authorities() -> ssl.SSLContext:
+    return httpx2.create_ssl_context(trust_env=False)
+
+
 class Outbound:
     """Fetches URLs that callers gave. `resolve` (the loop's getaddrinfo) and `ssl_context` (the system's authorities) can be replaced."""
 
@@ -235,7 +240,7 @@ class Outbound:
     async def open(self) -> None:
         """Make ready; opens no connection."""
         # Made once: reading the authorities takes 20 ms, which the pool would spend on each connection.
-        context = self._ssl_context or await asyncio.to_thread(httpx2.create_ssl_context, trust_env=False)
+        context = self._ssl_context or await asyncio.to_thread(_system_authorities)
         self._pool = httpcore2.AsyncConnectionPool(
             ssl_context=context,
             max_connections=_MAX_CONNECTIONS,

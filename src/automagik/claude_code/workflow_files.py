@@ -5,6 +5,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, Literal
 
@@ -324,11 +325,17 @@ class Workflows:
         return info
 
 
+@lru_cache(maxsize=64)
+def _parsed(name: str, files: tuple[tuple[str, str], ...]) -> Workflow:
+    """A workflow takes 3 ms, and a change of the folder changes few of them."""
+    return Workflow.parse(name, dict(files))
+
+
 def _info(found: _Found, *, overrides: Origin | None) -> WorkflowInfo:
     workflow, error = None, found.problem
     if error is None:
         try:
-            workflow = Workflow.parse(found.name, found.files)
+            workflow = _parsed(found.name, tuple(found.files.items()))
         except InvalidInput as wrong:
             error = _reason(wrong)
     return WorkflowInfo(

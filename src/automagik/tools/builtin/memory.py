@@ -1,5 +1,6 @@
 """The group `memory`: an agent's own memories of the user (or session) it runs for, and of nobody else."""
 
+from functools import cache
 from typing import Any
 
 from pydantic_ai import ModelRetry, RunContext, Tool
@@ -10,15 +11,16 @@ from automagik.tools.context import AgentContext
 __all__ = ["delete_memory", "get_memory", "list_memories", "memory_tools", "store_memory"]
 
 
-def memory_tools() -> list[Tool[Any]]:
+@cache
+def memory_tools() -> tuple[Tool[Any], ...]:
     """The tools of the group. What they reach is bound by the run's context, not by their arguments."""
     reading = {"read_only": True}
-    return [
+    return (
         Tool(store_memory),
         Tool(get_memory, metadata=reading),
         Tool(list_memories, metadata=reading),
         Tool(delete_memory),
-    ]
+    )
 
 
 async def store_memory(ctx: RunContext[AgentContext], name: str, content: str, description: str | None = None) -> str:
