@@ -24,7 +24,7 @@ _PLAIN = re.compile(rb"[\x20-\x7e]{1,2048}")
 _OWN: tuple[Header, ...] = (
     # What was read as JSON in UTF-8 must not be read as something else.
     (b"content-type", b"application/json"),
-    # Compressed, an answer could not be metered as it passes.
+    # Compressed, an answer costs more to be metered as it passes, or can't be at all.
     (b"accept-encoding", b"identity"),
     (b"user-agent", b"automagik-agents"),
 )

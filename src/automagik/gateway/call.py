@@ -11,6 +11,7 @@ from automagik.budget import FREE, Ledger, ModelCall, Price, Prices, Reservation
 from automagik.errors import BudgetBusy, BudgetExceeded
 from automagik.gateway.access import RunAccess
 from automagik.gateway.answers import KeyLeaked, KeyWatch, answer_headers, forwarded_headers, scrubbed, whole_body
+from automagik.gateway.coding import Unpacking
 from automagik.gateway.connection import Answer, ClientGone, Exchange
 from automagik.gateway.conversations import Bound, Conversations
 from automagik.gateway.demo import play
@@ -306,24 +307,30 @@ class Call:
         """The answer's bytes as they come, read beside it."""
         exchange, clock = self._exchange, self._services.clock
         headers, length = answer_headers(reply, secret)
-        watch = KeyWatch(secret)
+        watch = inner = KeyWatch(secret)
         meter = self._meter = self._wire.meter(reply.value(b"content-type"))
-        readable = reply.value(b"content-encoding") in {b"", b"identity"}
+        packed: Unpacking | None = None
+        if (coding := reply.value(b"content-encoding")) not in {b"", b"identity"}:
+            packed, inner = Unpacking(coding), KeyWatch(secret)
         exchange.start(reply.status, headers, length=length, follows=lambda: reply.has_piece)
         async for piece in reply.pieces():
             if self._first_byte is None:
                 self._first_byte = clock.monotonic()
+            if packed is not None:
+                self._unpack(meter, packed, piece, inner)
             if reply.complete:  # it is sent before it is read: nothing that is in it changes what becomes of it
                 try:
                     exchange.write_last(watch.passed(piece) + watch.rest())
                 finally:
-                    self._read(meter, piece, readable)
+                    if packed is None:
+                        self._read(meter, piece)
                 await exchange.drained()
                 continue
-            self._read(meter, piece, readable)
+            if packed is None:
+                self._read(meter, piece)
             passed = watch.passed(piece)
             if meter.is_beyond(held.most) and self._is_over(held, meter):
-                await self._cut_over(passed, held, can_tell=length is None)
+                await self._cut_over(passed, held, can_tell=length is None, is_plain=packed is None)
             await exchange.write(passed)
         await exchange.write(watch.rest())
         meter.finish()
@@ -331,16 +338,23 @@ class Call:
         self._under_way.tokens = meter.reported or Tokens()
         exchange.end()
 
-    def _read(self, meter: Meter, piece: bytes, readable: bool) -> None:
+    def _read(self, meter: Meter, piece: bytes) -> None:
         """Count what is told in this piece."""
-        if readable:
-            meter.feed(piece)
-            if meter.reported is not None:
-                self._under_way.tokens = meter.reported
+        meter.feed(piece)
+        if meter.reported is not None:
+            self._under_way.tokens = meter.reported
+
+    def _unpack(self, meter: Meter, packed: Unpacking, piece: bytes, watch: KeyWatch) -> None:
+        """Count what is told in this piece of a compressed answer. Raises KeyLeaked, before any of it is passed on."""
+        for part in packed.parts(piece):
+            watch.passed(part)
+            self._read(meter, part)
+        if packed.is_lost and not meter.complete:
+            self._meter = None  # so that the whole reservation counts
 
     def _is_over(self, held: _Held, meter: Meter) -> bool:
         """Whether the answer so far costs more than was reserved. One that has come to its end counts as it is."""
-        if held.bound is None or self._under_way.price is None or meter.complete:
+        if held.bound is None or self._under_way.price is None or meter.complete or self._meter is None:
             return False
         used = self._used_so_far(held.bound, meter, meter.output_so_far())
         return self._under_way.price.cost(used) > held.reservation.granted_nano
@@ -351,8 +365,9 @@ class Call:
             return Tokens(bound.tokens // _BYTES_A_TOKEN, output)
         return replace(told, output=output)
 
-    async def _cut_over(self, piece: bytes, held: _Held, *, can_tell: bool) -> None:
-        """End the answer after the last whole event of this piece; return where there is none in it, so that it is passed on.
+    async def _cut_over(self, piece: bytes, held: _Held, *, can_tell: bool, is_plain: bool) -> None:
+        """End the answer after the last whole event of this piece; return where there is none in it, so that it is passed on. One that
+        is compressed ends at once.
 
         Raises: _OverReservation.
         """
@@ -364,10 +379,10 @@ class Call:
         ends = max((seen.rfind(end) + len(end) for end in _EVENT_ENDS if end in seen), default=0) - len(self._over_tail)
         self._over_tail = seen[-3:]
         self._over_bytes += len(piece)
-        if ends <= 0 and self._over_bytes < _MAX_OVER_BYTES:
+        if is_plain and ends <= 0 and self._over_bytes < _MAX_OVER_BYTES:
             return
         self._over = self._used_so_far(bound, meter, meter.usual_output_so_far())
-        if ends > 0 and can_tell:
+        if is_plain and ends > 0 and can_tell:
             text = (
                 "The model's API answers with more than was reserved for this call, whose answer may have "
                 f"{held.most} tokens: it was cut."
