@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import aiodocker
 import pytest
@@ -351,7 +352,7 @@ async def test_of_a_toolchain_whose_making_is_ended_nothing_is_left(
 async def test_a_volume_that_is_not_measured_in_time_is_over_every_limit(
     executor: DockerExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "access", lambda *_: False)  # as for a user who sees nothing of the engine's files
+    monkeypatch.setattr(os, "access", Mock(return_value=False))  # as for a user who sees nothing of the engine's files
     assert await executor.disk_used(RUN) is None
     monkeypatch.setattr(docker, "MEASURE_SECONDS", 0)
     monkeypatch.setattr(docker, "_START_SECONDS", 0)

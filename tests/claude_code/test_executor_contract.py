@@ -12,6 +12,7 @@ import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from executor_house import (
@@ -122,7 +123,7 @@ async def test_the_size_of_a_workspace_is_told_whatever_hides_it(
     assert at_once.is_over(2 * MIB) and at_once.bytes < size.bytes
     assert (await executor.disk_used(RUN) or 0) > size.bytes
     with monkeypatch.context() as patched:  # as for a user who sees nothing of the engine's files
-        patched.setattr(os, "access", lambda *_: False)
+        patched.setattr(os, "access", Mock(return_value=False))
         assert await executor.size(RUN) == size
         assert (await executor.size(RUN, limit=2 * MIB)).bytes < size.bytes
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from executor_house import LIMITS, RUN, collect, executor_settings, files_of, made, processes_with, short_folder, spec
+from executor_house import RUN, collect, executor_settings, files_of, made, processes_with, short_folder, spec
 
 from automagik.claude_code.archives import pack
 from automagik.claude_code.executor import Executor

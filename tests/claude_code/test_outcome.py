@@ -140,6 +140,7 @@ def test_how_a_run_of_itself_ended(
         ("stall", RunOutcome.STALLED, "stall_seconds"),
         ("budget", RunOutcome.BUDGET_EXCEEDED, "budgets list"),
         ("size", RunOutcome.SANDBOX_ERROR, "AUTOMAGIK_MAX_WORKSPACE_BYTES"),
+        ("unmeasured", RunOutcome.SANDBOX_ERROR, "workspace_unmeasured"),
     ],
 )
 def test_what_we_ended_has_our_reason_whatever_signal_it_took(

@@ -5,6 +5,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from automagik.claude_code.archives import pieces, reowned
@@ -13,17 +14,30 @@ from automagik.claude_code.containers import Attached, ContainerManager, Role
 from automagik.claude_code.containment import Containment, container_config
 from automagik.claude_code.courier import COURIER
 from automagik.claude_code.executor import Area, ExecutionSpec, ExitStatus, Inside, Once
-from automagik.claude_code.folders import disk_usage, lock, remove_tree, socket_path, unused
+from automagik.claude_code.folders import lock, remove_tree, socket_path, unused
 from automagik.claude_code.images import Images
+from automagik.claude_code.measuring import (
+    MEASURE_SECONDS,
+    NO_LIMIT,
+    Size,
+    disk_used,
+    measure,
+    measure_command,
+    size_said,
+)
 from automagik.claude_code.one_shot import Captured, StderrTail, exit_status
+from automagik.claude_code.progress import Tell
 from automagik.errors import ConfigurationError, Conflict, InvalidInput
 from automagik.sandbox.confinement import Availability, Limits
+from automagik.sandbox.watch import descendants, footprint
 from automagik.settings import Settings
 
 __all__ = ["DockerExecutor"]
 
 _INSIDE = Inside()
 _FEED_SECONDS = 600.0
+_START_SECONDS = 30.0
+"""What the engine may need around a command that has a time of its own."""
 _READY = ".ready"
 
 
@@ -52,14 +66,20 @@ class DockerExecutor:
         return found
 
     async def prepare(
-        self, run_id: str, *, image: str | None = None, dockerfile: str | None = None, trusted: bool = True
+        self,
+        run_id: str,
+        *,
+        image: str | None = None,
+        dockerfile: str | None = None,
+        trusted: bool = True,
+        tell: Tell | None = None,
     ) -> None:
         found = await self._manager.check()
         if not found.works:
             raise ConfigurationError(f"Docker can't be used: {found.reason}", hint=found.remedy)
         sockets = self.socket(run_id, "longest").parent
         await asyncio.to_thread(_make_sockets, sockets)
-        used = await self._images.ready(image=image, dockerfile=dockerfile, trusted=trusted)
+        used = await self._images.ready(image=image, dockerfile=dockerfile, trusted=trusted, tell=tell)
         if not self._shares_files:
             await self._check_shares_files(run_id, sockets, image=used)
         for area in ("workspace", "credentials"):
@@ -219,19 +239,27 @@ class DockerExecutor:
     async def drop_images(self, *, unused_seconds: float) -> int:
         return len(await self._images.drop_unused(seconds=unused_seconds))
 
-    async def size(self, run_id: str) -> int:
-        places = [Path(await self._manager.mountpoint(run_id, area)) for area in ("workspace", "credentials")]
-        if all([await asyncio.to_thread(os.access, place, os.R_OK | os.X_OK) for place in places]):
-            return await asyncio.to_thread(lambda: sum(map(disk_usage, places)))
-        command = ("du", "-s", "--block-size=1", _INSIDE.workspace, _INSIDE.credentials)
-        done = await self.once(run_id, command, timeout_seconds=60)
-        return sum(int(line.split()[0]) for line in done.stdout.splitlines())
+    async def size(self, run_id: str, *, limit: int = NO_LIMIT) -> Size:
+        places = await self._volumes_here(run_id)
+        if places:
+            beside = await self._unlinked_bytes(run_id)
+            found = await measure(places, limit=limit - beside)
+            if found.unknown != "unreadable":
+                return replace(found, bytes=found.bytes + beside)
+        # As the agent, who may look into all that is its own, or can be given that right back.
+        command = measure_command((_INSIDE.workspace, _INSIDE.credentials), limit=limit, seconds=MEASURE_SECONDS)
+        done = await self.once(run_id, command, timeout_seconds=MEASURE_SECONDS + _START_SECONDS, writable=True)
+        return Size(0, "time") if done.timed_out else size_said(done.stdout)
+
+    async def disk_used(self, run_id: str) -> int | None:
+        places = await self._volumes_here(run_id)
+        return await asyncio.to_thread(disk_used, places[0]) if places else None
 
     async def remove(self, run_id: str) -> None:
         for container in await self._manager.listed(run_id):
             await self._manager.remove(container.id)
         await self._manager.remove_volumes(run_id)
-        await asyncio.to_thread(remove_tree, self.socket(run_id, "any").parent)
+        await remove_tree(self.socket(run_id, "any").parent)
 
     async def places(self) -> list[str]:
         return sorted(
@@ -245,6 +273,22 @@ class DockerExecutor:
         await self._manager.close()
 
     # -- inner parts
+
+    async def _volumes_here(self, run_id: str) -> list[Path]:
+        """Where this process can look into the run's volumes; nothing where it can't. Raises: NotFound where there are none."""
+        places = [Path(await self._manager.mountpoint(run_id, area)) for area in ("workspace", "credentials")]
+        seen = [await asyncio.to_thread(os.access, place, os.R_OK | os.X_OK) for place in places]
+        return places if all(seen) else []
+
+    async def _unlinked_bytes(self, run_id: str) -> int:
+        """What files take that the run's container holds open and that have no name, where this process can see them."""
+        volume = self._manager.volume(run_id, "workspace")
+        for container in await self._manager.listed(run_id):
+            if container.role == "run" and container.state == "running":
+                state = await self._manager.state(container.id)
+                if state is not None and state["Pid"]:
+                    return await asyncio.to_thread(_held_without_name, int(state["Pid"]), volume)
+        return 0
 
     async def _check_shares_files(self, run_id: str, folder: Path, *, image: str) -> None:
         """Refuse an engine behind a socket of this host that is on another one, or in a virtual machine."""
@@ -387,6 +431,14 @@ async def _first_end(reading: "asyncio.Task[None]", feeding: "asyncio.Task[None]
 
 def _place(area: Area) -> str:
     return _INSIDE.workspace if area == "workspace" else _INSIDE.credentials
+
+
+def _held_without_name(pid: int, volume: str) -> int:
+    """Of a container's first process and all that it started; nothing where that pid is somebody else's in the eyes of this process."""
+    with contextlib.suppress(OSError):
+        if volume in Path(f"/proc/{pid}/mountinfo").read_text(errors="replace"):
+            return footprint(descendants(pid)).unlinked_bytes
+    return 0
 
 
 def _make_sockets(folder: Path) -> None:

@@ -105,6 +105,7 @@ class LocalExecution:
         self._sandboxed = sandboxed
         self._marker = marker
         self._exit: ExitStatus | None = None
+        self._unlinked_bytes = 0
         self._killing = asyncio.Lock()
         self._sending = asyncio.Lock()
         self._attending = asyncio.create_task(self._attend())
@@ -117,6 +118,11 @@ class LocalExecution:
     def alive(self) -> bool:
         """Whether anything of it still runs."""
         return self._exit is None
+
+    @property
+    def unlinked_bytes(self) -> int:
+        """What its files take that have no name any more, but are held open, when that was looked at last."""
+        return self._unlinked_bytes if self._exit is None else 0
 
     async def output(self) -> AsyncIterator[bytes]:
         try:
@@ -197,6 +203,7 @@ class LocalExecution:
             self._remark(output_full=True)
             return True
         used = self._footprint()
+        self._unlinked_bytes = used.unlinked_bytes
         if used.memory_bytes > self._memory_bytes and used.largest is not None:
             self._remark(oom_killed=True)
             with contextlib.suppress(ProcessLookupError):

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from automagik.claude_code.measuring import NO_LIMIT, Size
+from automagik.claude_code.progress import Tell
 from automagik.sandbox.confinement import HOME, Availability, Limits
 from automagik.types import JsonObject
 
@@ -170,14 +172,20 @@ class Executor(Protocol):
         ...
 
     async def prepare(
-        self, run_id: str, *, image: str | None = None, dockerfile: str | None = None, trusted: bool = True
+        self,
+        run_id: str,
+        *,
+        image: str | None = None,
+        dockerfile: str | None = None,
+        trusted: bool = True,
+        tell: Tell | None = None,
     ) -> None:
         """Make the run's areas and the folder of its sockets; what is there already is kept.
 
         What the run's commands run on is settled here: the platform's image, or one made of `image` (its name) or of the
         Dockerfile's text and kept for the next run. It may take minutes the first time. `trusted`: whether whoever names the image has
         access to the machine; else it must be one that the settings list, and is not fetched: making ours of it runs its programs
-        outside of the sandbox.
+        outside of the sandbox. `tell` hears of an image that has to be fetched or built.
 
         Raises: ConfigurationError when the machine, the image or the length of a path does not allow it.
         """
@@ -281,8 +289,17 @@ class Executor(Protocol):
         """How many images of the platform were removed, because nothing was started with them for so long; they can be made again."""
         ...
 
-    async def size(self, run_id: str) -> int:
-        """How many bytes the run's areas take on the disk."""
+    async def size(self, run_id: str, *, limit: int = NO_LIMIT) -> Size:
+        """What the run takes on the disk: its areas, and files without a name that it holds open, as far as they can be seen.
+
+        It takes long where there are many files, a minute at the most; it is not looked further than to the limit.
+
+        Raises: NotFound where the run has no areas here.
+        """
+        ...
+
+    async def disk_used(self, run_id: str) -> int | None:
+        """How much is taken of the disk on which the run's areas are, by anybody; None where that can't be seen. It is had at once."""
         ...
 
     async def remove(self, run_id: str) -> None:

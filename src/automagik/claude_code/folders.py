@@ -1,14 +1,10 @@
-"""Folders and files that executors have on this host: where sockets stand, how large a folder is, how it is removed."""
+"""Folders and files that executors have on this host: where sockets stand, how a folder is locked and removed."""
 
 import asyncio
 import contextlib
-import errno
 import fcntl
 import hashlib
 import os
-import shutil
-import stat
-import subprocess
 import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -16,14 +12,12 @@ from pathlib import Path
 from automagik.errors import ConfigurationError
 from automagik.settings import Settings
 
-__all__ = ["disk_usage", "lock", "remove_tree", "socket_path", "unused"]
+__all__ = ["lock", "remove_tree", "socket_path", "unused"]
 
 _MAX_SOCKET_BYTES = 107
 """What Linux takes for the path of a unix socket, without its closing zero."""
-_LEAST_BYTES = 4096
-_LONGEST_PATH = 4096 - 256
-"""Of a folder, so that every name in it makes a path that Linux takes."""
-_BEYOND_ANY_LIMIT = 2**62
+_REMOVE = ("rm", "-rf", "--")
+_GIVE_BACK = ("chmod", "-R", "u+rwX", "--")
 
 
 def socket_path(settings: Settings, run_id: str, name: str) -> Path:
@@ -56,71 +50,35 @@ async def lock(file: Path) -> AsyncGenerator[None]:
         os.close(held)
 
 
-def disk_usage(folder: Path) -> int:
-    """What a folder takes on the disk, each file once. A folder that its owner may not look into is given that right back.
+async def remove_tree(path: Path) -> None:
+    """Remove a folder with all in it, also what its owner took the rights from. Nothing may run in it any more.
 
-    A file takes a block at least, for its place among the disk's files; what is too deep to be looked at takes more than
-    any limit.
+    `rm` does it, not this process: it needs few descriptors however deep the folder is, and holds nobody up however much is in it.
+    Raises: OSError where something stays.
     """
-    seen: set[tuple[int, int]] = set()
-    total = 0
-    waiting = [folder]
-    while waiting:
-        looked_at = waiting.pop()
-        if len(os.fsencode(looked_at)) >= _LONGEST_PATH:
-            return _BEYOND_ANY_LIMIT
-        for entry in _entries(looked_at):
-            with contextlib.suppress(OSError):  # it has gone meanwhile
-                found = entry.stat(follow_symlinks=False)
-                if (found.st_dev, found.st_ino) not in seen:
-                    seen.add((found.st_dev, found.st_ino))
-                    total += max(found.st_blocks * 512, _LEAST_BYTES)
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(Path(entry.path))
-    return total
+    with contextlib.suppress(OSError):
+        await asyncio.to_thread(os.rmdir, path)  # most often it is empty, or not there
+    for command in (_REMOVE, _GIVE_BACK, _REMOVE):
+        if not await asyncio.to_thread(os.path.lexists, path):
+            return
+        await _carry_out(*command, str(path))
+    with contextlib.suppress(FileNotFoundError):
+        await asyncio.to_thread(os.rmdir, path)  # which says why it can't be
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    for _ in range(2):
-        try:
-            with os.scandir(folder) as entries:
-                return list(entries)
-        except PermissionError:
-            with contextlib.suppress(OSError):
-                place = os.open(folder, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY)
-                try:
-                    os.chmod(f"/proc/self/fd/{place}", stat.S_IMODE(os.fstat(place).st_mode) | stat.S_IRWXU)
-                finally:
-                    os.close(place)
-        except OSError:
-            return []
-    return []
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a folder with all in it, also what its owner took the rights from. Nothing may run in it any more."""
-
-    def mend(function: object, failed: str, error: object) -> None:
-        del function, error
-        for place in (os.path.dirname(failed), failed):
-            if os.path.isdir(place) and not os.path.islink(place):
-                os.chmod(place, 0o700)
-        if os.path.isdir(failed) and not os.path.islink(failed):
-            shutil.rmtree(failed)
-        elif os.path.lexists(failed):
-            os.unlink(failed)
-
-    if path.exists():
-        try:
-            shutil.rmtree(path, onerror=mend)
-        except (RecursionError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in (errno.EMFILE, errno.ENAMETOOLONG):
-                raise
-            # So deep that Python can't, which takes a call and a descriptor for each level: these take neither.
-            for command in (["chmod", "-R", "u+rwX"], ["rm", "-rf"]):
-                subprocess.run([*command, "--", path], check=False, capture_output=True)
-            if path.exists():
-                raise
+async def _carry_out(*command: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
 
 
 def unused(folder: Path, seconds: float) -> list[Path]:

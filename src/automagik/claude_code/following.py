@@ -10,6 +10,7 @@ import structlog
 from automagik.claude_code.command import interrupt_request, user_message
 from automagik.claude_code.control import Control
 from automagik.claude_code.executor import Execution, Executor, ExitStatus
+from automagik.claude_code.size_watch import SizeWatch
 from automagik.claude_code.transcript import Transcript, TranscriptEvent
 from automagik.gateway import Door
 from automagik.sandbox.confinement import Limits
@@ -23,8 +24,6 @@ _log = structlog.stdlib.get_logger(__name__)
 _TICK_SECONDS = 0.25
 _WORDS_SECONDS = 1.0
 """How often words are looked for whose signal may have been lost."""
-_SIZE_SECONDS = 5.0
-"""How often the workspace is measured."""
 _CHECKPOINT_SECONDS = 40.0
 """How long after something was done with a tool the commits are taken out, at the latest: within the promised minute."""
 _LAST_LOOKS = 5
@@ -201,11 +200,12 @@ class Following:
             self.control.end("budget")
 
     async def _measure(self) -> None:
-        # Memory is held by the executor, which kills the process that takes too much, and not the run.
-        while True:
-            await asyncio.sleep(_SIZE_SECONDS)
-            if await self.executor.size(self.run_id) > self.limits.workspace_bytes:
-                self.control.end("size")
+        watch = SizeWatch(self.executor, self.run_id, self.limits.workspace_bytes, self.clock)
+        size = await watch.until_over()
+        if size.unknown is not None:
+            detail = f"The workspace could not be measured, which counts as over its limit: {size.why}."
+            self.emit("warning", {"code": "workspace_unmeasured", "detail": detail})
+        self.control.end("size" if size.unknown is None else "unmeasured")
 
     async def _take_out(self) -> None:
         while True:

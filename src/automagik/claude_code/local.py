@@ -5,18 +5,21 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from automagik.claude_code.execution import LocalExecution, RunFolder, read_documents
 from automagik.claude_code.executor import Area, ExecutionSpec, ExitStatus, Inside, Once
-from automagik.claude_code.folders import disk_usage, lock, remove_tree, socket_path, unused
+from automagik.claude_code.folders import lock, remove_tree, socket_path, unused
 from automagik.claude_code.image import claude_cli
 from automagik.claude_code.launch import Command, Launcher, PlainLauncher, SandboxLauncher
+from automagik.claude_code.measuring import NO_LIMIT, Size, disk_used, measure
 from automagik.claude_code.one_shot import OneShot
 from automagik.claude_code.processes import ProcessId, Watch, identify, mentioning, spawn
+from automagik.claude_code.progress import Tell
 from automagik.errors import ConfigurationError, Conflict, InvalidInput, NotFound
 from automagik.sandbox.bubblewrap import Bubblewrap
 from automagik.sandbox.confinement import Availability, Limits
@@ -68,13 +71,23 @@ class LocalExecutor:
         if tried.works or not self._settings.run_without_sandbox:
             self._launcher = SandboxLauncher(self._bubblewrap)
             return tried
+        if shutil.which("perl") is None:
+            return Availability(
+                False, "The program perl is missing, which measures workspaces.", "apt-get install -y perl"
+            )
         self._launcher = PlainLauncher()
         return Availability(works=True, reason=tried.reason, remedy=f"{_UNSAFE_REMEDY} {tried.remedy or ''}".strip())
 
     async def prepare(
-        self, run_id: str, *, image: str | None = None, dockerfile: str | None = None, trusted: bool = True
+        self,
+        run_id: str,
+        *,
+        image: str | None = None,
+        dockerfile: str | None = None,
+        trusted: bool = True,
+        tell: Tell | None = None,
     ) -> None:
-        del image, dockerfile, trusted  # commands find this host's own programs
+        del image, dockerfile, trusted, tell  # commands find this host's own programs
         await self._need()
         self.socket(run_id, "longest")
         await asyncio.to_thread(self._make_folders, run_id)
@@ -135,7 +148,8 @@ class LocalExecutor:
         if command.toolchain is not None:
             await asyncio.to_thread(os.utime, command.toolchain)
         await asyncio.to_thread(folder.forget_execution)
-        await asyncio.to_thread(_empty, folder.home)
+        await remove_tree(folder.home)
+        await asyncio.to_thread(folder.home.mkdir, mode=0o700)
         execution = await self._launch(folder, command, spec.output_bytes)
         self._living[spec.run_id] = execution
         return execution
@@ -234,25 +248,32 @@ class LocalExecutor:
                 if done.exit.code == 0 and not done.timed_out:
                     await asyncio.to_thread(making.rename, kept)
             finally:
-                await asyncio.to_thread(remove_tree, making)
+                await remove_tree(making)
         return done
 
     async def drop_toolchains(self, *, unused_seconds: float) -> int:
-        def drop() -> int:
-            old = [kept for kept in unused(self._toolchains, unused_seconds) if _DIGEST.fullmatch(kept.name)]
-            for kept in old:
-                remove_tree(kept)
-            return len(old)
-
-        return await asyncio.to_thread(drop)
+        known = await asyncio.to_thread(unused, self._toolchains, unused_seconds)
+        old = [kept for kept in known if _DIGEST.fullmatch(kept.name)]
+        for kept in old:
+            await remove_tree(kept)
+        return len(old)
 
     async def drop_images(self, *, unused_seconds: float) -> int:
         del unused_seconds  # there are none
         return 0
 
-    async def size(self, run_id: str) -> int:
+    async def size(self, run_id: str, *, limit: int = NO_LIMIT) -> Size:
         folder = self._run(run_id)
-        return await asyncio.to_thread(lambda: sum(disk_usage(path) for path in (folder.workspace, folder.credentials)))
+        if not await asyncio.to_thread(folder.path.is_dir):
+            raise NotFound("execution", run_id, hint="Its areas are not on this host, or were removed.")
+        execution = self._living.get(run_id)
+        beside = await asyncio.to_thread(_file_bytes, folder.stderr)  # which has no limit of its own
+        beside += execution.unlinked_bytes if execution is not None else 0
+        found = await measure((folder.workspace, folder.credentials), limit=limit - beside)
+        return replace(found, bytes=found.bytes + beside)
+
+    async def disk_used(self, run_id: str) -> int | None:
+        return await asyncio.to_thread(disk_used, self._run(run_id).path)
 
     async def remove(self, run_id: str) -> None:
         execution = await self.find(run_id)
@@ -261,8 +282,8 @@ class LocalExecutor:
             await execution.leave()
         self._living.pop(run_id, None)
         await asyncio.to_thread(self._kill_strays, run_id, None)
-        await asyncio.to_thread(remove_tree, self._run(run_id).path)
-        await asyncio.to_thread(remove_tree, self.socket(run_id, "any").parent)
+        await remove_tree(self._run(run_id).path)
+        await remove_tree(self.socket(run_id, "any").parent)
 
     async def places(self) -> list[str]:
         def listed() -> list[str]:
@@ -448,6 +469,7 @@ class _Known:
         return cls(monitor, init, int(kept["memory_bytes"]), int(kept["output_bytes"]))
 
 
-def _empty(folder: Path) -> None:
-    remove_tree(folder)
-    folder.mkdir(mode=0o700)
+def _file_bytes(file: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return file.stat().st_blocks * 512
+    return 0

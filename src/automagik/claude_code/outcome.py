@@ -12,8 +12,9 @@ from automagik.types import Json, JsonObject, RunOutcome
 
 __all__ = ["TIMED_OUT", "TURNS_USED_UP", "EndedBy", "Refusal", "Verdict", "classify", "ended_by_us"]
 
-EndedBy = Literal["cancel", "interrupt", "timeout", "stall", "budget", "size"]
-"""Why the platform ended a run: by a person's word, or by one of the run's limits (`size`: of its workspace)."""
+EndedBy = Literal["cancel", "interrupt", "timeout", "stall", "budget", "size", "unmeasured"]
+"""Why the platform ended a run: by a person's word, or by one of the run's limits (`size`: of its workspace; `unmeasured`: that could
+not be measured)."""
 
 Refusal = Literal["budget_exceeded", "budget_busy", "policy"]
 """What the gateway refused: money, money that other calls had reserved (429), or a model that the workflow does not allow."""
@@ -141,6 +142,12 @@ def ended_by_us(ended_by: EndedBy) -> Verdict:
                 RunOutcome.SANDBOX_ERROR,
                 "The run's workspace grew over its limit.",
                 "See what it wrote; raise AUTOMAGIK_MAX_WORKSPACE_BYTES where it needs more.",
+            )
+        case "unmeasured":
+            return Verdict(
+                RunOutcome.SANDBOX_ERROR,
+                "The run's workspace could not be measured, which counts as over its limit.",
+                "Its last warning (workspace_unmeasured) says why: see which of its commands makes so many files, or hides them.",
             )
 
 

@@ -1,17 +1,17 @@
-"""What a sandbox uses where no limit of the kernel holds it: memory, files that no folder shows, the size of a workspace.
+"""What a sandbox uses where no limit of the kernel holds it: memory, and files that no folder shows.
 
-All of it blocks for as long as it reads `/proc` or a folder: call it in a thread.
+All of it blocks for as long as it reads `/proc`: call it in a thread.
 """
 
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Footprint", "descendants", "folder_bytes", "footprint"]
+__all__ = ["Footprint", "descendants", "footprint"]
 
 _PROC = Path("/proc")
 _BLOCK = 512  # of st_blocks, whatever the file system's own size
@@ -34,7 +34,7 @@ class Footprint:
     What many sockets may hold counts as if they did: nobody can see it.
     """
     unlinked_bytes: int
-    """Files on a disk that have no name any more, but are held open."""
+    """Files on a disk that have no name any more, but are held open. Those in the sandbox's own `/tmp` and the like are on none."""
     processes: int
     largest: int | None
     """The pid of the one that has most memory."""
@@ -58,36 +58,14 @@ def footprint(pids: Sequence[int]) -> Footprint:
         size = _private_bytes(pid)
         if size is not None:
             sizes[pid] = size
-            held.look(pid)
             held.look_at_places(pid)
+            held.look(pid)
     return Footprint(
         memory_bytes=sum(sizes.values()) + held.memory_bytes,
         unlinked_bytes=held.disk_bytes,
         processes=len(sizes),
         largest=max(sizes, key=lambda pid: sizes[pid], default=None),
     )
-
-
-def folder_bytes(folders: Iterable[Path], *, stop_at: int | None = None) -> int:
-    """What is under the folders on disk, each file once however many names it has. Stops when it has found `stop_at`."""
-    total = 0
-    seen: set[tuple[int, int]] = set()
-    waiting = [os.fspath(folder) for folder in folders]
-    while waiting:
-        with suppress(OSError), os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                with suppress(OSError):
-                    found = entry.stat(follow_symlinks=False)
-                    if stat.S_ISDIR(found.st_mode):
-                        waiting.append(entry.path)
-                    elif found.st_nlink > 1:
-                        if (found.st_dev, found.st_ino) in seen:
-                            continue
-                        seen.add((found.st_dev, found.st_ino))
-                    total += found.st_blocks * _BLOCK
-            if stop_at is not None and total >= stop_at:
-                return total
-    return total
 
 
 class _Held:
@@ -98,6 +76,8 @@ class _Held:
         self.disk_bytes = 0
         self._seen: set[tuple[int, int]] = set()
         self._roots: set[tuple[int, int]] = set()
+        self._limited: set[int] = set()
+        """The devices of files in memory whose content has a limit of its own."""
         with suppress(OSError):
             own = os.stat("/")
             self._roots.add((own.st_dev, own.st_ino))
@@ -112,6 +92,7 @@ class _Held:
             self._roots.add((found.st_dev, found.st_ino))
             for name in _IN_MEMORY:
                 place = os.statvfs(root / name)
+                self._limited.add(os.stat(root / name).st_dev)
                 self.memory_bytes += (place.f_files - place.f_ffree) * _INODE
             sockets = re.match(r"sockets: used (\d+)", _read(pid, "net/sockstat"))
             if sockets is not None:
@@ -130,6 +111,8 @@ class _Held:
         if found.st_nlink > 0 or not stat.S_ISREG(found.st_mode) or (found.st_dev, found.st_ino) in self._seen:
             return
         self._seen.add((found.st_dev, found.st_ino))
+        if found.st_dev in self._limited:
+            return
         if in_memory:
             self.memory_bytes += found.st_blocks * _BLOCK
         else:
