@@ -41,6 +41,7 @@ RUNNER = Caller("key_runner", frozenset({"agents:*:run", "runs:read", "runs:writ
 
 AGENTS = """
 import asyncio
+from pathlib import Path
 
 from pydantic_ai import Agent, ModelMessage, ModelResponse, TextPart
 from pydantic_ai.messages import ToolCallPart, ToolReturnPart, UserPromptPart
@@ -59,6 +60,8 @@ async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse
     text = texts[-1]
     if text.startswith("sleep "):
         await asyncio.sleep(float(text.split()[1]))
+    while text.startswith("until ") and not Path(text.split()[1]).exists():
+        await asyncio.sleep(0.02)
     if text == "boom":
         raise ValueError("secret-detail-of-the-failure")
     return ModelResponse(parts=[TextPart(f"seen {len(texts)}: {text}")])

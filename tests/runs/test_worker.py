@@ -259,16 +259,18 @@ async def test_a_run_that_is_to_be_stopped_when_its_host_is_lost_is_not_begun_an
 
 
 async def test_a_host_that_was_declared_lost_writes_nothing_more_and_goes_on_under_another_name(
-    open_host: OpenPlatform,
+    open_host: OpenPlatform, tmp_path: Path
 ) -> None:
+    answers = f"until {tmp_path / 'answers'}"
     one, other = await open_host(), await open_host(role="api")
     session = new_uuid()
-    waiting = asyncio.create_task(one.runs.run(RunRequest("echo", "sleep 1.5", session_id=session), RUNNER))
+    waiting = asyncio.create_task(one.runs.run(RunRequest("echo", answers, session_id=session), RUNNER))
     await _until_accepted(one, session, 1)
     [run] = (await other.runs.list(SYSTEM)).data
-    stream = await one.runs.stream(RunRequest("echo", "sleep 1.5"), RUNNER)
+    stream = await one.runs.stream(RunRequest("echo", answers), RUNNER)
     lost = await owner_of(other, run.run_id)
     rescued = await declare_lost(other, lost)
+    (tmp_path / "answers").touch()
     assert {gone.row.run_id for gone in rescued.failed} == {run.run_id, stream.row.run_id}
     with pytest.raises(RunFailed) as failed:
         await waiting
@@ -276,7 +278,7 @@ async def test_a_host_that_was_declared_lost_writes_nothing_more_and_goes_on_und
     events = await read(stream)
     assert events[-1].type == "run_finished", "a reader is told the end that others gave it"
     assert "worker_lost" in str(events[-1].data)
-    await asyncio.sleep(2)
+    await asyncio.sleep(1)
     assert await session_texts(other, session) == [], "its answer came too late"
     row = await one.runs.run(RunRequest("echo", "and now", session_id=session), RUNNER)
     assert message(row.output) == "seen 1: and now"
@@ -351,9 +353,10 @@ async def test_a_tool_call_is_stored_before_the_tool_runs(open_host: OpenPlatfor
 async def test_a_tool_does_not_begin_in_a_run_that_belongs_to_others(open_host: OpenPlatform, tmp_path: Path) -> None:
     """Between the model's answer and the tool stands the store, which knows whose run it is."""
     one, other = await open_host(), await open_host(role="api")
-    run = await sent(one, "writer", f"write {tmp_path / 'used'} soon")
+    run = await sent(one, "writer", f"write {tmp_path / 'used'} later")
     await until_status(one, run.run_id, RunStatus.RUNNING)
     await declare_lost(other, await owner_of(one, run.run_id))
+    (tmp_path / "used.go").touch()
     row = await ended(other, run.run_id)
     assert (row.outcome, row.attempt, message(row.output)) == ("completed", 2, "the tool said wrote 1")
     calls = [event for event in await other.runs.events(run.run_id, SYSTEM) if event.type == "tool_call"]
@@ -458,15 +461,20 @@ async def test_a_session_with_a_long_line_does_not_keep_a_more_urgent_run_waitin
     await asyncio.gather(*(platform.runs.cancel(run.run_id, SYSTEM) for run in left))
 
 
-async def most_at_once(platform: Platform, run_ids: list[str]) -> int:
-    """How many of the runs were under way together at the most."""
-    most = 0
-    async with asyncio.timeout(30):
+async def most_at_once(platform: Platform, run_ids: list[str], expected: int, go: Path) -> int:
+    """How many of the runs, which wait for the file `go`, were under way together at the most."""
+    most, waited = 0, False
+    async with asyncio.timeout(60):
         while True:
             rows = await platform.store.read(lambda tx: [tx.runs.get(run_id) for run_id in run_ids])  # at one moment
             most = max(most, sum(row.status == RunStatus.RUNNING for row in rows))
             if all(row.finished_at is not None for row in rows):
                 return most
+            if waited:
+                go.touch()
+            elif most >= expected:
+                waited = True
+                await asyncio.sleep(0.3)  # for more to begin
 
 
 async def test_an_agents_limit_holds_over_two_hosts(open_host: OpenPlatform, tmp_path: Path) -> None:
@@ -485,20 +493,22 @@ async def test_an_agents_limit_holds_over_two_hosts(open_host: OpenPlatform, tmp
         await other.runs.cancel(run.run_id, SYSTEM)
 
 
-async def test_the_limit_in_total_holds_over_two_hosts(open_host: OpenPlatform) -> None:
+async def test_the_limit_in_total_holds_over_two_hosts(open_host: OpenPlatform, tmp_path: Path) -> None:
     one, other = await open_host(max_total_background_runs=3), await open_host(max_total_background_runs=3)
-    runs = [await sent((one, other)[n % 2], "echo", "sleep 0.3") for n in range(9)]
-    assert await most_at_once(one, [run.run_id for run in runs]) == 3
+    go = tmp_path / "go"
+    runs = [await sent((one, other)[n % 2], "echo", f"until {go}") for n in range(9)]
+    assert await most_at_once(one, [run.run_id for run in runs], 3, go) == 3
 
 
-async def test_a_keys_limit_holds_over_two_hosts(open_host: OpenPlatform) -> None:
+async def test_a_keys_limit_holds_over_two_hosts(open_host: OpenPlatform, tmp_path: Path) -> None:
     one, other = await open_host(), await open_host()
     row, key = await one.keys.create("bounded", ["agents:*:run"], caller=SYSTEM, max_concurrent_runs=2)
     caller = await one.keys.authenticate(key.get_secret_value())
     await asyncio.sleep(1.1)  # what the limits are is remembered for a second
-    runs = [await (one, other)[n % 2].runs.submit(RunRequest("echo", "sleep 0.3"), caller) for n in range(6)]
+    go = tmp_path / "go"
+    runs = [await (one, other)[n % 2].runs.submit(RunRequest("echo", f"until {go}"), caller) for n in range(6)]
     assert {run.key_id for run in runs} == {row.key_id}
-    assert await most_at_once(one, [run.run_id for run in runs]) == 2
+    assert await most_at_once(one, [run.run_id for run in runs], 2, go) == 2
     free = await sent(one, "echo", "of another key")
     assert (await ended(one, free.run_id)).outcome == "completed"
 

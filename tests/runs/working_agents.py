@@ -87,11 +87,13 @@ async def look(path: str) -> str:
 
 
 async def tooled(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str | dict[int, DeltaToolCall]]:
-    """`TOOL PATH [soon|then fail|then wait]`: calls the tool once, then answers, fails, or thinks for long."""
+    """`TOOL PATH [later|then fail|then wait]`: calls the tool once (when `PATH.go` is there), then answers, fails, or thinks for
+    long."""
     last = messages[-1].parts[-1]
     words = said(messages)[-1].split(" ")
     if not isinstance(last, ToolReturnPart):
-        await asyncio.sleep(0.4 if words[2:] == ["soon"] else 0)
+        while words[2:] == ["later"] and not Path(f"{words[1]}.go").exists():
+            await asyncio.sleep(0.02)
         yield {0: DeltaToolCall(words[0], '{"path": "' + words[1] + '"}')}
     elif words[2:] == ["then", "wait"] and Path(words[1]).stat().st_size < 2:
         await asyncio.sleep(60)
