@@ -289,6 +289,28 @@ async def test_a_server_that_goes_is_unavailable_and_used_again_when_it_is_back(
             await store.check()
 
 
+async def test_no_write_meets_a_connection_that_was_cut_while_it_rested(tmp_path: Path) -> None:
+    def pid(tx: Transaction) -> int:
+        return tx.connection.scalar(text("SELECT pg_backend_pid() FROM pg_sleep(0.05)")) or 0
+
+    async def at_once() -> set[int]:
+        return set(await asyncio.gather(*(store.write(pid) for _ in range(3))))
+
+    with PostgresServer() as server:
+        async with open_store("postgresql", tmp_path, server=server) as store:
+            known = await at_once()
+            assert len(known) == 3
+            for seconds in (0.1, 1.2):  # used just now; and so long ago that the server is asked
+                assert await at_once() == known
+                server.break_connections()
+                await asyncio.sleep(seconds)
+                anew = await at_once()
+                assert anew.isdisjoint(known)
+                known = anew
+            await asyncio.sleep(1.2)
+            assert await at_once() == known, "nothing was wrong with them"
+
+
 async def test_a_read_whose_connection_is_cut_begins_again_once(tmp_path: Path) -> None:
     with PostgresServer() as server:
         async with open_store("postgresql", tmp_path, server=server) as store:
