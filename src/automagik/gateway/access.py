@@ -18,7 +18,7 @@ class RunAccess:
     run_id: str
     party: Party
     token_hash: bytes
-    """SHA-256 of the run's token; the token itself is in the sandbox only."""
+    """SHA-256 of the run's token; the token itself is kept in the sandbox only, and in memory by a door that it has opened."""
     models: tuple[str, ...] = ()
     """Patterns (`claude-*`) of the models that it may call; empty: all."""
     upstream: Literal["provider", "demo"] = "provider"

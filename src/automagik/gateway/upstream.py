@@ -59,6 +59,8 @@ class Upstream:
         self._pool: Pool | None = None
         self._proxied: ProxiedPool | None = None
         self._kept: dict[str, tuple[float, SecretStr | None]] = {}
+        self._accounts: dict[Vendor, tuple[SecretStr, Account]] = {}
+        """Each vendor's account by its key, as long as it is the same."""
 
     async def open(self) -> None:
         """Make ready; opens no connection."""
@@ -94,12 +96,14 @@ class Upstream:
                 bearer = await self._secret("anthropic_auth_token")
         else:
             key, bearer = None, _set(settings.openai_api_key) or await self._secret("openai_api_key")
-        if key is not None:
-            secret = key.get_secret_value()
-            return Account(base_url, ((b"x-api-key", secret.encode()),), secret)
-        if bearer is not None:
-            secret = bearer.get_secret_value()
-            return Account(base_url, ((b"authorization", b"Bearer " + secret.encode()),), secret)
+        opens = key or bearer
+        if opens is not None:
+            known = self._accounts.get(vendor)
+            if known is None or known[0] is not opens:
+                secret = opens.get_secret_value()
+                header = (b"x-api-key", secret.encode()) if key else (b"authorization", b"Bearer " + secret.encode())
+                known = self._accounts[vendor] = opens, Account(base_url, (header,), secret)
+            return known[1]
         if _is_near(base_url):  # a server of one's own may need none
             return Account(base_url, (), "")
         raise Refusal(
