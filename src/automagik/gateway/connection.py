@@ -7,9 +7,10 @@ Requests on one connection are served one after the other; one that comes before
 
 import asyncio
 import http
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from types import TracebackType
 from typing import Protocol, cast
 
 import httptools
@@ -92,12 +93,35 @@ class Handler(Protocol):
         ...
 
 
-@dataclass(slots=True, eq=False)
 class _Presence:
-    """The task that is ended when the client goes away."""
+    """Within it, the task is ended when the client goes away. (A generator in its place takes several times as long.)"""
 
-    task: asyncio.Task[object]
-    struck: bool = field(default=False)
+    __slots__ = ("_before", "_exchange", "_struck", "_task")
+
+    def __init__(self, exchange: "Exchange") -> None:
+        self._exchange = exchange
+        self._struck = False
+
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task, self._before = task, task.cancelling()
+        self._exchange.watched_by(self)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._exchange.watched_by(None)
+        if not self._struck or kind is None or not issubclass(kind, asyncio.CancelledError):
+            return
+        if self._task.uncancel() <= self._before:
+            raise ClientGone from None
+
+    def strike(self) -> None:
+        """The client went away."""
+        if not self._struck:
+            self._struck = True
+            self._task.cancel()
 
 
 class Exchange:
@@ -122,33 +146,24 @@ class Exchange:
         """Whether the client went away."""
         return self._gone
 
-    @asynccontextmanager
-    async def while_present(self) -> AsyncGenerator[None]:
+    def while_present(self) -> AbstractAsyncContextManager[None]:
         """What is done inside ends when the client goes away.
 
         Raises: ClientGone.
         """
-        task = asyncio.current_task()
-        assert task is not None
-        if self._gone:
+        return _Presence(self)
+
+    def watched_by(self, presence: _Presence | None) -> None:
+        """Who is told when the client goes away. Raises ClientGone where it is gone."""
+        if presence is not None and self._gone:
             raise ClientGone
-        before = task.cancelling()
-        presence = self._presence = _Presence(task)
-        try:
-            yield
-        except asyncio.CancelledError:
-            if presence.struck and task.uncancel() <= before:
-                raise ClientGone from None
-            raise
-        finally:
-            self._presence = None
+        self._presence = presence
 
     def leave(self) -> None:
         """The client went away."""
         self._gone = True
-        if self._presence is not None and not self._presence.struck:
-            self._presence.struck = True
-            self._presence.task.cancel()
+        if self._presence is not None:
+            self._presence.strike()
 
     def start(
         self,
@@ -169,7 +184,8 @@ class Exchange:
             lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")
         self._unsent = b"".join(lines)
-        asyncio.get_running_loop().call_soon(self._send_head, follows)
+        if not follows():
+            asyncio.get_running_loop().call_soon(self._send_head, follows)
 
     async def write(self, data: bytes) -> None:
         """Send a piece of the body; returns when the client has taken most of what was sent before."""
@@ -253,7 +269,7 @@ class Connection(asyncio.Protocol):
         self._url = bytearray()
         self._headers: list[Header] = []
         self._head: Head | None = None
-        self._body = bytearray()
+        self._body: bytes | bytearray = b""
         self._received = 0
 
     # -- the transport
@@ -337,18 +353,22 @@ class Connection(asyncio.Protocol):
         self.keeps_alive = self.keeps_alive and self._parser.should_keep_alive()
         if self._parser.get_http_version() not in {"1.0", "1.1"}:
             return self._spoil(505, "This door speaks HTTP/1.1.")
-        if len(self._headers) > _MAX_HEADERS or self._head_bytes() > _MAX_HEAD_BYTES:
+        is_large = self._received > _MAX_HEAD_BYTES and self._head_bytes() > _MAX_HEAD_BYTES
+        if is_large or len(self._headers) > _MAX_HEADERS:
             return self._spoil(431, "The request's headers are too large.")
-        codings = [value.strip().lower() for value in head.values(b"transfer-encoding")]
-        if codings not in ([], [b"chunked"]):
-            return self._spoil(501, "The only transfer coding of a request is `chunked`.")
+        given = {name for name, _ in head.headers}
+        if b"transfer-encoding" in given:
+            codings = [value.strip().lower() for value in head.values(b"transfer-encoding")]
+            if codings != [b"chunked"]:
+                return self._spoil(501, "The only transfer coding of a request is `chunked`.")
         refusal = self._handler.admit(head)
         if refusal is not None:
             return self._refuse(refusal)
-        length = head.values(b"content-length")
-        if length and (len(length[0]) > 18 or int(length[0]) > self._allowance.max_body_bytes):
-            return self._too_large()
-        if [value.lower() for value in head.values(b"expect")] == [b"100-continue"]:
+        if b"content-length" in given:
+            length = head.values(b"content-length")[0]
+            if len(length) > 18 or int(length) > self._allowance.max_body_bytes:
+                return self._too_large()
+        if b"expect" in given and [value.lower() for value in head.values(b"expect")] == [b"100-continue"]:
             self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         return None
 
@@ -359,7 +379,11 @@ class Connection(asyncio.Protocol):
             self._too_large()
         elif not self._allowance.take(len(body)):
             self._spoil(429, "This run has too many large requests under way.")
+        elif not self._body:  # mostly all of it: it is not copied
+            self._body = body
         else:
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
             self._body += body
 
     def on_message_complete(self) -> None:
@@ -367,7 +391,7 @@ class Connection(asyncio.Protocol):
             return
         self._stop_timer()
         self._exchange = Exchange(self, self._head, bytes(self._body))
-        self._body = bytearray()
+        self._body = b""
         self._spawn(self._exchange)
 
     # -- answering
@@ -411,7 +435,7 @@ class Connection(asyncio.Protocol):
         self.keeps_alive = False
         self._discards = True
         self._allowance.give_back(len(self._body))
-        self._body = bytearray()
+        self._body = b""
         exchange = Exchange(self, Head("", "", "", ()), b"")
         exchange.answer(answer)
         self._close()
