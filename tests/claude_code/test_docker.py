@@ -276,7 +276,14 @@ async def test_a_workflows_dockerfile_is_built_once_and_gets_the_cli(executor: E
         "RUN mkdir -p /opt/ours && printf '#!/bin/sh\\necho ours\\n' > /opt/ours/tool && chmod +x /opt/ours/tool\n"
         "ENV PATH=/opt/ours:/usr/local/bin:/usr/bin:/bin GREETING=hello\n"
     )
-    await executor.prepare("run_theirs", dockerfile=dockerfile)
+    told: list[str] = []
+    await executor.prepare("run_theirs", dockerfile=dockerfile, tell=told.append)
+    assert {words.partition(":")[0] for words in told} == {
+        "The image of the Dockerfile is built",
+        "The image of the sandbox is built upon that of the Dockerfile",
+    }
+    assert "The image of the Dockerfile is built: step 2/3" in told
+    told.clear()
     done = await executor.once(
         "run_theirs",
         ("sh", "-c", "tool; claude --version; id -u; echo $GREETING"),
@@ -288,8 +295,9 @@ async def test_a_workflows_dockerfile_is_built_once_and_gets_the_cli(executor: E
     assert "Claude Code" in said[1]
     assert said[2:4] == ["10001", "hello"]
     with Stopwatch() as took:
-        await executor.prepare("run_again", dockerfile=dockerfile)
+        await executor.prepare("run_again", dockerfile=dockerfile, tell=told.append)
     assert took.seconds < 5
+    assert told == [], "there is nothing to be done"
     built = {await _image_of(engine, "run_theirs"), await _image_of(engine, "run_again")}
     assert len(built) == 1
     (tag,) = (await engine.images.inspect(built.pop()))["RepoTags"]

@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
+import re
 import secrets
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +97,12 @@ async def test_an_image_that_is_not_here_is_fetched_with_words_and_by_its_digest
     digest = shelf.publish("team/tools:1", {"Env": ["OF=one"]})
     pinned = f"{shelf.address}/team/tools@{digest}"
     both = f"{shelf.address}/team/tools:1@{digest}"
+    heard: list[str] = []
     async with made(settings) as executor:
         with capture_logs() as logs:
-            await executor.prepare(RUN, image=f"{shelf.address}/team/tools:1")
+            await executor.prepare(RUN, image=f"{shelf.address}/team/tools:1", tell=heard.append)
+        assert heard[0] == f"{shelf.address}/team/tools:1 is fetched from {shelf.address}"
+        assert "is coming: 1 of 1 layers" in heard[-1]
         told = {log["event"]: log for log in logs}
         assert told["image_is_fetched"]["registry"] == shelf.address
         assert told["image_fetched"]["image"] == f"{shelf.address}/team/tools:1"
@@ -251,13 +257,17 @@ async def test_an_image_that_nothing_can_be_built_upon_is_told_what_it_lacks_and
     await sweep(engine, mark)
 
 
-async def test_a_run_whose_image_is_not_had_ends_with_the_words_and_its_author_is_told_what_may_be_named(
+async def test_a_run_tells_how_its_image_is_had_and_where_it_is_not_ends_with_the_words_and_what_may_be_named(
     settings: Settings, shelf: Registry, warm: WarmPython
 ) -> None:
     given = {"AUTOMAGIK_SANDBOX_IMAGE": settings.sandbox_image, "AUTOMAGIK_WORKFLOW_IMAGES": "team/tools:*"}
     name = f"{shelf.address}/team/none:1"
     async with workflow_house({"default": {"text": "OK"}}, executor="docker", settings=given, warm=warm) as house:
         write_workflow(house.folder / "data" / "workflows" / "away", toml=f'image = "{name}"\n')
+        slow = house.folder / "data" / "workflows" / "slow"
+        write_workflow(slow, toml='dockerfile = "Dockerfile"\n')
+        steps = "".join(f"RUN sleep 1; echo {secrets.token_hex(8)}\n" for _ in range(5))
+        (slow / "Dockerfile").write_text(f"FROM automagik-base:host\n{steps}RUN exit 9\n")
         async with asyncio.timeout(20):
             while (await house.client.get("/workflows/away")).status_code != 200:
                 await asyncio.sleep(0.2)
@@ -265,6 +275,20 @@ async def test_a_run_whose_image_is_not_had_ends_with_the_words_and_its_author_i
         assert (run["status"], run["outcome"]) == ("failed", "sandbox_error"), run
         assert f"The registry {shelf.address} has no image {name}" in run["error"]["detail"]
         assert run["error"]["hint"] == "See its name in the workflow."
+        assert [
+            event["data"]["detail"] for event in await house.events(run["run_id"]) if event["type"] == "progress"
+        ] == [f"{name} is fetched from {shelf.address}"]
+
+        # Of a build that takes its time it is told how far it is, now and then.
+        run = await house.ended(await house.begin(workflow="slow"))
+        assert "returned a non-zero code: 9" in run["error"]["detail"], run
+        events = [event for event in await house.events(run["run_id"]) if event["type"] == "progress"]
+        said = [event["data"]["detail"] for event in events]
+        assert said[0] == "The image of the Dockerfile is built"
+        assert len(said) >= 3
+        assert all(re.fullmatch(r"The image of the Dockerfile is built: step \d/7", words) for words in said[1:]), said
+        at = [datetime.fromisoformat(event["at"]) for event in events]
+        assert min((later - earlier).total_seconds() for earlier, later in itertools.pairwise(at)) > 1.8
         assert house.api.calls == []
 
         for image, status in (("team/secrets:1", 422), ("team/tools:1", 201)):

@@ -151,13 +151,19 @@ def test_the_live_view_keeps_a_line_a_line_on_a_narrow_terminal(
     api.on("POST", "/api/v1/repositories", {"bundle": "b" * 64})
     api.on("POST", "/api/v1/workflows/tidy/run", run_document(status="queued"))
     said = event("message_completed", {"text": "漢" * 100}, 1) + event("message_completed", {"text": "a" * 300}, 2)
-    api.on("GET", "/api/v1/runs/run_1/events", said + event("run_finished", {"run": run_document()}, 3))
+    said += event("progress", {"detail": "debian:12 is coming: 3 of 7 layers"}, 3)
+    said += event("message_completed", {"text": "… not so"}, 4)
+    usage = {"requests": 2, "tool_calls": 3, "cost_usd": "0.25"}
+    finished = event("run_finished", {"run": run_document(turns=2, usage=usage)}, 5)
+    api.on("GET", "/api/v1/runs/run_1/events", said + finished)
     done = command.on_terminal("workflows", "run", "tidy", "Do it", "--repo", str(repository), columns=60)
     told = [line for line in done.out.splitlines() if "漢" in line or "aaa" in line]
     assert [line.count("漢") for line in told] == [24, 0]  # 10 signs of time, 24 wide ones of two cells, and the mark
     assert told[0].endswith("漢…") and len(told[1]) == 60 and told[1].endswith("a…")
     piped = command("workflows", "run", "tidy", "Do it", "--repo", str(repository))
     assert "a" * 159 + "…" in piped.err
+    assert "s  … debian:12 is coming: 3 of 7 layers\n" in piped.err and "s  not so\n" in piped.err
+    assert "2 turns, 3 tool calls, $0.25, completed (completed)" in piped.err
 
 
 def test_a_person_is_told_that_the_server_is_away(api: StubApi, command: Command, repository: Path) -> None:

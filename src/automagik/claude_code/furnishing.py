@@ -18,6 +18,7 @@ from automagik.claude_code.executor import Executor, Once
 from automagik.claude_code.git import GitFailed
 from automagik.claude_code.house import House
 from automagik.claude_code.moving import remembered
+from automagik.claude_code.progress import Progress, Tell
 from automagik.claude_code.sources import Source
 from automagik.claude_code.work import Work
 from automagik.claude_code.workflow import Workflow
@@ -88,10 +89,16 @@ class Furnishing:
         self, options: RunOptions, earlier: ExecutionRow | None, *, former: ExecutionRow | None = None
     ) -> Furnished:
         """The place, ready for the CLI. `earlier`: the execution of the run that this one goes on with; `former`: an execution of
-        this run that is lost.
+        this run that is lost. What takes long is told as events `progress`.
 
         Raises: InvalidInput for a repository that is not to be had; RunFailed (`sandbox_error`) where a step in the sandbox fails.
         """
+        with Progress(options.emit) as progress:
+            return await self._prepare(options, earlier, former, progress)
+
+    async def _prepare(
+        self, options: RunOptions, earlier: ExecutionRow | None, former: ExecutionRow | None, tell: Tell
+    ) -> Furnished:
         house, executor = self._house, self._executor
         begun = await house.workspaces.beginning(self._work.repository, former=former, earlier=earlier)
         source = begun.source
@@ -99,7 +106,11 @@ class Furnishing:
         workflow = self._workflow
         try:
             await executor.prepare(
-                self._run_id, image=workflow.image, dockerfile=workflow.dockerfile, trusted=workflow.trusted
+                self._run_id,
+                image=workflow.image,
+                dockerfile=workflow.dockerfile,
+                trusted=workflow.trusted,
+                tell=tell,
             )
         except ConfigurationError as unfit:  # the image, or the machine: whoever started the run reads why
             raise RunFailed(unfit.detail, outcome="sandbox_error", hint=unfit.hint) from unfit
@@ -146,7 +157,7 @@ class Furnishing:
             prompt_file=f"{inside.credentials}/{_PROMPT}",
             mcp_file=f"{inside.credentials}/{_SERVERS}" if _SERVERS in files else None,
             resumes=resumes,
-            toolchain=await self._toolchain(source, environment),
+            toolchain=await self._toolchain(source, environment, tell),
             environment=environment,
             kept=kept,
         )
@@ -194,7 +205,7 @@ class Furnishing:
 
     # -- the toolchain
 
-    async def _toolchain(self, source: Source, environment: Mapping[str, str]) -> str | None:
+    async def _toolchain(self, source: Source, environment: Mapping[str, str], tell: Tell) -> str | None:
         """The digest of what the workflow's setup commands make of the repository, made where it is not there yet."""
         workflow = self._workflow
         if not workflow.setup:
@@ -207,6 +218,7 @@ class Furnishing:
         if await self._executor.has_toolchain(self._run_id, digest):
             return digest
         _log.info("toolchain_begins", run_id=self._run_id, digest=digest)
+        tell("The workflow's setup commands make the repository's toolchain")
         command: tuple[str, ...] = ("/bin/sh", "-ec", "\n".join(workflow.setup))
         async with AsyncExitStack() as stack:
             sockets: tuple[str, ...] = ()

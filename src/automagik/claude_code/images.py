@@ -22,6 +22,7 @@ from automagik.claude_code.image import host_root as write_host_root
 from automagik.claude_code.image_facts import ImageFacts, check_image
 from automagik.claude_code.image_names import bases_of, login_for, may_use, refused, registry_of
 from automagik.claude_code.image_pruning import MADE_FOR_RUNS, last_used, prunable
+from automagik.claude_code.progress import Tell, step_of
 from automagik.errors import ConfigurationError
 from automagik.settings import Settings
 
@@ -43,8 +44,16 @@ class Images:
         self._facts: dict[str, ImageFacts] = {}
         self._making: dict[str, asyncio.Lock] = {}
 
-    async def ready(self, *, image: str | None = None, dockerfile: str | None = None, trusted: bool = True) -> str:
-        """The id of an image that has the Claude CLI: the platform's own, or one upon `image` or the Dockerfile.
+    async def ready(
+        self,
+        *,
+        image: str | None = None,
+        dockerfile: str | None = None,
+        trusted: bool = True,
+        tell: Tell | None = None,
+    ) -> str:
+        """The id of an image that has the Claude CLI: the platform's own, or one upon `image` or the Dockerfile. `tell` hears of what
+        has to be fetched or built for it; the log does, too.
 
         Raises: ConfigurationError where it is missing and can't (or, not being trusted, must not) be fetched or used, is not fit for
         this host, or can't be built.
@@ -59,8 +68,11 @@ class Images:
         if image is not None and not trusted and not may_use(self._settings, image):
             detail, hint = refused(image)
             raise ConfigurationError(f"workflow.toml: image: {detail}", hint=hint)
-        async with self._making.setdefault(image or dockerfile or "", asyncio.Lock()):
-            base = await self._base(image, dockerfile, trusted=trusted)
+        making = self._making.setdefault(image or dockerfile or "", asyncio.Lock())
+        if making.locked() and tell is not None:
+            tell(f"Another run has {image or 'the image of the Dockerfile'} made; this one waits for it.")
+        async with making:
+            base = await self._base(image, dockerfile, trusted=trusted, tell=tell)
             if _OWN_LABEL in (base["Config"].get("Labels") or ()):
                 return str(base["Id"])
             return await self._once(
@@ -68,6 +80,8 @@ class Images:
                 _DERIVED,
                 name=image or "the Dockerfile",
                 hint="Its image needs git and Perl, or Debian's apt-get and a way to a mirror; the CLI needs glibc, which Alpine lacks.",
+                what=f"The image of the sandbox is built upon {image or 'that of the Dockerfile'}",
+                tell=tell,
             )
 
     async def build(self, *, base: str | None, tag: str, tell: Callable[[str], None] | None = None) -> str:
@@ -79,7 +93,7 @@ class Images:
         if base in {"host", "debootstrap"}:
             base = await self._made_base(base, tell)
         elif base is not None and await self._manager.find_image(base) is None:
-            await self._fetch(base, tell)
+            await self._fetch(base, hear=tell)
         context = own_context(self._settings, base=base)
         await self._build(context, tag, tell)
         built = await self._manager.find_image(tag)
@@ -109,14 +123,21 @@ class Images:
 
     # -- inner parts
 
-    async def _base(self, image: str | None, dockerfile: str | None, *, trusted: bool) -> dict[str, Any]:
+    async def _base(
+        self, image: str | None, dockerfile: str | None, *, trusted: bool, tell: Tell | None
+    ) -> dict[str, Any]:
         if image is None:
             assert dockerfile is not None
             for upon in bases_of(dockerfile):  # the engine's builder would not know this host's logins
                 if await self._manager.find_image(upon) is None:
-                    await self._fetch(upon)
+                    await self._fetch(upon, tell=tell)
             image = await self._once(
-                derived_context(dockerfile), _BASE, name="the Dockerfile", hint="Mend the workflow's Dockerfile."
+                derived_context(dockerfile),
+                _BASE,
+                name="the Dockerfile",
+                hint="Mend the workflow's Dockerfile.",
+                what="The image of the Dockerfile is built",
+                tell=tell,
             )
         found = await self._manager.find_image(image)
         if found is None and not trusted:
@@ -125,15 +146,15 @@ class Images:
                 hint=f"An administrator fetches it: docker pull {image}",
             )
         if found is None:
-            await self._fetch(image)
+            await self._fetch(image, tell=tell)
             found = await self._manager.find_image(image)
         if found is None:
             raise ConfigurationError(f"There is no image {image}.", hint="See its name in the workflow.")
         check_image(found, image if dockerfile is None else "of the Dockerfile", machine=await self._manager.machine())
         return found
 
-    async def _fetch(self, image: str, hear: Callable[[str], None] | None = None) -> None:
-        """Have the engine fetch an image with this host's login; `hear`, else the log, is told how it goes on."""
+    async def _fetch(self, image: str, *, hear: Callable[[str], None] | None = None, tell: Tell | None = None) -> None:
+        """Have the engine fetch an image with this host's login; `hear`, else the log, is told how it goes on, and `tell` each step."""
         registry, seconds, clock = registry_of(image), self._settings.image_seconds, asyncio.get_running_loop()
         began = told = clock.time()
         layers: dict[str, str] = {}
@@ -144,20 +165,26 @@ class Images:
             else:
                 hear(f"{image} {words} ...")
 
-        def tell(layer: str, state: str) -> None:
+        def step(layer: str, state: str) -> None:
             nonlocal told
+            if state.startswith("Pulling from"):
+                return  # that is the image itself
             layers[layer] = state
+            done = sum(state in {"Pull complete", "Already exists"} for state in layers.values())
+            words = f"is coming: {done} of {len(layers)} layers"
+            if tell is not None:
+                tell(f"{image} {words}")
             if clock.time() - told >= _TELL_SECONDS:
                 told = clock.time()
-                done = sum(state in {"Pull complete", "Already exists"} for state in layers.values())
-                words = f"is coming: {done} of {len(layers)} layers"
                 say("image_coming", words, layers=len(layers), done=done, seconds=round(told - began))
 
         say("image_is_fetched", f"is fetched from {registry}", registry=registry, limit_seconds=seconds)
+        if tell is not None:
+            tell(f"{image} is fetched from {registry}")
         login = await login_for(self._settings, image)
         try:
             async with asyncio.timeout(seconds):
-                await self._manager.pull(image, login=login, tell=tell)
+                await self._manager.pull(image, login=login, tell=step)
         except TimeoutError:
             raise ConfigurationError(
                 f"The image {image} did not come from {registry} within {seconds:.0f} s.",
@@ -166,16 +193,26 @@ class Images:
             ) from None
         say("image_fetched", "is here", seconds=round(clock.time() - began, 1))
 
-    async def _once(self, context: BuildContext, repository: str, *, name: str, hint: str) -> str:
-        """The id of the image of this context, built unless it is there."""
+    async def _once(
+        self, context: BuildContext, repository: str, *, name: str, hint: str, what: str, tell: Tell | None
+    ) -> str:
+        """The id of the image of this context, built unless it is there; `tell` then hears `what` is done, and its steps."""
+
+        def step(line: str) -> None:
+            number = step_of(line)
+            if number is not None and tell is not None:
+                tell(f"{what}: step {number}")
+
         digest = (await asyncio.to_thread(context.digest))[:32]
         tag = f"{repository}:{digest}"
         found = await self._manager.find_image(tag)
         if found is None:
             _log.info("image_is_built", image=tag, upon=name)
+            if tell is not None:
+                tell(what)
             try:
                 async with asyncio.timeout(self._settings.image_seconds):
-                    await self._build(context, tag, None)
+                    await self._build(context, tag, step)
             except TimeoutError:
                 raise ConfigurationError(
                     f"The image of {name} was not built within {self._settings.image_seconds:.0f} s.",

@@ -32,7 +32,7 @@ _BUNDLE_TYPE = "application/x-git-bundle"
 _LARGE_BYTES = 20_000_000
 """From what size on it is worth to ask first whether the server has a bundle."""
 
-_MARKS = "→✗●«! "
+_MARKS = "→✗●«!… "
 """What the lines begin with that tell what was done, and not what a model says."""
 
 _RUN_ID = re.compile(r"run_[0-9a-z]{26}")
@@ -154,6 +154,8 @@ class _View:
                 return "waits in the queue" if data.get("reason") is None else f"waits again: {data.get('reason')}"
             case "run_started":
                 return "prepares its workspace"
+            case "progress":
+                return f"… {_brief(data.get('detail'))}"
             case "message_completed":
                 return _brief(data.get("text")).lstrip(_MARKS)  # what the model says looks like nothing that was done
             case "tool_call":
