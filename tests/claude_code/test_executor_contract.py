@@ -33,7 +33,7 @@ from automagik.claude_code.command import CliSpec, command, environment, user_me
 from automagik.claude_code.executor import Execution, Executor
 from automagik.claude_code.factory import ExecutorFactory
 from automagik.claude_code.transcript import Transcript
-from automagik.errors import Conflict, InvalidInput, NotFound
+from automagik.errors import Conflict, InvalidInput, NotFound, RunFailed
 from automagik.settings import Settings
 from automagik.testing.scripted_messages import ScriptedMessages
 from automagik.testing.stopwatch import Stopwatch
@@ -550,6 +550,11 @@ async def test_a_toolchain_is_prepared_once_and_read_by_all(executor: Executor) 
     assert not await executor.has_toolchain(RUN, digest)
     failed = await executor.prepare_toolchain(RUN, digest, ("sh", "-c", "echo no >&2; exit 3"), timeout_seconds=20)
     assert failed.exit.code == 3
+    assert not await executor.has_toolchain(RUN, digest)
+    large = 'dd if=/dev/zero of="$TOOLCHAIN/large" bs=1M count=6 status=none; dd if=/dev/zero of=large bs=1M count=6; sleep 300'
+    tight = replace(LIMITS, workspace_bytes=10 * MIB)
+    with pytest.raises(RunFailed, match="the workspace with it grew over its limit"):
+        await executor.prepare_toolchain(RUN, digest, ("sh", "-c", large), timeout_seconds=60, limits=tight)
     assert not await executor.has_toolchain(RUN, digest)
     done = await executor.prepare_toolchain(RUN, digest, ("sh", "-c", setup), timeout_seconds=20)
     assert done.exit.code == 0, done

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count, pairwise
-from typing import Any, cast
 
 import pytest
 
@@ -43,8 +42,7 @@ class Executor:
     clock: TurnedClock = field(default_factory=TurnedClock)
     measured_at: list[float] = field(default_factory=list[float])
 
-    async def size(self, run_id: str, *, limit: int) -> Size:
-        assert (run_id, limit) == ("run_a", LIMIT)
+    async def size(self) -> Size:
         self.measured_at.append(self.clock.moment)
         self.clock.moment += self.takes
         found = self.sizes.pop(0)
@@ -52,12 +50,15 @@ class Executor:
             raise found
         return found
 
-    async def disk_used(self, run_id: str) -> int | None:
+    async def disk_used(self) -> int | None:
         return self.fullness(self.clock.moment)
 
     async def until_over(self) -> Size:
-        watch = SizeWatch(cast("Any", self), "run_a", LIMIT, self.clock, self.clock.sleep)
-        return await watch.until_over()
+        return await self.watch.until_over()
+
+    @property
+    def watch(self) -> SizeWatch:
+        return SizeWatch("run_a", LIMIT, self.size, self.disk_used, self.clock, self.clock.sleep)
 
     @property
     def pauses(self) -> list[float]:

@@ -257,10 +257,10 @@ class ContainerManager:
             told = await volume.show()
         return str(told["Labels"][_IMAGE_LABEL])
 
-    async def mountpoint(self, run_id: str, area: Area) -> str:
+    async def mountpoint(self, volume_name: str) -> str:
         """Where the engine's host keeps a volume. Raises: NotFound."""
-        async with _meanings("execution", run_id, seconds=_CALL_SECONDS):
-            volume = await self._engine().volumes.get(self.volume(run_id, area))
+        async with _meanings("volume", volume_name, seconds=_CALL_SECONDS):
+            volume = await self._engine().volumes.get(volume_name)
             return str((await volume.show())["Mountpoint"])
 
     async def volumes(self) -> list[str]:

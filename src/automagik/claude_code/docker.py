@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from automagik.claude_code.archives import pieces, reowned
@@ -27,6 +28,7 @@ from automagik.claude_code.measuring import (
 )
 from automagik.claude_code.one_shot import Captured, StderrTail, exit_status
 from automagik.claude_code.progress import Tell
+from automagik.claude_code.size_watch import SizeWatch
 from automagik.errors import ConfigurationError, Conflict, InvalidInput
 from automagik.sandbox.confinement import Availability, Limits
 from automagik.sandbox.watch import descendants, footprint
@@ -39,6 +41,7 @@ _FEED_SECONDS = 600.0
 _START_SECONDS = 30.0
 """What the engine may need around a command that has a time of its own."""
 _READY = ".ready"
+_AREAS: tuple[Area, ...] = ("workspace", "credentials")
 
 
 class DockerExecutor:
@@ -82,7 +85,7 @@ class DockerExecutor:
         used = await self._images.ready(image=image, dockerfile=dockerfile, trusted=trusted, tell=tell)
         if not self._shares_files:
             await self._check_shares_files(run_id, sockets, image=used)
-        for area in ("workspace", "credentials"):
+        for area in _AREAS:
             await self._manager.make_volume(run_id, area, image=used)
 
     def socket(self, run_id: str, name: str) -> Path:
@@ -216,7 +219,11 @@ class DockerExecutor:
             )
             ready = False
             try:
-                done = await self._carry_out(container, Captured(None, 1024**2), None, timeout_seconds)
+                limit = (limits or Limits.from_settings(self._settings)).workspace_bytes
+                watch = SizeWatch(
+                    run_id, limit, partial(self._size, run_id, limit, digest), partial(self.disk_used, run_id)
+                )
+                done = await watch.within(self._carry_out(container, Captured(None, 1024**2), None, timeout_seconds))
                 ready = done.exit.code == 0 and not done.timed_out
             finally:
                 await asyncio.shield(self._manager.remove(container))
@@ -240,15 +247,24 @@ class DockerExecutor:
         return len(await self._images.drop_unused(seconds=unused_seconds))
 
     async def size(self, run_id: str, *, limit: int = NO_LIMIT) -> Size:
-        places = await self._volumes_here(run_id)
+        return await self._size(run_id, limit)
+
+    async def _size(self, run_id: str, limit: int, toolchain: str | None = None) -> Size:
+        places = await self._volumes_here(run_id, toolchain)
         if places:
             beside = await self._unlinked_bytes(run_id)
             found = await measure(places, limit=limit - beside)
             if found.unknown != "unreadable":
                 return replace(found, bytes=found.bytes + beside)
         # As the agent, who may look into all that is its own, or can be given that right back.
-        command = measure_command((_INSIDE.workspace, _INSIDE.credentials), limit=limit, seconds=MEASURE_SECONDS)
-        done = await self.once(run_id, command, timeout_seconds=MEASURE_SECONDS + _START_SECONDS, writable=True)
+        folders = (_INSIDE.workspace, _INSIDE.credentials, *(() if toolchain is None else (_INSIDE.toolchain,)))
+        done = await self.once(
+            run_id,
+            measure_command(folders, limit=limit, seconds=MEASURE_SECONDS),
+            timeout_seconds=MEASURE_SECONDS + _START_SECONDS,
+            writable=True,
+            toolchain=toolchain,
+        )
         return Size(0, "time") if done.timed_out else size_said(done.stdout)
 
     async def disk_used(self, run_id: str) -> int | None:
@@ -274,9 +290,12 @@ class DockerExecutor:
 
     # -- inner parts
 
-    async def _volumes_here(self, run_id: str) -> list[Path]:
+    async def _volumes_here(self, run_id: str, toolchain: str | None = None) -> list[Path]:
         """Where this process can look into the run's volumes; nothing where it can't. Raises: NotFound where there are none."""
-        places = [Path(await self._manager.mountpoint(run_id, area)) for area in ("workspace", "credentials")]
+        names = [self._manager.volume(run_id, area) for area in _AREAS]
+        if toolchain is not None:
+            names.append(self._manager.toolchain(toolchain, image=await self._manager.image_of(run_id)))
+        places = [Path(await self._manager.mountpoint(name)) for name in names]
         seen = [await asyncio.to_thread(os.access, place, os.R_OK | os.X_OK) for place in places]
         return places if all(seen) else []
 

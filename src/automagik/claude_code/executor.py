@@ -278,6 +278,8 @@ class Executor(Protocol):
         """Run setup commands in the run's workspace, and keep what they leave in `Inside.toolchain` under the digest.
 
         Nothing is kept when they fail. A toolchain that is there is not made again.
+
+        Raises: RunFailed where the workspace and the toolchain together pass the limit of a workspace.
         """
         ...
 

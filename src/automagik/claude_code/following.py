@@ -4,6 +4,7 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 
@@ -200,8 +201,9 @@ class Following:
             self.control.end("budget")
 
     async def _measure(self) -> None:
-        watch = SizeWatch(self.executor, self.run_id, self.limits.workspace_bytes, self.clock)
-        size = await watch.until_over()
+        run_id, limit = self.run_id, self.limits.workspace_bytes
+        measure, disk_used = partial(self.executor.size, run_id, limit=limit), partial(self.executor.disk_used, run_id)
+        size = await SizeWatch(run_id, limit, measure, disk_used, self.clock).until_over()
         if size.unknown is not None:
             detail = f"The workspace could not be measured, which counts as over its limit: {size.why}."
             self.emit("warning", {"code": "workspace_unmeasured", "detail": detail})

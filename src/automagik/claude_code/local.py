@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from automagik.claude_code.execution import LocalExecution, RunFolder, read_documents
@@ -20,6 +21,7 @@ from automagik.claude_code.measuring import NO_LIMIT, Size, disk_used, measure
 from automagik.claude_code.one_shot import OneShot
 from automagik.claude_code.processes import ProcessId, Watch, identify, mentioning, spawn
 from automagik.claude_code.progress import Tell
+from automagik.claude_code.size_watch import SizeWatch
 from automagik.errors import ConfigurationError, Conflict, InvalidInput, NotFound
 from automagik.sandbox.bubblewrap import Bubblewrap
 from automagik.sandbox.confinement import Availability, Limits
@@ -244,7 +246,11 @@ class LocalExecutor:
                     toolchain_writable=True,
                     marker=f"AUTOMAGIK_ONCE={new_id('once')}",
                 )
-                done = await OneShot(self._launcher, made).run(timeout_seconds=timeout_seconds)
+                limit = made.limits.workspace_bytes
+                watch = SizeWatch(
+                    run_id, limit, partial(self._size, run_id, limit, making), partial(self.disk_used, run_id)
+                )
+                done = await watch.within(OneShot(self._launcher, made).run(timeout_seconds=timeout_seconds))
                 if done.exit.code == 0 and not done.timed_out:
                     await asyncio.to_thread(making.rename, kept)
             finally:
@@ -263,13 +269,16 @@ class LocalExecutor:
         return 0
 
     async def size(self, run_id: str, *, limit: int = NO_LIMIT) -> Size:
+        return await self._size(run_id, limit)
+
+    async def _size(self, run_id: str, limit: int, *more: Path) -> Size:
         folder = self._run(run_id)
         if not await asyncio.to_thread(folder.path.is_dir):
             raise NotFound("execution", run_id, hint="Its areas are not on this host, or were removed.")
         execution = self._living.get(run_id)
         beside = await asyncio.to_thread(_file_bytes, folder.stderr)  # which has no limit of its own
         beside += execution.unlinked_bytes if execution is not None else 0
-        found = await measure((folder.workspace, folder.credentials), limit=limit - beside)
+        found = await measure((folder.workspace, folder.credentials, *more), limit=limit - beside)
         return replace(found, bytes=found.bytes + beside)
 
     async def disk_used(self, run_id: str) -> int | None:
