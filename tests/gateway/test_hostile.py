@@ -1,7 +1,9 @@
 """A run that does its worst at its door: it gets an answer or a closed connection, and nothing reaches the provider by it."""
 
 import asyncio
+import os
 import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -238,6 +240,24 @@ async def test_too_many_connections_are_refused_and_there_is_room_again_after(ho
     await asyncio.sleep(0.1)
     async with anthropic(house.socket()) as client:
         await client.messages.create(model=MODEL, max_tokens=10, messages=[{"role": "user", "content": "Hello"}])
+
+
+async def test_a_flood_of_connections_is_taken_at_a_pace_and_hurts_no_other_run(house: House) -> None:
+    """The flood waits in the kernel's queue, and another run's door answers all the while."""
+    await house.door()
+    await house.door("run_other")
+    held = [socket.socket(socket.AF_UNIX) for _ in range(250)]
+    before, began = len(os.listdir("/proc/self/fd")), time.monotonic()
+    try:
+        for one in held:
+            one.connect(str(house.socket()))
+        await asyncio.sleep(0.1)
+        taken = len(os.listdir("/proc/self/fd")) - before
+        assert 100 <= taken <= 128 + 100 * (time.monotonic() - began)
+        assert status(await talk(house.socket("run_other"), post(path=b"/nowhere"))) == 404
+    finally:
+        for one in held:
+            one.close()
 
 
 async def test_large_bodies_held_at_once_have_a_limit(house: House) -> None:

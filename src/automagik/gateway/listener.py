@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from automagik.errors import ConfigurationError
+from automagik.sandbox.accepting import Accepting
 
 __all__ = ["Listener"]
 
@@ -19,11 +20,14 @@ _MODE = 0o666
 
 
 class Listener:
-    """Listens at `path` until it is closed."""
+    """Listens at `path` until it is closed. Connections are taken at a pace; beyond it they wait."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._server: asyncio.Server | None = None
+        self._protocol: Callable[[], asyncio.Protocol] = asyncio.Protocol
+        self._listening: socket.socket | None = None
+        self._accepting: Accepting | None = None
+        self._begins: set[asyncio.Task[None]] = set()
         self._inode = 0
 
     async def start(self, protocol: Callable[[], asyncio.Protocol]) -> None:
@@ -48,7 +52,6 @@ class Listener:
             listening.setblocking(False)
             self._inode = beside.lstat().st_ino
             beside.rename(self._path)
-            self._server = await asyncio.get_running_loop().create_unix_server(protocol, sock=listening)
         except OSError as error:
             listening.close()
             beside.unlink(missing_ok=True)
@@ -56,15 +59,34 @@ class Listener:
                 f"A run's socket can't be made at {self._path}: {error.strerror}.",
                 hint="Set AUTOMAGIK_RUNTIME_DIR to a folder that the platform may write to.",
             ) from error
+        self._protocol, self._listening = protocol, listening
+        self._accepting = Accepting(listening, self._take)
 
     async def close(self) -> None:
         """Stop listening, and remove the socket where it is still this one."""
-        if self._server is None:
+        if self._accepting is None or self._listening is None:
             return
-        self._server.close()
-        self._server = None
+        self._accepting.stop()
+        self._listening.close()
+        self._accepting = self._listening = None
+        for begin in self._begins:
+            begin.cancel()
         try:
             if self._path.lstat().st_ino == self._inode:
                 self._path.unlink()
         except FileNotFoundError:
             pass
+
+    def _take(self, connection: socket.socket) -> None:
+        begin = asyncio.get_running_loop().create_task(self._begin(connection))
+        self._begins.add(begin)
+
+        def begun(task: asyncio.Task[None]) -> None:
+            self._begins.discard(task)
+            if task.cancelled():  # else its transport closes it
+                connection.close()
+
+        begin.add_done_callback(begun)
+
+    async def _begin(self, connection: socket.socket) -> None:
+        await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
