@@ -42,6 +42,10 @@ async def test_a_run_answers_and_is_stored_with_its_events(platform: Platform) -
 
 async def test_ten_runs_posted_to_one_session_at_once_are_paired_and_in_order(platform: Platform) -> None:
     session = uuid.uuid4()
+    heard = asyncio.Event()
+    platform.store.signals.listen("changed", lambda _: heard.set())
+    await platform.store.signals.send("changed", "agents")  # so that the first one has to look at them anew
+    await heard.wait()
     runs = [
         asyncio.create_task(platform.runs.run(RunRequest("echo", f"question {n}", session_id=session), RUNNER))
         for n in range(10)

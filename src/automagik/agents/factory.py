@@ -94,7 +94,7 @@ class AgentFactory:
         self._locations: dict[str, str] = {}
         self._broken: list[BrokenAgent] = []
         self._changing = asyncio.Lock()
-        self._refreshed_at = 0.0
+        self._refreshed_at, self._expired = 0.0, False
         self._leave = (store.signals.listen("changed", self._hear_change), store.signals.on_gap(self._expire))
 
     @property
@@ -122,25 +122,31 @@ class AgentFactory:
 
     async def refresh(self, *, max_age_seconds: float = 2.0) -> None:
         """Take over what another process changed in the API's agents, where it said so or the last look is older than
-        `max_age_seconds`."""
+        `max_age_seconds`. Whoever comes while somebody looks waits for it too, so that none gets ahead of who came before."""
         if self._clock.monotonic() - self._refreshed_at < max_age_seconds:
             return
         async with self._changing:
             if self._clock.monotonic() - self._refreshed_at < max_age_seconds:
                 return
-            self._refreshed_at = self._clock.monotonic()
-            rows = {row.name: row for row in await self._store.read(lambda tx: tx.agents.all())}
-            for name, row in list(self._rows.items()):
-                if name not in rows and row.source == _API:
-                    await self._drop(name)
-            for row in rows.values():
-                known = self._rows.get(row.name)
-                if known is not None and known.revision == row.revision and known.id == row.id:
-                    continue
-                if row.source == _API:
-                    await self._adopt_row(row)
-                elif known is not None:
-                    self._rows[row.name] = row
+            self._expired, began = False, self._clock.monotonic()
+            try:
+                await self._take_over()
+            finally:  # also where the store is away: those who wait don't each try it again
+                if not self._expired:
+                    self._refreshed_at = began
+
+    async def _take_over(self) -> None:
+        rows = {row.name: row for row in await self._store.read(lambda tx: tx.agents.all())}
+        for name in [name for name, row in self._rows.items() if row.source == _API and name not in rows]:
+            await self._drop(name)
+        for row in rows.values():
+            known = self._rows.get(row.name)
+            if known is not None and (known.revision, known.id) == (row.revision, row.id):
+                continue
+            if row.source == _API:
+                await self._adopt_row(row)
+            elif known is not None:
+                self._rows[row.name] = row
 
     # -- asking
 
@@ -339,7 +345,7 @@ class AgentFactory:
 
     def _expire(self) -> None:
         """Have the agents looked at anew when one is asked for next."""
-        self._refreshed_at = float("-inf")
+        self._refreshed_at, self._expired = float("-inf"), True
 
     def _unique(self, found: Iterable[Candidate | BrokenAgent], rows: Mapping[str, AgentRow]) -> list[Candidate]:
         """Those that can be bound. Broken ones, bad names and the later of two with one name are kept as broken."""
