@@ -313,9 +313,13 @@ async def _image_of(engine: Any, run_id: str) -> str:
 
 
 async def test_a_dockerfile_that_fails_is_told_with_the_builders_words(executor: Executor) -> None:
-    with pytest.raises(ConfigurationError, match="returned a non-zero code: 9") as refused:
-        await executor.prepare("run_theirs", dockerfile="FROM automagik-base:host\nRUN echo the reason; exit 9\n")
-    assert "the reason" in refused.value.detail
+    dockerfile = "FROM automagik-base:host\nRUN echo the reason; exit 9\n"
+    told: list[str] = []
+    asked = [executor.prepare(run_id, dockerfile=dockerfile, tell=told.append) for run_id in ("run_theirs", "run_also")]
+    for refused in await asyncio.gather(*asked, return_exceptions=True):
+        assert isinstance(refused, ConfigurationError)
+        assert "the reason" in refused.detail and "returned a non-zero code: 9" in refused.detail
+    assert told.count("Another run has the image of the Dockerfile made; this one waits for it.") == 1
 
 
 async def test_a_toolchain_fits_the_image_that_it_was_made_on(
@@ -355,6 +359,15 @@ async def test_of_a_toolchain_whose_making_is_ended_nothing_is_left(
 
 
 # -- files
+
+
+async def test_who_fills_the_engines_log_past_its_output_is_ended(executor: Executor) -> None:
+    """By its standard error, in the shortest lines, which take most of the disk."""
+    execution = await executor.start(spec("sh", "-c", "yes '' >&2", output_bytes=3_000_000))
+    async with asyncio.timeout(60):
+        assert await collect(execution.output()) == b""
+        status = await execution.wait()
+    assert (status.output_full, status.code) == (True, 137)
 
 
 async def test_a_volume_that_is_not_measured_in_time_is_over_every_limit(

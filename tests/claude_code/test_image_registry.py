@@ -258,18 +258,19 @@ async def test_an_image_that_nothing_can_be_built_upon_is_told_what_it_lacks_and
 
 
 async def test_a_run_tells_how_its_image_is_had_and_where_it_is_not_ends_with_the_words_and_what_may_be_named(
-    settings: Settings, shelf: Registry, warm: WarmPython
+    settings: Settings, engine: Any, shelf: Registry, warm: WarmPython
 ) -> None:
+    mark = secrets.token_hex(8)
     given = {"AUTOMAGIK_SANDBOX_IMAGE": settings.sandbox_image, "AUTOMAGIK_WORKFLOW_IMAGES": "team/tools:*"}
     name = f"{shelf.address}/team/none:1"
     async with workflow_house({"default": {"text": "OK"}}, executor="docker", settings=given, warm=warm) as house:
         write_workflow(house.folder / "data" / "workflows" / "away", toml=f'image = "{name}"\n')
         slow = house.folder / "data" / "workflows" / "slow"
         write_workflow(slow, toml='dockerfile = "Dockerfile"\n')
-        steps = "".join(f"RUN sleep 1; echo {secrets.token_hex(8)}\n" for _ in range(5))
-        (slow / "Dockerfile").write_text(f"FROM automagik-base:host\n{steps}RUN exit 9\n")
+        steps = "".join(f"RUN sleep 1; echo {number}\n" for number in range(4))
+        (slow / "Dockerfile").write_text(f"FROM automagik-base:host\nLABEL test={mark}\n{steps}RUN exit 9\n")
         async with asyncio.timeout(20):
-            while (await house.client.get("/workflows/away")).status_code != 200:
+            while (await house.client.get("/workflows/slow")).status_code != 200:
                 await asyncio.sleep(0.2)
         run = await house.ended(await house.begin(workflow="away"))
         assert (run["status"], run["outcome"]) == ("failed", "sandbox_error"), run
@@ -289,6 +290,8 @@ async def test_a_run_tells_how_its_image_is_had_and_where_it_is_not_ends_with_th
         assert all(re.fullmatch(r"The image of the Dockerfile is built: step \d/7", words) for words in said[1:]), said
         at = [datetime.fromisoformat(event["at"]) for event in events]
         assert min((later - earlier).total_seconds() for earlier, later in itertools.pairwise(at)) > 1.8
+        for image in await engine.images.list(filters={"label": [f"test={mark}"]}):
+            await engine.images.delete(image["Id"])
         assert house.api.calls == []
 
         for image, status in (("team/secrets:1", 422), ("team/tools:1", 201)):
