@@ -70,7 +70,10 @@ async def health(platform: PlatformOf) -> Response:
     summary="Whether the platform can serve",
     openapi_extra=_OPEN,
     responses={
-        200: {"model": ReadyResource, "description": "It can; `degraded` where a plug-in is broken or a worker takes no work"},
+        200: {
+            "model": ReadyResource,
+            "description": "It can; `degraded` where a plug-in is broken or a worker takes no work",
+        },
         **problems(keyless=True),
         503: {"model": ReadyResource, "description": "A dependency is away"},
     },
