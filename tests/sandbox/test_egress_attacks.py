@@ -225,6 +225,35 @@ async def test_a_client_that_never_reads_holds_its_place_only_so_long(short: Pat
     assert len(os.listdir("/proc/self/fd")) <= before + 4
 
 
+@pytest.mark.parametrize("stays", [False, True])
+async def test_a_client_of_plain_http_that_has_gone_does_not_keep_its_place_while_the_server_is_silent(
+    short: Path, stays: bool
+) -> None:
+    ended = asyncio.Event()
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.2 if stays else 20):
+                await reader.read(-1)
+                ended.set()
+        writer.write(b"hello")
+
+    patience = Patience(head_seconds=0.5, idle_seconds=30)
+    async with serving(slow) as port, way(short, [f"site.test:{port}"], patience=patience) as out:
+        reader, writer = await asyncio.open_unix_connection(str(out.socket))
+        writer.write(b"GET http://site.test:%d/ HTTP/1.1\r\nHost: site.test\r\n\r\n" % port)
+        if stays:  # and only says that it has no more to say
+            writer.write_eof()
+            assert (await asyncio.wait_for(reader.read(-1), 5)).endswith(b"hello")
+        else:
+            await reader.readline()
+            writer.close()
+            await asyncio.wait_for(ended.wait(), 5)
+        writer.close()
+
+
 async def test_a_client_that_takes_its_time_gets_all_to_the_last_byte(short: Path) -> None:
     """Of some of these sizes the last part does not fit into the client's queue when the server has said all."""
 

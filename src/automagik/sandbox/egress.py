@@ -78,7 +78,8 @@ class Patience:
     """How long a connection may take for what."""
 
     head_seconds: float = 30.0
-    """For a request's head, for a ClientHello once it has begun, and at the end for taking what is left."""
+    """For a request's head, for a ClientHello once it has begun, and at the end for taking what is left. Without a byte, too, where the
+    client of plain HTTP has ended its side: it may be gone."""
     connect_seconds: float = 10.0
     """For each address of a host."""
     idle_seconds: float = 300.0
@@ -177,13 +178,20 @@ class EgressDoor:
                 await both_ways(self._tunnel(request, reader, upstream, pulse), answer, pulse)
             else:
                 upstream.write(request.head)
-                body = forward_body(request, reader, upstream, beat=pulse.beat)
-                await both_ways(body, answer, pulse, answer_ends=True)
+                await both_ways(self._sent(request, reader, upstream, pulse), answer, pulse, answer_ends=True)
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             upstream.transport.abort()
             raise
         finally:
             await end(upstream, seconds=self._patience.head_seconds)
+
+    async def _sent(
+        self, request: ProxyRequest, reader: asyncio.StreamReader, upstream: asyncio.StreamWriter, pulse: Pulse
+    ) -> None:
+        """Send the body of a request, and look whether its client stays."""
+        await forward_body(request, reader, upstream, beat=pulse.beat)
+        if not await reader.read(1):  # most have gone then, and one that only says no more is not waited for as long
+            pulse.idle_seconds = min(pulse.idle_seconds, self._patience.head_seconds)
 
     async def _connect(self, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if not self._policy.allows(host, port):
