@@ -2,7 +2,7 @@ import asyncio
 import uuid
 
 import pytest
-from run_house import RUNNER, OpenPlatform, message, read, stored, until_status
+from run_house import RUNNER, OpenPlatform, ended, message, read, stored, until_status
 
 from automagik.app import Platform
 from automagik.errors import (
@@ -54,6 +54,11 @@ async def test_ten_runs_posted_to_one_session_at_once_are_paired_and_in_order(pl
     assert [message(row.output) for row in rows] == [f"seen {n + 1}: question {n}" for n in range(10)]
     history = await platform.store.read(lambda tx: tx.messages.history(_key(tx, session), None))
     assert len(history) == 20
+    session = uuid.uuid4()  # the first of the background is the one that counts how many wait
+    asked = [RunRequest("echo", f"question {n}", session_id=session) for n in range(10)]
+    queued = await asyncio.gather(*(platform.runs.submit(request, RUNNER) for request in asked))
+    texts = [message((await ended(platform, row.run_id)).output) for row in queued]
+    assert texts == [f"seen {n + 1}: question {n}" for n in range(10)]
 
 
 def _key(tx: Transaction, session: uuid.UUID) -> int:

@@ -57,6 +57,7 @@ class RunService:
         self._stopping = False
         self._depth = 0
         self._depth_at = float("-inf")
+        self._counting = asyncio.Lock()
 
     # -- asking an agent
 
@@ -395,10 +396,13 @@ class RunService:
     async def _check_depth(self) -> None:
         """Refuse what would wait too long behind too many. The count may be half a second old."""
         most = self._settings.max_queued_runs
-        now = self._clock.monotonic()
-        if now - self._depth_at >= _DEPTH_SECONDS:
-            self._depth_at = now
-            self._depth = await self._store.read(lambda tx: tx.queue.depth(most + 1))
+        if self._clock.monotonic() - self._depth_at >= _DEPTH_SECONDS:
+            async with self._counting:  # for who comes meanwhile too: none gets ahead of who came before
+                if (now := self._clock.monotonic()) - self._depth_at >= _DEPTH_SECONDS:
+                    try:
+                        self._depth = await self._store.read(lambda tx: tx.queue.depth(most + 1))
+                    finally:
+                        self._depth_at = now
         if self._depth >= most:
             raise QueueFull(
                 f"{most} runs wait in the queue already.",
