@@ -68,6 +68,8 @@ class _Rate:
 
     def highest(self, input_tokens: int) -> Decimal:
         """The most that a token can cost where the input has at most `input_tokens`."""
+        if not self.tiers:
+            return self.base
         return max((self.base, *(price for start, price in self.tiers if input_tokens > start)))
 
 

@@ -56,44 +56,56 @@ class Bound:
     head: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What is known of a request without its turns. Turns that follow the same `ways` are counted alike."""
+
+    written: bytes
+    mark: bytes
+    ways: bytes
+    added_words: int
+
+
 class Conversations:
     """What a run's last requests were counted as."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[bytes, tuple[int, bytes]] = OrderedDict()
-        self._last_head = (b"", b"")
+        self._last = _Head(b"", b"", b"", 0)
 
     def bound(self, wire: Wire, ask: Ask) -> Bound:
         """The most tokens that the request can be counted as input."""
         document = ask.document
-        head = _written({name: value for name, value in document.items() if name != wire.turns})
-        head_mark = self._mark_of(head)
-        ways = {name: value for name, value in document.items() if name != wire.turns and name not in _BESIDE}
-        mark = hashlib.blake2b(_written(ways), digest_size=16).digest()
+        head = self._head_of({name: value for name, value in document.items() if name != wire.turns})
+        mark = head.ways
         given = document.get(wire.turns)
         turns: Sequence[Json] = given if isinstance(given, list) else [given]
-        unknown = len(head) + _added_words(document)
+        unknown = len(head.written) + head.added_words
         for turn in turns:
             written = _written(turn)
             mark = hashlib.blake2b(mark + _unmarked(written), digest_size=16).digest()
             known = self._known.get(mark)
             if known is not None:
                 tokens, its_head = known
-                unknown = tokens + (0 if its_head == head_mark else len(head) + _added_words(document))
+                unknown = tokens + (0 if its_head == head.mark else len(head.written) + head.added_words)
             else:
                 unknown += len(written) + sum(medium.tokens - medium.size for medium in wire.media(turn, ask.model))
                 if _REFERENCE in written:  # in its place a tool stands whole, which was not read so far
                     unknown += written.count(_REFERENCE) * _largest_tool(document)
-        return Bound(min(unknown, _LARGEST_CONTEXT), mark, head_mark)
+        return Bound(min(unknown, _LARGEST_CONTEXT), mark, head.mark)
 
-    def _mark_of(self, head: bytes) -> bytes:
-        """What the head is known by. Mostly it is the last one's, and large: comparing takes a hundredth of reading it."""
-        last, mark = self._last_head
-        if head != last:
-            mark = hashlib.blake2b(_unmarked(head), digest_size=16).digest()
-            if len(head) <= _LARGEST_KEPT_HEAD:
-                self._last_head = (head, mark)
-        return mark
+    def _head_of(self, document: JsonObject) -> "_Head":
+        """What is to be known of a request without its turns. Mostly it is the last one's, and large: comparing takes a hundredth
+        of reading it."""
+        written = _written(document)
+        if written == self._last.written:
+            return self._last
+        mark = hashlib.blake2b(_unmarked(written), digest_size=16).digest()
+        ways = {name: value for name, value in document.items() if name not in _BESIDE}
+        head = _Head(written, mark, hashlib.blake2b(_written(ways), digest_size=16).digest(), _added_words(document))
+        if len(written) <= _LARGEST_KEPT_HEAD:
+            self._last = head
+        return head
 
     def remember(self, bound: Bound, reported: Tokens) -> None:
         """Keep what the provider counted for the request of this bound."""
