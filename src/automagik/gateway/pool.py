@@ -181,11 +181,7 @@ class _Wire(asyncio.Protocol):
             self._timer = None
         self.status, self.headers, self.complete = 0, [], False
         self._has_head, self._head_bytes, self._is_asked = False, 0, True
-        if len(body) < _MANY_BYTES:
-            self._transport.write(head + body)
-        else:
-            self._transport.write(head)
-            self._transport.write(body)
+        self._transport.writelines((head, body) if body else (head,))
 
     async def head(self) -> None:
         """Return when the answer's head is there. Raises BrokeOff."""
