@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from automagik.gateway.connection import Allowance, Answer, Connection, Exchange, Head
+from automagik.gateway.allowance import Allowance
+from automagik.gateway.connection import Answer, Connection, Exchange, Head
 
 pytestmark = pytest.mark.anyio
 

@@ -4,13 +4,14 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 from gateway_house import KEY, MODEL, TOKEN, House, anthropic, raw, talk
 
-from automagik.gateway.connection import Allowance, Answer, Connection, Exchange, Head
+from automagik.gateway.allowance import Allowance, Places
+from automagik.gateway.connection import Answer, Connection, Exchange, Head
 from automagik.gateway.listener import Listener
 from automagik.testing.scripted_messages import ScriptedMessages
 
@@ -223,23 +224,84 @@ async def test_a_connection_serves_one_request_after_the_other(house: House, api
     assert api.count == 3
 
 
-async def test_too_many_connections_are_refused_and_there_is_room_again_after(house: House) -> None:
+def _speaking(allowance: Allowance, opened: list[Connection]) -> Callable[[], Connection]:
+    """Connections whose requests nobody answers."""
+    return lambda: Connection(
+        _Nobody(), allowance, opened=opened.append, closed=opened.remove, spawn=lambda exchange: None
+    )
+
+
+async def test_who_connects_and_is_silent_makes_room_for_who_speaks(sockets: Path) -> None:
+    """The one that is silent longest loses its place. Where all have requests under way, a newcomer is refused."""
+    allowance, opened = Allowance(3, 1000, 1000), list[Connection]()
+    listener = Listener(sockets / "full.sock")
+    await listener.start(_speaking(allowance, opened))
+    silent = [await asyncio.open_unix_connection(str(sockets / "full.sock")) for _ in range(3)]
+    speaking: list[asyncio.StreamWriter] = []
+    for reader, _ in silent:
+        _, writer = await asyncio.open_unix_connection(str(sockets / "full.sock"))
+        writer.write(post())
+        speaking.append(writer)
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        await asyncio.sleep(0.02)
+    assert status(await talk(sockets / "full.sock", post())) == 503
+    speaking[0].close()
+    await asyncio.sleep(0.05)
+    assert len(opened) == 2
+    _, writer = await asyncio.open_unix_connection(str(sockets / "full.sock"))
+    await asyncio.sleep(0.05)
+    assert (allowance.taken, len(opened)) == (3, 3)
+    for one in (writer, *speaking, *(writer for _, writer in silent)):
+        one.close()
+    await asyncio.sleep(0.05)
+    assert (allowance.taken, allowance.body_bytes) == (0, 1000)
+    await listener.close()
+
+
+async def test_one_door_does_not_take_the_places_of_all(sockets: Path) -> None:
+    places = Places(10)
+    before = places.left
+    greedy, modest = Allowance(256, 10**6, 1000, places=places), Allowance(256, 10**6, 1000, places=places)
+    listeners = [Listener(sockets / "greedy.sock"), Listener(sockets / "modest.sock")]
+    for listener, allowance in zip(listeners, (greedy, modest), strict=True):
+        await listener.start(_speaking(allowance, []))
+    writers: list[asyncio.StreamWriter] = []
+
+    async def ask(name: str) -> asyncio.StreamReader:
+        reader, writer = await asyncio.open_unix_connection(str(sockets / name))
+        writer.write(post())
+        writers.append(writer)
+        return reader
+
+    for _ in range(10):
+        await ask("greedy.sock")
+    assert status(await (await ask("greedy.sock")).readline()) == 503
+    for _ in range(8):
+        await ask("modest.sock")
+    assert status(await (await ask("modest.sock")).readline()) == 503
+    assert modest.taken >= 8
+    for writer in writers:
+        writer.close()
+    await asyncio.sleep(0.1)
+    assert (greedy.taken, modest.taken, places.left) == (0, 0, before)
+    for listener in listeners:
+        await listener.close()
+
+
+async def test_connections_that_say_nothing_keep_nobody_out_of_a_door(house: House) -> None:
     await house.door()
     held: list[socket.socket] = []
     try:
-        for _ in range(256):
+        for _ in range(300):
             one = socket.socket(socket.AF_UNIX)
             one.connect(str(house.socket()))
             held.append(one)
-            await asyncio.sleep(0)
-        await asyncio.sleep(0.05)
-        assert status(await talk(house.socket(), post())) == 503
+            await asyncio.sleep(0.002)
+        async with anthropic(house.socket()) as client:
+            await client.messages.create(model=MODEL, max_tokens=10, messages=[{"role": "user", "content": "Hello"}])
     finally:
         for one in held:
             one.close()
-    await asyncio.sleep(0.1)
-    async with anthropic(house.socket()) as client:
-        await client.messages.create(model=MODEL, max_tokens=10, messages=[{"role": "user", "content": "Hello"}])
 
 
 async def test_a_flood_of_connections_is_taken_at_a_pace_and_hurts_no_other_run(house: House) -> None:
@@ -315,4 +377,4 @@ async def test_a_request_that_never_comes_to_its_end_is_given_up(sockets: Path, 
     assert (await talk(sockets / "slow.sock", sent)).startswith(answer)
     await asyncio.sleep(0.05)
     await listener.close()
-    assert (allowance.connections, allowance.body_bytes) == (8, 1000)
+    assert (allowance.taken, allowance.body_bytes) == (0, 1000)

@@ -15,7 +15,9 @@ from typing import Protocol, cast
 
 import httptools
 
-__all__ = ["Allowance", "Answer", "ClientGone", "Connection", "Exchange", "Handler", "Head", "Header"]
+from automagik.gateway.allowance import Allowance
+
+__all__ = ["Answer", "ClientGone", "Connection", "Exchange", "Handler", "Head", "Header"]
 
 Header = tuple[bytes, bytes]
 """A header's name in lower case, and its value."""
@@ -29,29 +31,6 @@ _FRAMING_SLACK = 256 * 1024  # what chunks may cost besides what is in them
 
 class ClientGone(Exception):
     """The client went away before its answer was complete."""
-
-
-@dataclass(slots=True)
-class Allowance:
-    """What all connections of one door may hold together, and how long each may take."""
-
-    connections: int
-    body_bytes: int
-    max_body_bytes: int
-    head_seconds: float = 15.0
-    body_seconds: float = 120.0
-    idle_seconds: float = 300.0
-
-    def take(self, size: int) -> bool:
-        """Whether so many bytes more of bodies may be held; then they are counted."""
-        if size > self.body_bytes:
-            return False
-        self.body_bytes -= size
-        return True
-
-    def give_back(self, size: int) -> None:
-        """So many bytes are not held any more."""
-        self.body_bytes += size
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,14 +257,13 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self._opened(self)
         self._deadline(self._allowance.idle_seconds)
-        if self._allowance.connections <= 0:
-            self._allowance.connections -= 1
+        if self._allowance.enter():
+            self._allowance.waits(self)
+        else:
             self._refuse(self._handler.spoiled(None, 503, "There are too many connections to this door."))
-            return
-        self._allowance.connections -= 1
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._allowance.connections += 1
+        self._allowance.leave(self)
         self._stop_timer()
         self._writable.set()
         if self._exchange is None:
@@ -312,6 +290,8 @@ class Connection(asyncio.Protocol):
                 self._transport.abort()
             return
         has_begun, had_head = self._received > 0, self._head is not None
+        if not has_begun:
+            self._allowance.works(self)
         self._received += len(data)
         try:
             self._parser.feed_data(data)
@@ -416,6 +396,7 @@ class Connection(asyncio.Protocol):
         self._forget()
         if self.keeps_alive and not self._ending:
             self._deadline(self._allowance.idle_seconds)
+            self._allowance.waits(self)
         else:
             self._close()
 

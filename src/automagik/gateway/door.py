@@ -10,9 +10,10 @@ import structlog
 from automagik.budget import ModelCall, Reservation
 from automagik.errors import AutomagikError
 from automagik.gateway.access import RunAccess
+from automagik.gateway.allowance import Allowance, Places
 from automagik.gateway.anthropic_wire import MessagesWire
 from automagik.gateway.call import Call, Services
-from automagik.gateway.connection import Allowance, Answer, Connection, Exchange, Head
+from automagik.gateway.connection import Answer, Connection, Exchange, Head
 from automagik.gateway.conversations import Conversations
 from automagik.gateway.listener import Listener
 from automagik.gateway.listing import count_tokens, list_models
@@ -49,13 +50,14 @@ class Door:
         tally: RunTally,
         *,
         max_body_bytes: int,
+        places: Places,
         left: Callable[["Door"], None],
     ) -> None:
         self._services = services
         self._access = access
         self._tally = tally
         self._conversations = Conversations()
-        self._allowance = Allowance(_MAX_CONNECTIONS, _MAX_BODIES * max_body_bytes, max_body_bytes)
+        self._allowance = Allowance(_MAX_CONNECTIONS, _MAX_BODIES * max_body_bytes, max_body_bytes, places=places)
         self._connections: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._refusals_kept = 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from automagik.budget import Ledger, Prices
 from automagik.errors import RunFailed
 from automagik.gateway.access import RunAccess
+from automagik.gateway.allowance import Places
 from automagik.gateway.call import Services
 from automagik.gateway.door import Door
 from automagik.gateway.listener import Listener
@@ -41,6 +42,7 @@ class Gateway:
             frozenset(settings.gateway_fields),
         )
         self._doors: set[Door] = set()
+        self._places = Places.of_process()
         self._opening = asyncio.Lock()
         self._is_open = False
 
@@ -92,7 +94,8 @@ class Gateway:
         try:
             before = await self._store.read(lambda tx: tx.calls.usage_of(access.run_id))
             tally = RunTally(tell, before)
-            door = Door(self._services, access, tally, max_body_bytes=self._settings.max_body_bytes, left=self._left)
+            most = self._settings.max_body_bytes
+            door = Door(self._services, access, tally, max_body_bytes=most, places=self._places, left=self._left)
             await door.serve(Listener(socket))
         except BaseException:
             self._ledger.let_go(access.run_id)
