@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import automagik
 
 ROOT = Path(automagik.__file__).parent
@@ -38,7 +40,11 @@ def name_of(path: Path) -> str:
 
 
 TEXTS = {name_of(path): path.read_text(encoding="utf-8") for path in FILES}
-TREES = {name: ast.parse(text) for name, text in TEXTS.items()}
+
+
+@pytest.fixture(scope="module")
+def trees() -> dict[str, ast.Module]:
+    return {name: ast.parse(text) for name, text in TEXTS.items()}
 
 
 def public_definitions(tree: ast.Module) -> Iterator[str]:
@@ -66,9 +72,9 @@ def test_a_file_is_short_enough_to_read() -> None:
     assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
 
 
-def test_what_is_public_is_in_all_and_what_is_in_all_is_there() -> None:
+def test_what_is_public_is_in_all_and_what_is_in_all_is_there(trees: dict[str, ast.Module]) -> None:
     wrong: dict[str, set[str]] = {}
-    for name, tree in TREES.items():
+    for name, tree in trees.items():
         if name == "__main__.py":
             continue
         module = importlib.import_module(
@@ -81,12 +87,12 @@ def test_what_is_public_is_in_all_and_what_is_in_all_is_there() -> None:
     assert {name: names for name, names in wrong.items() if names} == {}
 
 
-def test_only_the_settings_read_the_environment() -> None:
-    assert {name for name, tree in TREES.items() if reads_environment(tree)} <= READS_ENVIRONMENT
+def test_only_the_settings_read_the_environment(trees: dict[str, ast.Module]) -> None:
+    assert {name for name, tree in trees.items() if reads_environment(tree)} <= READS_ENVIRONMENT
 
 
-def test_only_the_edges_catch_everything() -> None:
-    found = {name: list(lines_that_catch_everything(tree)) for name, tree in TREES.items()}
+def test_only_the_edges_catch_everything(trees: dict[str, ast.Module]) -> None:
+    found = {name: list(lines_that_catch_everything(tree)) for name, tree in trees.items()}
     assert {name: lines for name, lines in found.items() if lines and name not in EDGES} == {}
 
 

@@ -108,12 +108,12 @@ async def test_another_request_with_the_same_key_is_refused(platform: Platform) 
     assert await count(platform) == 1
 
 
-@pytest.mark.parametrize("key", ["", "x" * 256, "schlüssel", "two\nlines", "\x00"])
-async def test_a_key_that_cannot_be_one_is_refused_by_its_headers_name(platform: Platform, key: str) -> None:
-    with pytest.raises(InvalidInput) as refused:
-        await platform.runs.run(RunRequest("echo", "hello"), RUNNER, idempotency_key=key)
-    assert refused.value.field == ("header", "idempotency-key")
-    assert await count(platform) == 0
+async def test_a_key_that_cannot_be_one_is_refused_by_its_headers_name(platform: Platform) -> None:
+    for key in ("", "x" * 256, "schlüssel", "two\nlines", "\x00"):
+        with pytest.raises(InvalidInput) as refused:
+            await platform.runs.run(RunRequest("echo", "hello"), RUNNER, idempotency_key=key)
+        assert refused.value.field == ("header", "idempotency-key"), key
+        assert await count(platform) == 0, key
 
 
 async def test_the_longest_key_is_taken(platform: Platform) -> None:

@@ -200,9 +200,8 @@ async def test_a_run_over_its_time_limit_ends_as_timed_out(platform: Platform) -
     assert (failed.value.outcome, failed.value.status) == ("timed_out", 504)
 
 
-@pytest.mark.parametrize(
-    ("request_", "caller", "error"),
-    [
+async def test_what_a_caller_may_not_ask_is_refused_and_nothing_is_stored(platform: Platform) -> None:
+    refused: list[tuple[RunRequest, Caller, type[Exception]]] = [
         (RunRequest("ecko", "x"), RUNNER, NotFound),
         (RunRequest("echo", "x"), Caller("k", frozenset({"agents:tooled:run"})), MissingScope),
         (RunRequest("echo", "x", model="demo"), RUNNER, OverrideNotAllowed),
@@ -210,16 +209,12 @@ async def test_a_run_over_its_time_limit_ends_as_timed_out(platform: Platform) -
         (RunRequest("echo", "x", prompt_variables={"stile": "y"}), RUNNER, InvalidInput),
         (RunRequest("echo", "x", user_id=uuid.uuid4()), RUNNER, NotFound),
         (RunRequest("echo", "x", session_id=uuid.uuid4(), session_name="both"), RUNNER, InvalidInput),
-    ],
-    ids=["unknown agent", "scope", "model", "system prompt", "variable", "unknown user", "two sessions"],
-)
-async def test_what_a_caller_may_not_ask_is_refused_and_nothing_is_stored(
-    platform: Platform, request_: RunRequest, caller: Caller, error: type[Exception]
-) -> None:
-    with pytest.raises(error):
-        await platform.runs.run(request_, caller)
-    assert (await platform.runs.list(SYSTEM)).data == []
-    assert platform.runs.live_runs == 0
+    ]
+    for request, caller, error in refused:
+        with pytest.raises(error):
+            await platform.runs.run(request, caller)
+        assert (await platform.runs.list(SYSTEM)).data == [], request
+        assert platform.runs.live_runs == 0, request
 
 
 async def test_the_hint_for_an_unknown_agent_names_only_agents_that_the_key_may_run(platform: Platform) -> None:
