@@ -21,6 +21,10 @@ _PATIENCE_SECONDS = 300.0
 """How long an engine may be away: it is restarted, or updated."""
 
 _STDERR_BYTES = 4096
+_STDERR_SECONDS = 30.0
+"""How long the end of what was written to it is looked for: the whole log is read for that."""
+_LOG_ROOM = 3
+"""How much more than its output a command's log may take on the disk: hexadecimal letters take two bytes for one."""
 
 
 class DockerExecution:
@@ -44,17 +48,20 @@ class DockerExecution:
     async def output(self) -> AsyncIterator[bytes]:
         given = 0
         while True:
-            letters, seen = Letters(), 0
+            letters, seen, logged = Letters(), 0, 0
             try:
-                async for chunk in self._manager.log(self._container, stream="stdout", follow=True):
-                    said = letters.open(chunk)
+                async for piece in self._manager.log(self._container, "stdout", "stderr", follow=True):
+                    said = letters.open(piece.stdout)
                     seen += len(said)
+                    logged += piece.cost_bytes
                     if seen > given:  # the engine came back, so the beginning was given before
                         yield said[-(seen - given) :]
                         given = seen
-                    if given > self._output_bytes and not self._full:
+                    # Whatever else is in the log fills the disk as well.
+                    if given > self._output_bytes or logged > _LOG_ROOM * self._output_bytes:
                         self._full = True
                         await self._manager.signal(self._container, "SIGKILL")
+                        return  # what it had written by then may be any amount
                 if not await self._running():
                     return
             except (NotFound, Conflict):  # it was removed, or is about to be
@@ -112,9 +119,10 @@ class DockerExecution:
 
     async def _status(self, state: dict[str, Any]) -> ExitStatus:
         tail = b""
-        with contextlib.suppress(NotFound, Conflict):  # somebody removes it just now
-            async for chunk in self._manager.log(self._container, stream="stderr"):
-                tail = (tail + chunk)[-_STDERR_BYTES:]
+        with contextlib.suppress(NotFound, Conflict, TimeoutError):  # somebody removes it just now; or it is very long
+            async with asyncio.timeout(0 if self._full else _STDERR_SECONDS):
+                async for piece in self._manager.log(self._container, "stderr"):
+                    tail = (tail + piece.stderr)[-_STDERR_BYTES:]
         return exit_status(
             state["ExitCode"],
             stderr=tail.decode(errors="replace") or state["Error"],

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import aiohttp
     from aiodocker.stream import Stream
 
-__all__ = ["INSTANCE_LABEL", "ROLE_LABEL", "RUN_LABEL", "Attached", "Container", "ContainerManager", "Role"]
+__all__ = ["INSTANCE_LABEL", "ROLE_LABEL", "RUN_LABEL", "Attached", "Container", "ContainerManager", "Logged", "Role"]
 
 RUN_LABEL = "automagik.run_id"
 INSTANCE_LABEL = "automagik.instance"
@@ -37,6 +37,8 @@ _INSTALL = "apt-get install docker.io, and let the platform's user into the grou
 _CALL_SECONDS = 60.0
 _CHUNK_BYTES = 256 * 1024
 _HEADER = struct.Struct(">BxxxL")
+_ENTRY_BYTES = 500
+"""What an entry of a log costs besides what was written: a place on the disk, and the time to read it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,16 @@ class Container:
     """As the engine says it: created, running, exited, dead and so on."""
     output_bytes: int
     """How much its command may write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """A part of a container's log."""
+
+    stdout: bytes
+    stderr: bytes
+    cost_bytes: int
+    """What it takes of the engine's disk, and a part for each entry."""
 
 
 class Attached:
@@ -192,23 +204,26 @@ class ContainerManager:
         return Attached(stream)
 
     async def log(
-        self, container: str, *, stream: Literal["stdout", "stderr"], follow: bool = False
-    ) -> AsyncIterator[bytes]:
+        self, container: str, *streams: Literal["stdout", "stderr"], follow: bool = False
+    ) -> AsyncIterator[Logged]:
         """What it has written so far, byte for byte as the log has it; with `follow`, and goes on to write until it ends."""
-        params = {stream: "1", "follow": "1" if follow else "0"}
+        params = {**dict.fromkeys(streams, "1"), "follow": "1" if follow else "0"}
         async with _meanings("container"), self._raw(f"containers/{container}/logs", params) as response:
             pending = b""
             async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
                 pending += chunk
-                said = bytearray()
-                while len(pending) >= _HEADER.size:
-                    _, size = _HEADER.unpack_from(pending)
-                    if len(pending) < _HEADER.size + size:
+                said = {1: bytearray(), 2: bytearray()}
+                at = entries = 0
+                while len(pending) - at >= _HEADER.size:
+                    stream, size = _HEADER.unpack_from(pending, at)
+                    end = at + _HEADER.size + size
+                    if len(pending) < end:
                         break
-                    said += pending[_HEADER.size : _HEADER.size + size]
-                    pending = pending[_HEADER.size + size :]
-                if said:
-                    yield bytes(said)
+                    said[stream] += pending[at + _HEADER.size : end]
+                    at, entries = end, entries + 1
+                pending = pending[at:]
+                if entries:
+                    yield Logged(bytes(said[1]), bytes(said[2]), at + entries * _ENTRY_BYTES)
 
     async def put(self, container: str, path: str, archive: AsyncIterable[bytes]) -> None:
         """Unpack an archive in a container that need not run. Raises: ConfigurationError where the engine refuses it."""
