@@ -278,29 +278,39 @@ async def test_each_ending_is_told_paid_for_and_cleared_away(executor: str, warm
 
 async def test_each_message_is_read_or_refused_with_the_way_out(warm: WarmPython) -> None:
     async with opened(committing(), "local", warm) as (house, repository):
-        run_id = await house.begin(repository=repository)
-        await house.until_event(run_id, "message_completed")
-        accepted: list[str] = []
-        async with asyncio.timeout(60):
-            while True:
-                word = f"Word-{len(accepted)}."
-                answer = await house.client.post(f"/runs/{run_id}/messages", json={"message_content": word})
-                if answer.status_code != 202:
-                    break
-                accepted.append(word)
-                await asyncio.sleep(0.4)
-        run = await house.ended(run_id)
-        late = await house.client.post(f"/runs/{run_id}/messages", json={"message_content": "Still there?"})
+        for _ in range(4):
+            house.api.calls.clear()
+            if await _is_refused_while_it_ends(house, repository):
+                return
+        pytest.fail("the end of each of four runs was missed")
 
-        assert (answer.status_code, answer.json()["code"]) == (409, "run_ending")
-        assert f'"resume_of": "{run_id}"' in answer.json()["hint"]
-        assert (late.status_code, late.json()["code"]) == (409, "run_ended")
-        assert f'"resume_of": "{run_id}"' in late.json()["hint"]
-        assert run["outcome"] == "completed"
-        sent = str([call.body["messages"] for call in house.api.calls])
-        assert [word for word in accepted if word not in sent] == []
-        events = await house.events(run_id)
-        assert [event["data"]["text"] for event in events if event["type"] == "guidance"] == accepted
+
+async def _is_refused_while_it_ends(house: WorkflowHouse, repository: Any) -> bool:
+    """Say words into a run until they are refused. False where it had ended meanwhile, as where this process was held up."""
+    run_id = await house.begin(repository=repository)
+    await house.until_event(run_id, "message_completed")
+    accepted: list[str] = []
+    async with asyncio.timeout(60):
+        while True:
+            word = f"Word-{len(accepted)}."
+            answer = await house.client.post(f"/runs/{run_id}/messages", json={"message_content": word})
+            if answer.status_code != 202:
+                break
+            accepted.append(word)
+            await asyncio.sleep(0.4)
+    run = await house.ended(run_id)
+    late = await house.client.post(f"/runs/{run_id}/messages", json={"message_content": "Still there?"})
+
+    assert (answer.status_code, answer.json()["code"] in {"run_ending", "run_ended"}) == (409, True)
+    assert f'"resume_of": "{run_id}"' in answer.json()["hint"]
+    assert (late.status_code, late.json()["code"]) == (409, "run_ended")
+    assert f'"resume_of": "{run_id}"' in late.json()["hint"]
+    assert run["outcome"] == "completed"
+    sent = str([call.body["messages"] for call in house.api.calls])
+    assert [word for word in accepted if word not in sent] == []
+    events = await house.events(run_id)
+    assert [event["data"]["text"] for event in events if event["type"] == "guidance"] == accepted
+    return answer.json()["code"] == "run_ending"
 
 
 async def test_the_model_is_the_requests_the_workflows_the_settings_or_the_clis(warm: WarmPython) -> None:

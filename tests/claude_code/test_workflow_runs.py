@@ -155,7 +155,8 @@ async def test_cancel_ends_a_run_within_seconds_and_keeps_what_it_had_not_commit
 
 
 async def test_a_message_reaches_a_running_session_and_an_interrupt_ends_it(house: WorkflowHouse) -> None:
-    house.api.script = script(bash("perl -e 'sleep 2'"), bash("perl -e 'sleep 300'"), {"text": "Never."})
+    pauses = [bash("perl -e 'sleep 2'")] * 6  # the message is read after one of them
+    house.api.script = script(*pauses, bash("perl -e 'sleep 300'"), {"text": "Never."})
     run_id = await house.begin()
     await house.until_event(run_id, "tool_call")
     said = await house.client.post(f"/runs/{run_id}/messages", json={"message_content": "Mind the gap."})
@@ -266,7 +267,7 @@ async def test_a_platform_that_stops_leaves_the_run_at_work_for_the_next_one_tho
 
 async def test_a_cli_that_was_stopped_and_reads_no_words_is_ended_by_its_limit_of_time(house: WorkflowHouse) -> None:
     house.api.script = script(bash("kill -STOP $PPID; sleep 300"), {"text": "Never."})
-    run_id = await house.begin(timeout_seconds=12)
+    run_id = await house.begin(timeout_seconds=20)
     await house.until_event(run_id, "tool_call")
     for _ in range(4):  # more than the pipe to it holds
         said = await house.client.post(f"/runs/{run_id}/messages", json={"message_content": "x" * 90_000})
@@ -282,8 +283,8 @@ async def test_a_run_is_ended_while_its_toolchain_is_made_by_a_person_by_its_tim
 ) -> None:
     write_workflow(house.folder / "data" / "workflows" / "slow", toml='setup = ["sleep 300"]\n')
 
-    async def preparing(**body: Any) -> str:
-        run_id = await house.begin(workflow="slow", **body)
+    async def preparing() -> str:
+        run_id = await house.begin(workflow="slow")
         async with asyncio.timeout(60):
             while not any(name.startswith("run_") for name in house.places()):
                 await asyncio.sleep(0.1)
@@ -296,7 +297,7 @@ async def test_a_run_is_ended_while_its_toolchain_is_made_by_a_person_by_its_tim
     assert (cancelled["status"], cancelled["outcome"]) == ("cancelled", "cancelled")
     assert began() - before < 20 and house.places() == []
 
-    late = await house.ended(await preparing(timeout_seconds=4), seconds=40)
+    late = await house.ended(await house.begin(workflow="slow", timeout_seconds=4), seconds=40)
     assert late["outcome"] == "timed_out" and house.places() == []
 
     left = await preparing()
