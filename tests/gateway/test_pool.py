@@ -1,9 +1,13 @@
 """Connections to a provider, who may be slow, broken or somebody else."""
 
 import asyncio
+import os
 import ssl
+import subprocess
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from gateway_house import MODEL, OpenHouse, raw
@@ -169,3 +173,19 @@ async def test_a_proxy_of_the_environment_is_used_for_others_than_this_machine(
                 assert (await client.post("/v1/messages", json=ASK)).content == b"{}"
     assert [head.split(b"\r\n")[0] for head in asked] == [b"POST http://models.internal/v1/messages HTTP/1.1"] * 2
     assert b"cookie" not in asked[1].lower()
+
+
+def test_a_provider_whose_host_vanishes_is_given_up_long_before_the_call_s_own_time() -> None:
+    alone = ["/usr/bin/unshare", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"]), "--net"]
+    if subprocess.run([*alone, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this system gives no network of one's own")
+    done = subprocess.run(
+        [*alone, sys.executable, str(Path(__file__).with_name("vanishing.py"))],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    error, seconds = done.stdout.split()
+    assert (error, float(seconds) < 10) == ("BrokeOff", True)

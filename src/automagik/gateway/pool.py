@@ -5,6 +5,7 @@ stream, and milliseconds for a call, which is more than all that the gateway doe
 """
 
 import asyncio
+import socket
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator
@@ -18,6 +19,9 @@ __all__ = ["BrokeOff", "Origin", "Pool", "Reply", "Unreachable"]
 
 _CONNECT_SECONDS = 10.0
 _IDLE_SECONDS = 30.0
+_SILENT_SECONDS = 60
+"""How long the other side's system may answer nothing: a host that is gone says no goodbye, and a model may think for minutes."""
+_PROBES = 3
 _MAX_IDLE = 64
 _MAX_HEAD_BYTES = 256 * 1024
 _MANY_BYTES = 256 * 1024
@@ -65,10 +69,12 @@ class Reply(Protocol):
 
 
 class Pool:
-    """Connections to any number of origins. Open it before use, close it after."""
+    """Connections to any number of origins. Open it before use, close it after. One whose host has not been heard of for
+    `silent_seconds` is broken off."""
 
-    def __init__(self, context: ssl.SSLContext) -> None:
+    def __init__(self, context: ssl.SSLContext, *, silent_seconds: int = _SILENT_SECONDS) -> None:
         self._context = context
+        self._silent_seconds = silent_seconds
         self._idle: dict[Origin, list[_Wire]] = {}
         self._busy: set[_Wire] = set()
 
@@ -124,13 +130,14 @@ class Pool:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
-                _, wire = await loop.create_connection(
+                transport, wire = await loop.create_connection(
                     lambda: _Wire(self, origin),
                     host,
                     port,
                     ssl=self._context if secure else None,
                     server_hostname=host if secure else None,
                 )
+            _probe(transport.get_extra_info("socket"), self._silent_seconds)
         except (OSError, TimeoutError) as error:  # refused, no such host, a certificate that isn't the host's
             raise Unreachable(type(error).__name__) from error
         return wire
@@ -320,6 +327,20 @@ class _Answer:
         wire, self._wire = self._wire, None
         if wire is not None:
             self._pool.give_back(wire)
+
+
+def _probe(connection: socket.socket, silent_seconds: int) -> None:
+    """Have the system ask whether the other side is still there, and end the connection where it is not."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = {
+        "TCP_KEEPIDLE": max(1, silent_seconds // 2),
+        "TCP_KEEPINTVL": max(1, silent_seconds // 2 // _PROBES),
+        "TCP_KEEPCNT": _PROBES,
+        "TCP_USER_TIMEOUT": silent_seconds * 1000,  # for what was sent, too
+    }
+    for name, value in options.items():
+        if (option := getattr(socket, name, None)) is not None:  # not every system has all
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _authority(origin: Origin) -> str:
