@@ -1,5 +1,6 @@
 """Collecting: what is refused costs the host little, and what the run left is had and told of at the end."""
 
+import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from git_house import RunHouse, make_repository, run_script, write_bundle
 
 from automagik.artifacts import ArtifactStore
+from automagik.claude_code.archives import pack
 from automagik.claude_code.bundles import BundleRefused
 from automagik.claude_code.collecting import Collecting
 from automagik.claude_code.executor import Executor, ExitStatus, Inside, Once
@@ -45,6 +47,7 @@ class WithoutSandbox:
 
     workspace: Path
     asked: int = 0
+    credentials: dict[str, bytes] | None = None
 
     def inside(self, run_id: str) -> Inside:
         return replace(Inside(), workspace=str(self.workspace))
@@ -56,7 +59,9 @@ class WithoutSandbox:
         return Once(ExitStatus(ran.code, stderr=ran.stderr))
 
     def get(self, run_id: str, area: str, path: str) -> AsyncIterator[bytes]:
-        raise NotFound("file", path)
+        if self.credentials is None:
+            raise NotFound("file", path)
+        return pack(self.credentials)
 
 
 class StoppedClock(SystemClock):
@@ -178,3 +183,17 @@ async def test_what_did_not_come_out_is_told_once_at_the_end(ran: Ran) -> None:
     ((kind, data),) = ran.told
     assert (kind, data["code"]) == ("warning", "left_out")
     assert str(data["detail"]).endswith("its own commits are not: ./within.")
+
+
+@pytest.mark.parametrize(("others", "kept"), [(3, True), (12_000, False)])
+async def test_the_conversation_is_looked_for_among_the_first_files_only(ran: Ran, others: int, kept: bool) -> None:
+    """Each takes time and memory of the platform, and a run may leave half a million in what is read of it."""
+    session, said = f"projects/x/{ran.collecting.known.cli_session_id}.jsonl", b'{"type": "user"}\n'
+    ran.executor.credentials = {**{f"projects/x/{number}": b"" for number in range(others)}, session: said}
+    await ran.collecting.finish()
+    digest = hashlib.sha256(said).hexdigest()
+    if kept:
+        assert await ran.collecting.house.artifacts.get(digest) == said
+    else:
+        with pytest.raises(NotFound):
+            await ran.collecting.house.artifacts.get(digest)

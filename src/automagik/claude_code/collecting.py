@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import itertools
 import tarfile
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -32,6 +33,7 @@ CONVERSATION_TYPE = "application/x-ndjson"
 
 _EXTRACT_SECONDS = 120.0
 _MAX_CONVERSATION_BYTES = 256 * 1024**2
+_MAX_CONVERSATION_FILES = 10_000
 _CHUNK_BYTES = 256 * 1024
 _REST = 4
 """How much longer than an attempt that failed took no further one is made: at most a fifth of the time goes into them."""
@@ -220,9 +222,9 @@ class Collecting:
 
 
 def _conversation_only(spool: "tempfile.SpooledTemporaryFile[bytes]", session_id: str) -> bytes | None:
-    """The one file of the session, under a name of ours; None where there is none."""
-    with tarfile.open(fileobj=spool, mode="r|*") as archive:
-        for member in archive:
+    """The one file of the session; None where there is none among the first files, for a run may have made any number."""
+    with tarfile.open(fileobj=spool, mode="r|") as archive:
+        for member in itertools.islice(archive, _MAX_CONVERSATION_FILES):
             if member.isreg() and Path(member.name).name == f"{session_id}.jsonl":
                 file = archive.extractfile(member)
                 return None if file is None else file.read()
