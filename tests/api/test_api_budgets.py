@@ -191,3 +191,23 @@ async def test_a_priced_model_under_a_budget_streams_warns_and_is_refused_at_las
     assert "agent 'echo'" in refused.json()["detail"]
     run = (await admin.get(f"/api/v1/runs/{refused.json()['run_id']}")).json()
     assert (run["status"], run["outcome"]) == ("failed", "budget_exceeded")
+
+
+async def test_a_run_whose_model_answers_beyond_what_was_reserved_ends_as_budget_exceeded(
+    priced_house: ApiHouse,
+) -> None:
+    admin = priced_house.admin
+    budget = (await admin.post(PATH, json=body("agent", "echo", limit_usd="0.06"))).json()
+    ask = {"message_content": "a " * 700}  # said again, with fewer tokens allowed
+    async with admin.stream("POST", "/api/v1/agent/echo/run/stream", json=ask) as streamed:
+        events = read_events((await streamed.aread()).decode())
+    run = events[-1].data["data"]["run"]
+    assert (run["status"], run["outcome"]) == ("failed", "budget_exceeded")
+    assert "did not keep to the limit of its answer" in run["error"]["detail"]
+    assert 100 < len([event for event in events if event.type == "text_delta"]) < 700
+    spent = float((await admin.get(f"{PATH}/{budget['budget_id']}")).json()["spent_usd"])
+    assert 0.06 < spent < 0.09
+    await admin.post(PATH, json=body("agent", "echo", limit_usd=str(round(spent + 0.06, 2))))
+    whole = await admin.post("/api/v1/agent/echo/run", json=ask)
+    assert (whole.status_code, whole.json()["code"]) == (403, "budget_exceeded")
+    assert "it cost more than was reserved" in whole.json()["detail"]
