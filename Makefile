@@ -52,8 +52,8 @@ test: $(TEST_STAMP) ## the whole suite but the tests of over 30 seconds
 	@$(BIN)/pytest -n "$$($(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 1)')" --dist worksteal -m "not long" $(SECOND_TRY) --durations 25
 
 test-long: $(TEST_STAMP) ## the tests of over 30 seconds
-	@$(BIN)/pytest -m long $(SECOND_TRY) --durations 10 tests/chaos tests/runs  # these look at the time: nothing runs beside them
-	@$(BIN)/pytest -n 3 --dist worksteal -m long $(SECOND_TRY) --durations 10 --ignore tests/chaos --ignore tests/runs
+	@$(BIN)/pytest -m "long and alone" $(SECOND_TRY) --durations 10 tests/chaos tests/runs
+	@$(BIN)/pytest -n "$$($(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 2)')" --dist worksteal -m "long and not alone" $(SECOND_TRY) --durations 10
 
 check: $(DEV_STAMP) ## lint, types, room boundaries, generated references
 	@$(BIN)/ruff check .

@@ -81,6 +81,7 @@ async def _freeze_at_work(fleet: Fleet, worker: Instance) -> set[str]:
     raise AssertionError("the worker never had a run under way")
 
 
+@pytest.mark.alone
 async def test_cut_connections_never_make_a_living_process_be_taken_for_dead(fleet: Fleet) -> None:
     asking = asyncio.create_task(fleet.ask_all(80, 16, seconds=0.5, over=32))
     for _ in range(30):
@@ -118,6 +119,7 @@ async def test_a_rolling_restart_under_load_loses_nothing(fleet: Fleet) -> None:
     assert set(fleet.statuses) == {202}, "no 5xx, only connections refused by the one that was gone"
 
 
+@pytest.mark.alone
 async def test_a_killed_workers_runs_go_on_within_five_seconds(fleet: Fleet) -> None:
     took: list[float] = []
     for _ in range(4):

@@ -415,6 +415,7 @@ async def opened(settings: Settings) -> AsyncGenerator[tuple[Store, str]]:
 
 
 @pytest.mark.long
+@pytest.mark.alone
 async def test_a_killed_process_is_declared_dead_within_4_seconds_by_exactly_one_of_two_watchers(
     shared: tuple[Store, str],
 ) -> None:
@@ -442,6 +443,7 @@ async def test_a_killed_process_is_declared_dead_within_4_seconds_by_exactly_one
 
 
 @pytest.mark.long
+@pytest.mark.alone
 async def test_a_frozen_process_is_declared_dead_and_learns_it_when_it_wakes(shared: tuple[Store, str]) -> None:
     store, url = shared
     async with executor(store, url) as watcher:
@@ -459,6 +461,7 @@ async def test_a_frozen_process_is_declared_dead_and_learns_it_when_it_wakes(sha
 
 
 @pytest.mark.long
+@pytest.mark.alone
 async def test_a_process_that_gets_no_processor_for_2_seconds_again_and_again_lives(shared: tuple[Store, str]) -> None:
     store, url = shared
     async with executor(store, url) as watcher:
@@ -474,6 +477,7 @@ async def test_a_process_that_gets_no_processor_for_2_seconds_again_and_again_li
 
 
 @pytest.mark.long
+@pytest.mark.alone
 async def test_dropping_every_connection_30_times_declares_nobody_dead(
     shared: tuple[Store, str], postgres_server: PostgresServer
 ) -> None:
@@ -504,6 +508,7 @@ class SlowLine(HeartLine):
 
 
 @pytest.mark.long
+@pytest.mark.alone
 async def test_hosts_so_slow_that_beats_and_looks_come_late_declare_nobody_dead_and_are_not(
     shared: tuple[Store, str],
 ) -> None:
@@ -522,6 +527,7 @@ async def test_hosts_so_slow_that_beats_and_looks_come_late_declare_nobody_dead_
 
 
 @pytest.mark.long
+@pytest.mark.alone
 async def test_a_database_that_is_away_for_5_seconds_makes_nobody_dead_and_the_dead_are_found_after_it(
     tmp_path: Path,
 ) -> None:

@@ -16,21 +16,23 @@ from run_house import away, write_agents
 
 from automagik.testing.postgres import PostgresServer
 from automagik.testing.servers import RunningServer
+from automagik.testing.warm import WarmPython
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.alone]
 
 
 class House:
     """A server that only answers, and workers that are started as they are needed."""
 
-    def __init__(self, folder: Path, url: str, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, url: str, stack: ExitStack, warm: WarmPython) -> None:
         self.url = url
+        self._warm = warm
         self._folder = folder
         self._stack = stack
         self._workers = 0
         write_agents(folder / "agents")
         self.server = stack.enter_context(
-            RunningServer(folder / "server", settings=self._settings, command=("serve", "--api-only"))
+            RunningServer(folder / "server", settings=self._settings, command=("serve", "--api-only"), warm=warm)
         )
         headers = {"x-api-key": self.server.key}
         base = f"{self.server.url}/api/v1"
@@ -50,7 +52,9 @@ class House:
         """Another worker, ready."""
         self._workers += 1
         folder = self._folder / f"worker{self._workers}"
-        return self._stack.enter_context(RunningServer(folder, settings=self._settings, command=("worker",)))
+        return self._stack.enter_context(
+            RunningServer(folder, settings=self._settings, command=("worker",), warm=self._warm)
+        )
 
     def submit(self, agent: str, text: str, **more: Any) -> str:
         """A background run's id."""
@@ -78,10 +82,10 @@ class House:
 
 
 @pytest.fixture
-def house(tmp_path: Path, postgres_server: PostgresServer) -> Iterator[House]:
+def house(tmp_path: Path, postgres_server: PostgresServer, warm: WarmPython) -> Iterator[House]:
     url = postgres_server.create_database()
     with ExitStack() as stack:
-        yield House(tmp_path, url, stack)
+        yield House(tmp_path, url, stack, warm)
     postgres_server.drop_database(url)
 
 
