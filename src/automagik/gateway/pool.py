@@ -153,7 +153,7 @@ class _Wire(asyncio.Protocol):
         self.complete = False
         self._pool = pool
         self._parser: httptools.HttpResponseParser = httptools.HttpResponseParser(self)
-        self._came = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
         self._pieces: deque[bytes] = deque()
         self._waiting = 0
         self._has_head = False
@@ -195,8 +195,7 @@ class _Wire(asyncio.Protocol):
         while not self._has_head:
             if self._lost is not None:
                 raise self._lost
-            self._came.clear()
-            await self._came.wait()
+            await self._more()
 
     async def piece(self) -> bytes:
         """What came since the last time; empty at the end. Raises BrokeOff."""
@@ -205,8 +204,7 @@ class _Wire(asyncio.Protocol):
                 return b""
             if self._lost is not None:
                 raise self._lost
-            self._came.clear()
-            await self._came.wait()
+            await self._more()
         piece = self._pieces.popleft() if len(self._pieces) == 1 else b"".join(self._pieces)
         self._pieces.clear()
         self._waiting = 0
@@ -255,7 +253,7 @@ class _Wire(asyncio.Protocol):
         if not self._has_head and self._head_bytes > _MAX_HEAD_BYTES:
             self._lose("a head without an end")
             self._transport.abort()
-        self._came.set()
+        self._tell()
 
     # -- the parser
 
@@ -296,7 +294,19 @@ class _Wire(asyncio.Protocol):
     def _lose(self, why: str) -> None:
         if self._lost is None:
             self._lost = BrokeOff(why)
-        self._came.set()
+        self._tell()
+
+    async def _more(self) -> None:
+        """Return when something came. The one call that the connection serves waits; an event for many takes longer."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _tell(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class _Answer:

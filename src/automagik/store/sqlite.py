@@ -210,11 +210,8 @@ class _Worker(threading.Thread):
 
     def _gather(self, first: _Job) -> tuple[list[_Job], bool]:
         batch = [first]
-        while len(batch) < _LARGEST_BATCH:
-            try:
-                job = self._jobs.get_nowait()
-            except queue.Empty:
-                break
+        while len(batch) < _LARGEST_BATCH and not self._jobs.empty():  # nobody else takes from it
+            job = self._jobs.get_nowait()
             if job is None:
                 return batch, True
             batch.append(job)
