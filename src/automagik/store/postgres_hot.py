@@ -303,6 +303,8 @@ class PostgresHot:
     def _next_batch(self) -> list[_Job]:
         """The first job that may go now, and those of its kind that may go with it; the others keep their order. None where all
         have to wait for another lane, which goes on with them."""
+        if not self._pending:
+            return []
         if len(self._pending) == 1 and not self._at_work:
             return [self._pending.popleft()]
         batch: list[_Job] = []

@@ -18,6 +18,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import orjson
+
 from automagik.store.columns import clean
 from automagik.store.reservations import Limit, Reserve, Settle, period_start
 from automagik.types import utc_text
@@ -239,7 +241,7 @@ def reserve_alone_parameters(asked: Reserve) -> list[object]:
         head.wire,
         clean(head.model),
         head.agent,
-        json.dumps(asked.scopes),
+        orjson.dumps(asked.scopes).decode(),
     ]
 
 
