@@ -123,7 +123,13 @@ _FULL = [
     ),
     Case(
         "workspace",
-        [bash("for n in 1 2 3; do dd if=/dev/zero of=big$n bs=1M count=15; done; perl -e 'sleep 300'"), _SAY],
+        [
+            bash(
+                "mkdir shut; dd if=/dev/zero of=shut/big bs=1M count=18; chmod 0 shut; "
+                "exec 9>gone; rm gone; dd if=/dev/zero bs=1M count=16 >&9; perl -e 'sleep 300'"
+            ),
+            _SAY,
+        ],
         "sandbox_error",
         detail="workspace grew over its limit",
     ),
