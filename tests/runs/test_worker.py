@@ -25,6 +25,7 @@ from automagik.app import Platform
 from automagik.errors import QueueFull, RunFailed, ServiceUnavailable
 from automagik.runs import RunRequest, RunStream
 from automagik.store import Transaction
+from automagik.store.heart import HeartLine, Pulse
 from automagik.testing.postgres import PostgresServer
 from automagik.testing.stopwatch import Stopwatch
 from automagik.types import SYSTEM, RunStatus, new_uuid
@@ -359,6 +360,24 @@ async def test_a_tool_does_not_begin_in_a_run_that_belongs_to_others(open_host: 
     assert (row.outcome, row.attempt, message(row.output)) == ("completed", 2, "the tool said wrote 1")
     calls = [event for event in await other.runs.events(run.run_id, SYSTEM) if event.type == "tool_call"]
     assert (len(calls), (tmp_path / "used").stat().st_size) == (1, 1)
+
+
+async def test_a_host_whose_first_beats_come_too_late_begins_under_a_fresh_name(
+    open_host: OpenPlatform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beat, late = HeartLine.beat, list[HeartLine]()
+
+    async def slow(line: HeartLine) -> Pulse:
+        if not late or line in late:
+            late.append(line)
+            raise ServiceUnavailable("It did not answer in time.")
+        return await beat(line)
+
+    monkeypatch.setattr(HeartLine, "beat", slow)
+    one = await open_host()
+    assert (await ended(one, (await sent(one, "echo", "hello")).run_id)).outcome == "completed"
+    living = await one.store.read(lambda tx: tx.executors.living())
+    assert list(living) == [one.runs.executor_id], "nothing is left of the name that it did not begin under"
 
 
 # -- stopping

@@ -21,6 +21,8 @@ __all__ = ["Keeper", "new_executor_id"]
 
 _log = structlog.stdlib.get_logger(__name__)
 
+_STARTS = 3
+"""How often a start tries to be known as alive, each time for as long as a living process may be silent."""
 _SWEEP_SECONDS = 1.0
 """How often runs that waited too long in the queue are looked for."""
 _HEAL_SECONDS = 2.0
@@ -93,7 +95,7 @@ class Keeper:
             signals.listen("work", lambda _: runtime.on_work()),
             signals.on_gap(self._heal_now.set),
         ]
-        await self._start_heart()
+        await self._begin_to_beat()
         loop = asyncio.get_running_loop()
         self._renewing = loop.create_task(self._renewals(), name="executor")
         self._sweeping = loop.create_task(self._sweep(), name="keeper")
@@ -126,11 +128,31 @@ class Keeper:
 
     # -- this executor
 
-    async def _register(self) -> None:
+    async def _register(self, *, instead_of: str | None = None) -> None:
         executor_id = self._runtime.executor_id
-        await self._runtime.store.write(
-            lambda tx: tx.executors.register(executor_id, host=self._host, role=self._role, version=__version__)
-        )
+
+        def work(tx: Transaction) -> None:
+            if instead_of is not None:
+                tx.executors.retire(instead_of)
+            tx.executors.register(executor_id, host=self._host, role=self._role, version=__version__)
+
+        await self._runtime.store.write(work)
+
+    async def _begin_to_beat(self) -> None:
+        """Start the heart. Where its first beat comes too late, others may have taken this executor for dead, which has begun
+        nothing yet: so it begins anew under a fresh id."""
+        for more in reversed(range(_STARTS)):
+            try:
+                await self._start_heart()
+            except AutomagikError as error:
+                if not more:
+                    raise
+                _log.warning("executor_not_registered", reason=error.detail)
+            else:
+                return
+            late = self._runtime.executor_id
+            self._runtime.disown(new_executor_id())
+            await self._register(instead_of=late)
 
     async def _start_heart(self) -> None:
         if self._make_line is None:
