@@ -27,6 +27,11 @@ from automagik.testing.s3 import S3Server
 
 pytestmark = pytest.mark.anyio
 
+EACH_ONCE = pytest.mark.parametrize(
+    ("dialect", "kind"), [("sqlite", "folder"), ("postgresql", "bucket")], indirect=True
+)
+"""Each database and each place once: processes cost seconds, and a row knows nothing of where its bytes are."""
+
 PUTTER = """
 import asyncio, hashlib, sys
 from automagik.artifacts import ArtifactStore
@@ -120,6 +125,7 @@ async def held_table(house: ArtifactHouse) -> AsyncGenerator[None]:
     await other.close()
 
 
+@EACH_ONCE
 async def test_a_kill_between_the_bytes_and_the_row_leaves_bytes_that_are_swept(house: ArtifactHouse) -> None:
     with putter(house.settings, 0, 1) as process:
         async with held_table(house):
@@ -137,6 +143,7 @@ async def test_a_kill_between_the_bytes_and_the_row_leaves_bytes_that_are_swept(
     assert house.place.names() == []
 
 
+@EACH_ONCE
 async def test_after_kill_9_every_row_has_its_bytes_and_what_was_told_is_there(house: ArtifactHouse) -> None:
     with putter(house.settings, 0, 2000) as process:
         go(process)
@@ -156,6 +163,7 @@ async def test_after_kill_9_every_row_has_its_bytes_and_what_was_told_is_there(h
         assert (await house.artifacts.prune(timedelta(days=7))).orphans == 1
 
 
+@EACH_ONCE
 async def test_two_processes_that_store_the_same_bytes_store_them_once(house: ArtifactHouse) -> None:
     with putter(house.settings, 0, 60) as one, putter(house.settings, 0, 60) as other:
         go(one)

@@ -209,7 +209,7 @@ async def test_what_is_started_is_carried_out_once_in_the_event_loop_that_opened
     assert set(stored) == {("carry_out", APPLICATION_VERSION, "portable_json")}, "nothing is pickled"
 
 
-async def test_the_engine_opens_itself_with_the_first_start_and_dbos_is_not_even_imported_before(house: House) -> None:
+async def test_dbos_is_not_even_imported_before_an_engine_opens() -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-c"),
@@ -220,6 +220,9 @@ async def test_the_engine_opens_itself_with_the_first_start_and_dbos_is_not_even
         check=True,
     )
     assert done.stdout.split() == ["False", "False"]
+
+
+async def test_the_engine_opens_itself_with_the_first_start(house: House) -> None:
     engine = house.engine(nothing)
     assert not engine.is_open
     await asyncio.gather(*(engine.start(f"run_{number}:1", f"run_{number}") for number in range(3)))
