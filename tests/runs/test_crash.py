@@ -55,7 +55,7 @@ def client_of(server: RunningServer) -> Generator[httpx2.Client]:
 
 
 def ended(client: httpx2.Client, run_id: str) -> dict[str, object]:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         run = client.get(f"/runs/{run_id}").json()
         if run["finished_at"] is not None:
@@ -75,12 +75,15 @@ def test_after_a_kill_every_accepted_run_ends_visibly(server: RunningServer, tmp
             begun = [tmp_path / str(number) for number in range(2)]
             running = [submit(f"linger {path}") for path in begun]
             queued = [submit(f"question {number}") for number in range(5)]
-            for text in ("sleep 60", "behind it"):
+            waiting: list[dict[str, str]] = []
+            for text, statuses in (("sleep 60", ["running"]), ("behind it", ["queued", "running"])):
                 body = {"message_content": text, "session_id": session}
                 callers.submit(client.post, "/agent/sleeper/run", json=body)
-                time.sleep(0.3)
-            waiting = client.get("/runs", params={"session_id": session}).json()["data"]
-            assert [run["status"] for run in waiting] == ["queued", "running"]
+                deadline = time.monotonic() + 20
+                while [run["status"] for run in waiting] != statuses:
+                    assert time.monotonic() < deadline, waiting
+                    time.sleep(0.05)
+                    waiting = client.get("/runs", params={"session_id": session}).json()["data"]
             while not all(path.exists() for path in begun):
                 time.sleep(0.05)
             server.kill()

@@ -22,7 +22,7 @@ from typing import Self
 
 __all__ = ["WarmCommand", "WarmPython"]
 
-_START_SECONDS = 60
+_START_SECONDS = 100
 _LANG = "C.UTF-8"
 _STEERS_PYTHON = ("PYTHON", "LC_", "MALLOC", "LD_")
 
