@@ -43,10 +43,14 @@ async def test_an_answer_waits_for_a_database_that_is_away_for_long(
     url = postgres_server.create_database()
     settings = Settings.model_validate({"data_dir": tmp_path, "database_url": url, "model": "demo"})
     async with Platform.open(settings, make_engine=DirectEngine) as platform:
-        asked = asyncio.create_task(platform.runs.run(RunRequest("echo", "sleep 0.5"), SYSTEM))
-        await asyncio.sleep(0.2)
+        answers = tmp_path / "answers"
+        asked = asyncio.create_task(platform.runs.run(RunRequest("echo", f"until {answers}"), SYSTEM))
+        async with asyncio.timeout(20):
+            while not (await platform.runs.list(SYSTEM, status="running")).data:
+                await asyncio.sleep(0.02)
         late = await platform.runs.stream(RunRequest("echo", "sleep 5"), SYSTEM)
         async with away(postgres_server, urlsplit(url).path[1:]):
+            answers.touch()
             with pytest.raises(ServiceUnavailable, match=r"run_\w+"):
                 await asyncio.wait_for(asked, 20)
         events = [event async for batch in late for event in batch]
@@ -57,13 +61,14 @@ async def test_an_answer_waits_for_a_database_that_is_away_for_long(
     postgres_server.drop_database(url)
 
 
-async def test_a_stop_leaves_background_runs_to_the_next_start(open_platform: OpenPlatform) -> None:
+async def test_a_stop_leaves_background_runs_to_the_next_start(open_platform: OpenPlatform, tmp_path: Path) -> None:
     first = await open_platform(shutdown_grace_seconds=0, max_concurrent_background_runs=1)
-    running = await sent(first, "echo", "sleep 2")
+    running = await sent(first, "echo", f"until {tmp_path / 'answers'}")
     await until_status(first, running.run_id, RunStatus.RUNNING)
     queued = [await sent(first, "echo", f"later {number}") for number in range(3)]
     in_line = await sent(first, "echo", "in line", session_id=queued[0].session_id)
     await open_platform.close(first)
+    (tmp_path / "answers").touch()
     second = await open_platform()
     for row in [running, *queued, in_line]:
         assert ((await ended(second, row.run_id)).outcome, row.attempt) == ("completed", 1)
