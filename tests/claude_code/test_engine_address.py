@@ -20,6 +20,7 @@ from automagik.claude_code.probing import Probing
 from automagik.errors import ConfigurationError, RunFailed
 from automagik.settings import Settings
 from automagik.store import Store
+from automagik.testing.warm import WarmPython
 
 pytestmark = pytest.mark.anyio
 
@@ -94,7 +95,7 @@ async def test_an_engine_that_is_no_socket_of_this_host_is_refused_by_factory_an
         await factory.close()
 
 
-async def test_a_socket_elsewhere_works_and_doctor_says_so(settings: Settings) -> None:
+async def test_a_socket_elsewhere_works_and_doctor_says_so(settings: Settings, warm: WarmPython) -> None:
     with short_folder() as folder:
         path = folder / "docker.sock"
         line = await asyncio.start_unix_server(_carry, path)
@@ -102,14 +103,14 @@ async def test_a_socket_elsewhere_works_and_doctor_says_so(settings: Settings) -
             async with made(settings.model_copy(update={"docker_url": f"unix://{path}"})) as executor:
                 await executor.prepare(RUN)
                 assert (await run_once(executor, "echo", "hello")).stdout == b"hello\n"
-            found = await asyncio.to_thread(doctor, settings, DOCKER_HOST=f"unix://{path}")
+            found = await asyncio.to_thread(doctor, settings, warm=warm, DOCKER_HOST=f"unix://{path}")
             assert found["status"] == "ok", found
         finally:
             line.close()
 
 
-async def test_doctor_names_the_way_out_where_the_engine_is_elsewhere(settings: Settings) -> None:
-    found = await asyncio.to_thread(doctor, settings, DOCKER_HOST="tcp://10.0.0.1:2375")
+async def test_doctor_names_the_way_out_where_the_engine_is_elsewhere(settings: Settings, warm: WarmPython) -> None:
+    found = await asyncio.to_thread(doctor, settings, warm=warm, DOCKER_HOST="tcp://10.0.0.1:2375")
     assert found["status"] == "warn"
     assert "DOCKER_HOST) is tcp://10.0.0.1:2375" in found["detail"]
     assert "AUTOMAGIK_EXECUTOR=local" in found["fix"]
@@ -126,11 +127,12 @@ async def test_an_engine_behind_a_socket_that_does_not_see_this_hosts_files_is_t
     assert "Run the server or worker where the engine is" in found["fix"]
 
 
-def doctor(settings: Settings, *before: str, **environment: str) -> dict[str, Any]:
+def doctor(settings: Settings, *before: str, warm: WarmPython | None = None, **environment: str) -> dict[str, Any]:
     """What doctor says of the Docker executor."""
     command = [*before, sys.executable, "-m", "automagik", "doctor", "--json"]
     env = {
         "PATH": os.environ["PATH"],
+        "LANG": "C.UTF-8",
         "HOME": str(settings.data_dir.parent),
         "AUTOMAGIK_DATA_DIR": str(settings.data_dir),
         "AUTOMAGIK_RUNTIME_DIR": str(settings.runtime_dir),
@@ -139,7 +141,10 @@ def doctor(settings: Settings, *before: str, **environment: str) -> dict[str, An
         "AUTOMAGIK_MODEL": "demo",
         **environment,
     }
-    said = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100, check=False)
+    if warm is not None:
+        said = warm.run(["doctor", "--json"], env=env, timeout=100)
+    else:
+        said = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100, check=False)
     findings: list[dict[str, Any]] = [json.loads(line) for line in said.stdout.splitlines()]
     return next(finding for finding in findings if finding["name"] == "workflows (docker)")
 
