@@ -51,7 +51,8 @@ class Progress:
             self._later = None
         detail = self._newest
         if detail != self._told:
-            self._told, self._told_at = detail, asyncio.get_running_loop().time()
+            self._told = detail
+            self._told_at = asyncio.get_running_loop().time()
             self._emit("progress", {"detail": detail})
 
 
