@@ -147,7 +147,10 @@ async def test_a_kill_between_the_bytes_and_the_row_leaves_bytes_that_are_swept(
 async def test_after_kill_9_every_row_has_its_bytes_and_what_was_told_is_there(house: ArtifactHouse) -> None:
     with putter(house.settings, 0, 2000) as process:
         go(process)
-        await asyncio.sleep(0.7)
+        async with asyncio.timeout(40):
+            while len(house.place.names()) < 5:
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(0.3)
         process.send_signal(signal.SIGKILL)
         told = await digests_of(process)
     assert told

@@ -242,7 +242,7 @@ async def test_a_run_keeps_the_budget_that_it_was_given_first(house: LedgerHouse
 async def test_settled_while_being_cancelled_is_settled_soon(house: LedgerHouse) -> None:
     budget = await house.limit("organisation", None, USD)
     house.ledger.settle_later(await house.ledger.reserve(party(), 40 * CENT), None)
-    for _ in range(100):
+    for _ in range(1000):
         if await house.standing(budget) == (40 * CENT, 0):
             return
         await asyncio.sleep(0.02)
@@ -277,7 +277,7 @@ async def test_a_reservation_whose_caller_is_cancelled_meanwhile_is_given_back(h
         if not asking.cancel():
             await house.ledger.release(asking.result())
         await asyncio.wait([asking])
-    for _ in range(100):
+    for _ in range(1000):
         if await house.standing(budget) == (0, 0) and not await house.store.read(reservations):
             return
         await asyncio.sleep(0.02)
@@ -312,7 +312,7 @@ async def test_another_process_hears_of_a_budget_at_once(house: LedgerHouse) -> 
     async with LedgerHouse(house.store, TurnedClock(), "exec_other") as other:
         await house.budgets.set("organisation", None, "month", USD, caller=SYSTEM)
         assert house.ledger.applies(Party())
-        for _ in range(100):
+        for _ in range(1000):
             if other.ledger.applies(Party()):
                 return
             await asyncio.sleep(0.02)

@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -62,18 +63,15 @@ async def test_a_read_sees_one_moment(store: Store) -> None:
 
     def look_twice(tx: Transaction) -> tuple[int, int]:
         first = len(tx.agents.all())
+        loop.call_soon_threadsafe(looked.set)
         if store.dialect == "sqlite":  # in a reader thread, where waiting blocks nobody else
-            loop.call_soon_threadsafe(looked.set)
-            asyncio.run_coroutine_threadsafe(written.wait(), loop).result(5)
+            asyncio.run_coroutine_threadsafe(written.wait(), loop).result(20)
         else:
             tx.connection.execute(text("SELECT pg_sleep(0.3)"))
         return first, len(tx.agents.all())
 
     reading = asyncio.create_task(store.read(look_twice))
-    if store.dialect == "sqlite":
-        await looked.wait()
-    else:
-        await asyncio.sleep(0.1)
+    await looked.wait()
     await make_agent(store, "other")
     written.set()
     assert await reading == (1, 1)
@@ -99,7 +97,7 @@ async def test_a_cancelled_write_is_completed(store: Store) -> None:
     writing.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await writing
-    for _ in range(100):
+    for _ in range(1000):
         if await store.read(lambda tx: tx.agents.find("a")) is not None:
             return
         await asyncio.sleep(0.02)
@@ -116,10 +114,13 @@ async def test_the_loop_goes_on_while_the_database_works(store: Store) -> None:
             beats += 1
 
     def slow(tx: Transaction) -> None:
-        if store.dialect == "sqlite":
-            time.sleep(0.3)
-        else:
-            tx.connection.execute(text("SELECT pg_sleep(0.3)"))
+        for _ in range(400):  # each of which blocks whoever waits for it
+            if store.dialect == "sqlite":
+                time.sleep(0.02)
+            else:
+                tx.connection.execute(text("SELECT pg_sleep(0.02)"))
+            if beats > 10:
+                return
 
     beating = asyncio.create_task(beat())
     await store.write(slow)
@@ -148,10 +149,13 @@ async def test_an_error_of_the_database_is_told_without_its_words(store: Store) 
 async def test_writes_that_wait_share_a_commit(tmp_path: Path) -> None:
     async with open_store("sqlite", tmp_path) as store:
         await make_agent(store)
-        slow = asyncio.create_task(store.write(lambda tx: time.sleep(0.2)))
-        await asyncio.sleep(0.05)
+        loop, begun, go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+        slow = asyncio.create_task(store.write(lambda tx: (loop.call_soon_threadsafe(begun.set), go_on.wait(20))))
+        await begun.wait()
         before = _transactions(tmp_path)
         many = [asyncio.create_task(store.begin_run(begin())) for _ in range(50)]
+        await asyncio.sleep(0.1)  # all wait for the writer
+        go_on.set()
         await asyncio.gather(slow, *many)
         assert _transactions(tmp_path) - before <= 2
         assert len((await store.read(lambda tx: tx.runs.list(limit=100))).data) == 50
