@@ -162,14 +162,18 @@ async def test_a_run_that_is_to_be_stopped_is_claimed_by_its_host_within_no_limi
         tx.executors.register("exec_lost", host="here", role="worker", version="1")
         assert tx.executors.lose("exec_lost", seen=tx.executors.living()["exec_lost"], to="me")
 
+    async def seen() -> bool:
+        return (await store.read(lambda tx: tx.queue.look("here"))).has_stops
+
     runs = [*await accept_many(store, 4, host="here"), *await accept_many(store, 1, host="there")]
-    assert await stopped() == []
+    assert await stopped() == [] and not await seen()
     for run_id in runs[1:]:
         assert await store.write(lambda tx, run_id=run_id: tx.queue.request_cancel(run_id))
     assert await claimed_ids(store, limits=ClaimLimits(total=0)) == []
     await store.write(lose)
     assert await stopped("exec_lost") == []
-    assert [await stopped(count=2), await stopped(), await stopped()] == [runs[1:3], runs[3:4], []]
+    assert [await stopped(count=2), await seen()] == [runs[1:3], True]
+    assert [await stopped(), await seen(), await stopped()] == [runs[3:4], False, []]
     assert await claimed_ids(store) == [runs[0], runs[4]], "of the other host nobody lives"
 
 
@@ -307,19 +311,34 @@ async def test_a_statement_that_was_frozen_writes_nothing_once_its_owner_is_lost
     claimed = await pair.one.accept_run(accept(session_id=uuid.uuid4()))
     await claim(pair.one, owner="lost")
 
+    has_rescued = asyncio.Event()
+
     def rescue_slowly(tx: Transaction) -> Rescued:
         rescued = tx.queue.rescue("lost", lost=LOST)
-        tx.connection.execute(text("SELECT pg_sleep(0.6)"))
+        has_rescued.set()
+        tx.connection.execute(text("SELECT pg_advisory_xact_lock(77)"))
         return rescued
 
+    def hold(tx: Transaction) -> None:
+        tx.connection.execute(text("SELECT pg_advisory_xact_lock(77)"))
+        holds.set()
+        for _ in range(1000):
+            if not go_on.is_set():
+                tx.connection.execute(text("SELECT pg_sleep(0.02)"))
+
+    holds, go_on = asyncio.Event(), asyncio.Event()
+    holding = asyncio.create_task(pair.one.write(hold))
+    await holds.wait()
     rescuing = asyncio.create_task(pair.two.write(rescue_slowly))
-    await asyncio.sleep(0.2)
+    await has_rescued.wait()
     last = finish(running[0].run_id, running[0].session_key, [message("user", "late")], owner="lost")
     ending = asyncio.create_task(pair.one.finish_run(last))
     await asyncio.sleep(0.05)  # statements of one kind go together: each its own
     adding = asyncio.create_task(pair.one.append_events(running[1].run_id, "lost", [event(3)]))
     await asyncio.wait([ending, adding], timeout=0.1)
     assert not (ending.done() or adding.done() or rescuing.done()), "all wait for the rescuer's transaction"
+    go_on.set()
+    await holding
     with pytest.raises(Conflict):
         await pair.one.start_run(start(claimed.run_id, owner="lost", events=[event(2)]))
     assert sorted((await rescuing).queued) == sorted(run.run_id for run in [*running, claimed])
