@@ -163,8 +163,7 @@ class Exchange:
             lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")
         self._unsent = b"".join(lines)
-        if not follows():
-            asyncio.get_running_loop().call_soon(self._send_head, follows)
+        asyncio.get_running_loop().call_soon(self._send_head, follows)
 
     async def write(self, data: bytes) -> None:
         """Send a piece of the body; returns when the client has taken most of what was sent before."""
