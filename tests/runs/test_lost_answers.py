@@ -1,6 +1,7 @@
 """What becomes of runs when the database's answer to a statement is lost with its connection: it was done, and nobody knows."""
 
 import asyncio
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -80,10 +81,10 @@ async def test_an_acceptance_whose_answer_is_lost_ends_visibly_and_holds_nobody_
         assert message((await after).output) == "seen 1: after"
 
 
-async def test_a_claim_whose_answer_is_lost_is_given_back(open_platform: OpenPlatform) -> None:
+async def test_a_claim_whose_answer_is_lost_is_given_back(open_platform: OpenPlatform, tmp_path: Path) -> None:
     platform = await open_platform(max_concurrent_background_runs=1)
     owner = await executor_of(platform)
-    await sent(platform, "echo", "sleep 1")
+    await sent(platform, "echo", f"until {tmp_path / 'claimed'}")
     run = await sent(platform, "echo", "hello")
 
     async with asyncio.timeout(40):
@@ -91,6 +92,7 @@ async def test_a_claim_whose_answer_is_lost_is_given_back(open_platform: OpenPla
             lambda tx: tx.queue.claim(owner, "here", 1, limits=ClaimLimits(), host_lease_seconds=60)
         ):
             await asyncio.sleep(0.01)
+    (tmp_path / "claimed").touch()
     row = await ended(platform, run.run_id)
     assert (row.outcome, row.attempt) == ("completed", 1)
 
