@@ -41,7 +41,6 @@ my ($total, $waiting, $links, %seen) = (0, 0, 0);
 sub end { print "$total $_[0]\n"; exit 0 }
 $SIG{ALRM} = sub { end("time") };
 alarm $seconds;
-setpriority 0, 0, 19;
 sub hold {    # what has to be remembered is bounded
     $waiting += $_[0];
     end("many") if $waiting > 64 * 1024 * 1024;
@@ -154,6 +153,8 @@ async def measure(folders: Iterable[Path], *, limit: int = NO_LIMIT, seconds: fl
 
     Each file counts once, however many names it has, as 4 KiB at least, for its place on the disk. No link is followed. A folder that
     its owner may not look into is given that right back. One that is not there takes nothing.
+
+    It has this process's priority: with a lower one whatever keeps all cores busy would keep it from its end.
 
     Raises: ConfigurationError where the program can't be started.
     """
