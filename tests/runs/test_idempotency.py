@@ -147,7 +147,7 @@ async def test_a_refused_request_uses_up_no_key(platform: Platform) -> None:
 
 async def test_a_full_queue_still_tells_of_the_run_that_it_holds(open_platform: OpenPlatform) -> None:
     platform = await open_platform(max_queued_runs=1, max_concurrent_background_runs=1)
-    first = await platform.runs.submit(RunRequest("echo", "sleep 2"), RUNNER)
+    first = await platform.runs.submit(RunRequest("echo", "sleep 60"), RUNNER)
     await until_status(platform, first.run_id, RunStatus.RUNNING)
     await asyncio.sleep(0.6)
     queued = await platform.runs.submit(RunRequest("echo", "later"), RUNNER, idempotency_key="one")
@@ -155,6 +155,7 @@ async def test_a_full_queue_still_tells_of_the_run_that_it_holds(open_platform: 
         await platform.runs.submit(RunRequest("echo", "too much"), RUNNER, idempotency_key="two")
     again = await platform.runs.submit(RunRequest("echo", "later"), RUNNER, idempotency_key="one")
     assert again.run_id == queued.run_id
+    await platform.runs.cancel(first.run_id, RUNNER)
 
 
 async def test_a_waiting_caller_of_a_run_on_another_host_hears_of_its_end(open_host: OpenPlatform) -> None:

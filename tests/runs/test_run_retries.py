@@ -132,9 +132,12 @@ async def test_a_session_waits_for_the_run_that_waits_for_its_next_attempt(platf
     second = await sent(platform, "echo", "second", session_id=session)
     waits = await until_it_waits(platform, first.run_id)
     third = asyncio.create_task(platform.runs.run(RunRequest("echo", "third", session_id=session), RUNNER))
-    await asyncio.sleep(0.3)
-    assert (await platform.runs.get(second.run_id, SYSTEM)).status == "queued"
-    assert (await platform.runs.get(first.run_id, SYSTEM)).owner is None, "no place is taken meanwhile"
+    while True:
+        before, after = await platform.store.read(lambda tx: [tx.runs.get(run.run_id) for run in (first, second)])
+        if before.status != RunStatus.QUEUED:
+            break
+        assert (before.owner, after.status) == (None, "queued"), "no place is taken meanwhile"
+        await asyncio.sleep(0.1)
     row = await ended(platform, first.run_id)
     assert row.started_at is not None
     assert waits.available_at is not None
