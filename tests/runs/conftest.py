@@ -16,11 +16,21 @@ __all__ = ["dialect", "postgres_server"]
 
 
 @pytest.fixture
+def working() -> bool:
+    """Whether all agents are there. A module that asks `echo` and `tooled` only says no: seven more double the cost of a start."""
+    return True
+
+
+@pytest.fixture
 async def open_platform(
-    tmp_path: Path, dialect: Literal["sqlite", "postgresql"], request: pytest.FixtureRequest, anyio_backend: str
+    tmp_path: Path,
+    dialect: Literal["sqlite", "postgresql"],
+    working: bool,
+    request: pytest.FixtureRequest,
+    anyio_backend: str,
 ) -> AsyncIterator[OpenPlatform]:
     """Opens platforms on one data folder and one database; closes those that are open at the end."""
-    write_agents(tmp_path / "agents")
+    write_agents(tmp_path / "agents", working=working)
     server = cast("PostgresServer", request.getfixturevalue("postgres_server")) if dialect == "postgresql" else None
     async with fresh_settings(dialect, tmp_path, server=server) as settings:
         opening = OpenPlatform(settings)
@@ -29,9 +39,11 @@ async def open_platform(
 
 
 @pytest.fixture
-async def open_host(tmp_path: Path, postgres_server: PostgresServer, anyio_backend: str) -> AsyncIterator[OpenPlatform]:
+async def open_host(
+    tmp_path: Path, postgres_server: PostgresServer, working: bool, anyio_backend: str
+) -> AsyncIterator[OpenPlatform]:
     """Opens platforms on one PostgreSQL, each of which stands for a host."""
-    write_agents(tmp_path / "agents")
+    write_agents(tmp_path / "agents", working=working)
     async with fresh_settings("postgresql", tmp_path, server=postgres_server) as settings:
         opening = OpenPlatform(settings)
         yield opening

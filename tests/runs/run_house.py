@@ -138,11 +138,13 @@ _WORKERS = {
 }
 
 
-def write_agents(folder: Path) -> None:
-    """Lay the agents into the folder."""
+def write_agents(folder: Path, *, working: bool = True) -> None:
+    """Lay the agents into the folder: `echo` and `tooled`, and with `working` those that fail, wait and write in the background."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "echo.py").write_text(AGENTS)
     (folder / "tooled.py").write_text(TOOLED)
+    if not working:
+        return
     for name, how in _WORKERS.items():
         (folder / f"{name}.py").write_text(f"{_WORKING}\nagent = agent_of('{name}', {how})\n")
     (folder / "outliving.py").write_text(f"{_WORKING}\nagent = outliving('outliving')\n")

@@ -14,6 +14,11 @@ from automagik.types import SYSTEM, Caller, RunStatus, new_uuid
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture
+def working() -> bool:
+    return False
+
+
 async def count(platform: Platform) -> int:
     return len((await platform.runs.list(SYSTEM, limit=100)).data)
 

@@ -15,6 +15,12 @@ from automagik.types import SYSTEM, new_uuid
 
 pytestmark = pytest.mark.anyio
 
+
+@pytest.fixture
+def working() -> bool:
+    return False
+
+
 T = TypeVar("T")
 
 

@@ -21,6 +21,11 @@ from automagik.types import SYSTEM, Caller, RunStatus
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture
+def working() -> bool:
+    return False
+
+
 async def until_running(platform: Platform, run_id: str) -> None:
     await until_status(platform, run_id, RunStatus.RUNNING)
 

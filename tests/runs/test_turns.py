@@ -9,6 +9,11 @@ from automagik.runs.turns import Turns
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture
+def working() -> bool:
+    return False
+
+
 async def test_a_run_waits_until_its_turn_has_come() -> None:
     turns = Turns()
     waiting = asyncio.ensure_future(turns.expect("run_1"))
