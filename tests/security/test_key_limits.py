@@ -40,7 +40,7 @@ async def claimed(store: Store, *callers: Caller) -> list[str | None]:
             BeginRun(new_id("run"), "agent", "echo", SystemClock().now(), key_id=caller.key_id, background=True)
         )
 
-    has_limits = await store.read(lambda tx: tx.queue.has_key_limits())
+    has_limits = await store.read(lambda tx: tx.queue.look("here").has_key_limits)
     limits = ClaimLimits(has_key_limits=has_limits)
     runs = await store.write(lambda tx: tx.queue.claim("me", "here", 100, limits=limits, host_lease_seconds=60))
     return [run.row.key_id for run in runs]

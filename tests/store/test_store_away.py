@@ -1,4 +1,4 @@
-"""Runs that somebody stops while their host is away."""
+"""Runs that somebody stops while their host has no place for them, or is away."""
 
 import asyncio
 from decimal import Decimal
@@ -8,7 +8,7 @@ import pytest
 from store_samples import accept, claim
 
 from automagik.store import Store, Transaction
-from automagik.store.queue import EndedRun
+from automagik.store.queue import ClaimLimits, EndedRun
 from automagik.types import RunOutcome, RunStatus, Usage, new_id
 
 pytestmark = pytest.mark.anyio
@@ -25,6 +25,33 @@ async def test_a_process_that_only_answers_requests_keeps_no_run_to_its_host(sto
     bound = await accepted(store, host="there")
     assert await store.read(lambda tx: tx.executors.host_seen_at("there")) is None
     assert [run.row.run_id for run in await claim(store, host="here", lease=300.0)] == [bound]
+
+
+async def test_a_run_that_is_to_be_stopped_is_claimed_by_its_host_within_no_limit(store: Store) -> None:
+    async def stopped(owner: str = "me", count: int = 10) -> list[str]:
+        claimed = await store.write(lambda tx: tx.queue.claim_stopped(owner, "here", count))
+        return [run.row.run_id for run in claimed]
+
+    def lose(tx: Transaction) -> None:
+        tx.executors.register("exec_lost", host="here", role="worker", version="1")
+        assert tx.executors.lose("exec_lost", seen=tx.executors.living()["exec_lost"], to="me")
+
+    async def seen() -> bool:
+        return (await store.read(lambda tx: tx.queue.look("here"))).has_stops
+
+    async def claimed_ids(**how: Any) -> list[str]:
+        return [run.row.run_id for run in await claim(store, **how)]
+
+    runs = [await accepted(store, host=host) for host in ("here", "here", "here", "here", "there")]
+    assert await stopped() == [] and not await seen()
+    for run_id in runs[1:]:
+        assert await store.write(lambda tx, run_id=run_id: tx.queue.request_cancel(run_id))
+    assert await claimed_ids(limits=ClaimLimits(total=0)) == []
+    await store.write(lose)
+    assert await stopped("exec_lost") == []
+    assert [await stopped(count=2), await seen()] == [runs[1:3], True]
+    assert [await stopped(), await seen(), await stopped()] == [runs[3:4], False, []]
+    assert await claimed_ids() == [runs[0], runs[4]], "of the other host nobody lives"
 
 
 async def test_a_run_that_is_to_be_stopped_is_found_when_its_host_is_away(store: Store) -> None:

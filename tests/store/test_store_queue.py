@@ -153,30 +153,6 @@ async def test_a_run_of_a_host_is_left_to_that_host_until_its_lease_has_ended(st
     assert await claimed_ids(store, host="here", lease=0.01) == [bound]
 
 
-async def test_a_run_that_is_to_be_stopped_is_claimed_by_its_host_within_no_limit(store: Store) -> None:
-    async def stopped(owner: str = "me", count: int = 10) -> list[str]:
-        claimed = await store.write(lambda tx: tx.queue.claim_stopped(owner, "here", count))
-        return [run.row.run_id for run in claimed]
-
-    def lose(tx: Transaction) -> None:
-        tx.executors.register("exec_lost", host="here", role="worker", version="1")
-        assert tx.executors.lose("exec_lost", seen=tx.executors.living()["exec_lost"], to="me")
-
-    async def seen() -> bool:
-        return (await store.read(lambda tx: tx.queue.look("here"))).has_stops
-
-    runs = [*await accept_many(store, 4, host="here"), *await accept_many(store, 1, host="there")]
-    assert await stopped() == [] and not await seen()
-    for run_id in runs[1:]:
-        assert await store.write(lambda tx, run_id=run_id: tx.queue.request_cancel(run_id))
-    assert await claimed_ids(store, limits=ClaimLimits(total=0)) == []
-    await store.write(lose)
-    assert await stopped("exec_lost") == []
-    assert [await stopped(count=2), await seen()] == [runs[1:3], True]
-    assert [await stopped(), await seen(), await stopped()] == [runs[3:4], False, []]
-    assert await claimed_ids(store) == [runs[0], runs[4]], "of the other host nobody lives"
-
-
 # -- limits
 
 
@@ -188,7 +164,7 @@ async def test_limits_are_used_up_and_never_exceeded_by_claims_at_once(pair: Pai
         return key.key_id
 
     key_id = await pair.one.write(make_key)
-    assert await pair.one.read(lambda tx: tx.queue.has_key_limits())
+    assert await pair.one.read(lambda tx: tx.queue.look("here").has_key_limits)
     await accept_many(pair.one, 20, name="a")
     await accept_many(pair.one, 20, name="b", key_id=key_id)
     await accept_many(pair.one, 20, name="c", key_id="key_other")

@@ -5,7 +5,7 @@ import functools
 import itertools
 import operator
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar, cast
 
 import structlog
@@ -17,7 +17,7 @@ from automagik.runs.outcomes import Failure, failure_of, worker_lost
 from automagik.runs.request import RunRequest
 from automagik.runs.runtime import Runtime
 from automagik.store import NextTurn
-from automagik.store.queue import ClaimLimits
+from automagik.store.queue import ClaimLimits, QueueLook
 from automagik.store.rows import ClaimedRun, EventRow, RunRow
 from automagik.types import JsonObject, RunOutcome, RunStatus, Usage
 
@@ -38,8 +38,6 @@ _MOST_STOPPED = 16
 _LANE_TURNS = 50
 _LANE_SECONDS = 1.0
 """How many runs of one session are carried out in a row, and how long, before others get the place."""
-_LIMITS_SECONDS = 1.0
-"""How long what the limits are is remembered."""
 
 T = TypeVar("T")
 
@@ -86,8 +84,6 @@ class Worker:
         self._slots = runtime.settings.max_concurrent_background_runs
         self._places: set[_Place] = set()
         self._beside: set[_Place] = set()
-        self._has_stops = False
-        self._stops_at = float("-inf")
         self._claimed: dict[str, _Place] = {}
         self._handed_over = itertools.count(1)
         self._starting: set[asyncio.Task[None]] = set()
@@ -96,8 +92,8 @@ class Worker:
         self._stopping = False
         self._loop: asyncio.Task[None] | None = None
         self._limits = ClaimLimits()
-        self._limits_at = float("-inf")
-        self._has_workflows = False
+        self._seen = QueueLook()
+        self._seen_at = float("-inf")
         self._fault: AutomagikError | None = None
         self._fault_seconds = 0.0
         self._rests_until = float("-inf")
@@ -170,7 +166,7 @@ class Worker:
         return any(place.claimed.row.run_id == run_id for place in (*self._places, *self._beside))
 
     def _look_for_stops(self) -> None:
-        self._has_stops = True
+        self._seen_at = float("-inf")
         self.wake()
 
     # -- the queue
@@ -185,7 +181,9 @@ class Worker:
                 free = 0  # what this worker can't begin is left to others
             taken: list[ClaimedRun] = []
             try:
-                await self._take_stopped()
+                await self._look()
+                if self._seen.has_stops:
+                    await self._take_stopped()
                 if free > 0:
                     taken = await self._claim(free)
             except AutomagikError as away:
@@ -204,42 +202,42 @@ class Worker:
             return
 
     async def _claim(self, count: int) -> list[ClaimedRun]:
-        runtime = self._runtime
-        limits = await self._current_limits()
+        runtime, limits = self._runtime, self._limits
         owner, lease = runtime.executor_id, runtime.settings.host_lease_seconds
         # To look whether there is a sandbox and room takes a moment, so it is done only where a workflow waits.
-        admits = self._has_workflows and await runtime.admits_workflows()
+        admits = self._seen.has_workflows and await runtime.admits_workflows()
         return await runtime.store.write(
             lambda tx: tx.queue.claim(
                 owner, self._host, count, limits=limits, host_lease_seconds=lease, admits_workflows=admits
             )
         )
 
-    async def _current_limits(self) -> ClaimLimits:
+    async def _look(self) -> None:
+        """See what limits claims, and who waits for more than a place: once a second, or when it is asked for."""
         runtime = self._runtime
         now = runtime.clock.monotonic()
-        if now - self._limits_at >= _LIMITS_SECONDS:
-            has_key_limits, self._has_workflows = await runtime.store.read(
-                lambda tx: (tx.queue.has_key_limits(), tx.queue.has_workflows())
-            )
-            self._limits = ClaimLimits(
-                total=runtime.settings.max_total_background_runs,
-                by_agent=runtime.agents.concurrency_limits(),
-                has_key_limits=has_key_limits,
-            )
-            self._limits_at = now
-        return self._limits
+        if now - self._seen_at < _POLL_SECONDS:
+            return
+        self._seen_at = now  # before the look: whoever asks for one meanwhile gets another
+        try:
+            self._seen = await runtime.store.read(lambda tx: tx.queue.look(self._host))
+        except BaseException:
+            self._seen_at = float("-inf")
+            raise
+        self._limits = ClaimLimits(
+            total=runtime.settings.max_total_background_runs,
+            by_agent=runtime.agents.concurrency_limits(),
+            has_key_limits=self._seen.has_key_limits,
+        )
 
     async def _take_stopped(self) -> None:
         """Take the runs of this host that are to be stopped, and stop them: at once, whether or not there is a place, and without
         the engine, which may rest. Where this process dies meanwhile, they wait again as they did."""
         runtime = self._runtime
-        now = runtime.clock.monotonic()
-        room = _MOST_STOPPED - len(self._beside)
-        if room <= 0 or not (self._has_stops or now - self._stops_at >= _POLL_SECONDS):
+        owner, room = runtime.executor_id, _MOST_STOPPED - len(self._beside)
+        if room <= 0:
             return
-        self._has_stops, self._stops_at = False, now
-        owner = runtime.executor_id
+        self._seen = replace(self._seen, has_stops=False)
         for claimed in await runtime.store.write(lambda tx: tx.queue.claim_stopped(owner, self._host, room)):
             if claimed.row.owner != runtime.executor_id:
                 return  # as `_take`
@@ -307,6 +305,7 @@ class Worker:
             del self._claimed[place.claimed.row.run_id]
             await self._let_go(place.claimed.row.run_id)
             self._free(place)
+            self.wake()
 
     async def _let_go(self, run_id: str) -> None:
         owner = self._runtime.executor_id
@@ -326,9 +325,11 @@ class Worker:
                 await asyncio.sleep(_AWAY_SECONDS)
 
     def _free(self, place: _Place) -> None:
+        was_full = len(self._places) >= self._slots or len(self._beside) >= _MOST_STOPPED
         self._places.discard(place)
         self._beside.discard(place)
-        self.wake()
+        if was_full or self._limits.bind:  # else nothing waited for this: what comes is told by a signal
+            self.wake()
 
     # -- carrying out
 

@@ -19,7 +19,7 @@ from automagik.store.runs import claimed_of, last_seq, run_of
 from automagik.store.turns import give_turn, hold_sessions, notify
 from automagik.types import OUTCOME_STATUS, JsonObject, RunOutcome, RunStatus, Usage
 
-__all__ = ["ClaimLimits", "EndedRun", "Queue", "Rescued"]
+__all__ = ["ClaimLimits", "EndedRun", "Queue", "QueueLook", "Rescued"]
 
 _runs = schema.runs
 _events = schema.run_events
@@ -67,15 +67,17 @@ def _taking(wanted: Select[tuple[str]]) -> ReturningUpdate[Any]:
     return taken.returning(*_runs.c, last_seq)
 
 
+_UNCLAIMED = select(_runs.c.run_id).where(_WAITING, _runs.c.owner.is_(None))
 # Whatever binds claims else: one that only ends takes nothing from the others.
-_TO_BE_STOPPED = (
-    select(_runs.c.run_id)
-    .where(_WAITING, _runs.c.owner.is_(None), _runs.c.cancel_requested, _runs.c.host == bindparam("here"), ~_is_lost)
-    .order_by(_runs.c.run_id)
-)
+_TO_BE_STOPPED = _UNCLAIMED.where(_runs.c.cancel_requested, _runs.c.host == bindparam("here"))
 _CLAIM = _taking(_CLAIMABLE)
-_CLAIM_STOPPED = _taking(_TO_BE_STOPPED)
-_ANY_TO_BE_STOPPED = select(exists(_TO_BE_STOPPED))
+_CLAIM_STOPPED = _taking(_TO_BE_STOPPED.where(~_is_lost).order_by(_runs.c.run_id))
+_LIMITED_KEYS = select(_keys.c.key_id).where(_keys.c.max_concurrent_runs.is_not(None), _keys.c.revoked_at.is_(None))
+_LOOK = select(
+    exists(_LIMITED_KEYS).label("has_key_limits"),
+    exists(_UNCLAIMED.where(_runs.c.kind == "workflow")).label("has_workflows"),
+    exists(_TO_BE_STOPPED).label("has_stops"),
+)
 _CLAIM_CHOSEN = _taking(_CLAIMABLE.where(_runs.c.run_id.in_(bindparam("chosen", expanding=True))))
 
 _CLAIM_LOCK = 0x71756575
@@ -98,6 +100,18 @@ class ClaimLimits:
     def bind(self) -> bool:
         """Whether there is any limit."""
         return self.total is not None or bool(self.by_agent) or self.has_key_limits
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLook:
+    """What there is besides runs that wait."""
+
+    has_key_limits: bool = False
+    """Whether any key limits its concurrent runs."""
+    has_workflows: bool = False
+    """Whether a run of a workflow waits for a worker."""
+    has_stops: bool = False
+    """Whether a run that is to be stopped waits for a worker of the host."""
 
 
 class _Room:
@@ -191,8 +205,6 @@ class Queue(Repository):
         """At most `count` of the runs that are to be stopped and wait for a worker of `host`, the oldest first, which belong to
         `owner` now, within no limit: whoever claims them stops what works for them, and carries them out no further."""
         asked = {"me": owner, "here": host, "most": count}
-        if not self._connection.scalar(_ANY_TO_BE_STOPPED, asked):
-            return []
         records = self._connection.execute(_CLAIM_STOPPED, asked).all()
         return [claimed_of(record) for record in sorted(records, key=lambda record: record.run_id)]
 
@@ -201,15 +213,9 @@ class Queue(Repository):
         waiting = select(_runs.c.run_id).where(_runs.c.status == RunStatus.QUEUED.value, _runs.c.background, _ACTIVE)
         return self._connection.scalar(select(func.count()).select_from(waiting.limit(most).subquery())) or 0
 
-    def has_key_limits(self) -> bool:
-        """Whether any key limits its concurrent runs."""
-        limited = select(_keys.c.key_id).where(_keys.c.max_concurrent_runs.is_not(None), _keys.c.revoked_at.is_(None))
-        return self._connection.scalar(select(exists(limited))) or False
-
-    def has_workflows(self) -> bool:
-        """Whether a run of a workflow waits for a worker."""
-        waiting = select(_runs.c.run_id).where(_WAITING, _runs.c.owner.is_(None), _runs.c.kind == "workflow")
-        return self._connection.scalar(select(exists(waiting))) or False
+    def look(self, host: str) -> QueueLook:
+        """What a worker of `host` has to know before it claims."""
+        return QueueLook(*self._connection.execute(_LOOK, {"here": host}).one())
 
     def idempotent(self, key_id: str, key: str) -> tuple[str, bytes] | None:
         """The run that a key was used for and its body's hash, or None."""
