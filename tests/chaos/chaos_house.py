@@ -55,7 +55,7 @@ agent = PydanticAgent(
 )
 """
 
-_START_SECONDS = 60
+_START_SECONDS = 120
 _END_SECONDS = 120
 
 
