@@ -315,6 +315,22 @@ def test_where_one_program_is_missing_everything_counts_as_open(missing: str) ->
     assert {finding.attempt for finding in findings(ran.out.encode())} == set(ATTEMPTS)
 
 
+@pytest.mark.parametrize(("stalls", "open_ones"), [(2, set[str]()), (3, {"metadata"})])
+async def test_what_a_machine_that_stood_still_kept_from_ending_is_tried_again_twice(
+    host: Host, stalls: int, open_ones: set[str]
+) -> None:
+    """A refused run, and an audit row of a sandbox that does not hold, may not come of a pause of the machine."""
+    standing_still = f"""
+timeout() {{
+  case "$*" in "3 bash"*tcp*) echo >> /workspace/stalls; [ "$(wc -l < /workspace/stalls)" -gt {stalls} ] || return 124 ;; esac
+  command timeout "$@"
+}}
+"""
+    ran = host.room.run("/bin/bash", "-c", standing_still + PROBE, env=probe_environment(host.targets))
+    assert {finding.attempt for finding in findings(ran.out.encode())} == open_ones
+    assert (host.room.folder / "stalls").read_text().count("\n") > stalls
+
+
 # -- the ground
 
 

@@ -18,7 +18,7 @@ __all__ = ["Probing", "probe_executor"]
 
 _log = structlog.stdlib.get_logger(__name__)
 
-_PROBE_SECONDS = 60.0
+_PROBE_SECONDS = 90.0
 _MAX_SAID = 300
 _DOCKER_SOCKETS = (
     "/var/run/docker.sock",
