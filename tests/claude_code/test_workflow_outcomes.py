@@ -95,7 +95,7 @@ _SIGNALS = [
         "timed_out",
         detail="used up its time",
         calls=1,
-        body={"timeout_seconds": 8},
+        body={"timeout_seconds": 14},
     ),
 ]
 _FULL = [
