@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import orjson
 
@@ -62,6 +62,18 @@ class StderrTail:
         return self._kept.decode(errors="replace")
 
 
+class _Streams(asyncio.subprocess.SubprocessStreamProtocol):
+    """The streams of a child, and word of its exit."""
+
+    def __init__(self, exited: asyncio.Event) -> None:
+        super().__init__(limit=_CHUNK_BYTES, loop=asyncio.get_running_loop())
+        self._exited = exited
+
+    def process_exited(self) -> None:
+        super().process_exited()
+        self._exited.set()
+
+
 class OneShot:
     """One start of a command in a sandbox of its own."""
 
@@ -72,6 +84,7 @@ class OneShot:
         self._init: int | None = None
         """A pidfd of the first process in the sandbox."""
         self._started: ProcessId | None = None
+        self._exited = asyncio.Event()
         self._over = asyncio.Event()
         """Set when nobody is left who could tell the sandbox's status: then there is none."""
 
@@ -93,7 +106,7 @@ class OneShot:
                     asyncio.create_task(_drain(process.stderr, tail.feed)),
                 ]
                 try:
-                    timed_out = not await _ended(process, feeding, captured, timeout_seconds)
+                    timed_out = not await self._ended(feeding, captured, timeout_seconds)
                 finally:
                     # The reading goes on until then: a pipe that nobody reads would keep the process from its end.
                     await self._kill(process)
@@ -118,7 +131,7 @@ class OneShot:
                 assert process.stdout is not None
                 while chunk := await process.stdout.read(_CHUNK_BYTES):
                     yield chunk
-                code = await process.wait()
+                code = await self._exit_code(process)
             finally:
                 await self._kill(process)
                 await asyncio.wait([listening], timeout=_KILL_SECONDS)
@@ -134,23 +147,27 @@ class OneShot:
         loop.add_reader(read, self._take_status, read)
         try:
             try:
-                process = await self._start(write, fed=fed)
+                transport, process = await self._start(write, fed=fed)
             finally:
                 os.close(write)
             try:
                 yield process
             finally:
                 await self._kill(process)
+                transport.close()  # somebody may hold its pipes still
         finally:
             loop.remove_reader(read)
             os.close(read)
             if self._init is not None:
                 os.close(self._init)
 
-    async def _start(self, status: int, *, fed: bool) -> asyncio.subprocess.Process:
+    async def _start(self, status: int, *, fed: bool) -> tuple[asyncio.SubprocessTransport, asyncio.subprocess.Process]:
         argv, env = await asyncio.to_thread(self._launcher.start, self._command, status_fd=status)
+        loop = asyncio.get_running_loop()
         try:
-            process = await asyncio.create_subprocess_exec(
+            # As `create_subprocess_exec`, which keeps the transport to itself.
+            transport, protocol = await loop.subprocess_exec(
+                lambda: _Streams(self._exited),
                 *argv,
                 stdin=asyncio.subprocess.PIPE if fed else asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
@@ -158,12 +175,18 @@ class OneShot:
                 env=env,
                 pass_fds=(status,),
                 start_new_session=True,
-                limit=_CHUNK_BYTES,
             )
         except OSError as error:
             raise ConfigurationError(f"{argv[0]} can't be started: {error.strerror}.") from error
+        process = asyncio.subprocess.Process(transport, protocol, loop)
         self._started = identify(process.pid)
-        return process
+        return transport, process
+
+    async def _exit_code(self, process: asyncio.subprocess.Process) -> int:
+        """The exit code, once it has ended: not, as `wait()` has it, once nobody holds its pipes any more."""
+        await self._exited.wait()
+        assert process.returncode is not None
+        return process.returncode
 
     def _take_status(self, read: int) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -194,11 +217,29 @@ class OneShot:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._over.wait(), 0.05)
         with contextlib.suppress(TimeoutError):  # it ends by itself then, with the exit code
-            await asyncio.wait_for(process.wait(), _KILL_SECONDS)
+            await asyncio.wait_for(self._exit_code(process), _KILL_SECONDS)
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            await process.wait()
+            await self._exit_code(process)
+
+    async def _ended(self, feeding: "asyncio.Task[None]", captured: Captured, timeout_seconds: float) -> bool:
+        """Whether there was an end before the time was over: of the command, of the room for its output, of its input."""
+        waiting = asyncio.create_task(self._exited.wait())
+        filling = asyncio.create_task(captured.full.wait())
+        work: set[asyncio.Task[Any]] = {waiting, filling, feeding}
+        deadline = asyncio.get_running_loop().time() + timeout_seconds
+        try:
+            while True:
+                left = deadline - asyncio.get_running_loop().time()
+                done, work = await asyncio.wait(work, timeout=max(0, left), return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    return False
+                if waiting.done() or filling.done() or feeding.exception() is not None:
+                    return True
+        finally:
+            waiting.cancel()
+            filling.cancel()
 
 
 def exit_status(code: int | None, *, stderr: str, output_full: bool = False, oom_killed: bool = False) -> ExitStatus:
@@ -207,27 +248,6 @@ def exit_status(code: int | None, *, stderr: str, output_full: bool = False, oom
         code = 128 - code
     number = code - 128 if code is not None and 128 < code < 128 + signal.NSIG else None
     return ExitStatus(code, number, oom_killed=oom_killed, output_full=output_full, stderr=stderr)
-
-
-async def _ended(
-    process: asyncio.subprocess.Process, feeding: "asyncio.Task[None]", captured: Captured, timeout_seconds: float
-) -> bool:
-    """Whether there was an end before the time was over: of the command, of the room for its output, of its input."""
-    waiting = asyncio.create_task(process.wait())
-    filling = asyncio.create_task(captured.full.wait())
-    work: set[asyncio.Task[object]] = {waiting, filling, feeding}
-    deadline = asyncio.get_running_loop().time() + timeout_seconds
-    try:
-        while True:
-            left = deadline - asyncio.get_running_loop().time()
-            done, work = await asyncio.wait(work, timeout=max(0, left), return_when=asyncio.FIRST_COMPLETED)
-            if not done:
-                return False
-            if waiting.done() or filling.done() or feeding.exception() is not None:
-                return True
-    finally:
-        waiting.cancel()
-        filling.cancel()
 
 
 async def _feed(into: asyncio.StreamWriter | None, source: AsyncIterable[bytes] | None) -> None:
