@@ -613,6 +613,9 @@ async def test_runs_survive_a_database_that_is_away_for_some_seconds(
     asked = asyncio.create_task(one.runs.run(RunRequest("echo", "sleep 1"), RUNNER))
     stopped = asyncio.create_task(one.runs.run(RunRequest("echo", "sleep 60"), RUNNER))
     await until_status(one, ending[0].run_id, RunStatus.RUNNING)
+    async with asyncio.timeout(20):  # what is not accepted yet would be refused, and rightly
+        while sum(not run.background for run in (await one.runs.list(SYSTEM)).data) < 2:
+            await asyncio.sleep(0.02)
     url = one.settings.database_url
     assert url is not None
     for _ in range(2):
