@@ -510,6 +510,11 @@ async def test_a_session_is_gone_on_with_after_its_process_was_killed(place: Pla
     async with place.start(CliSpec(session_id=session, allowed_tools=("Bash",))) as running:
         await running.send(user_message("Go"))
         await running.tells("tool_call", 2)
+        async with asyncio.timeout(20):  # the CLI tells of a turn before it has written it down
+            while not any(
+                b"first > a.txt" in kept.read_bytes() for kept in place.folder.glob("config/projects/*/*.jsonl")
+            ):
+                await asyncio.sleep(0.05)
         running.process.kill()
         assert (await place.end(running)).exit.signal == signal.SIGKILL
     api.script = turns({"text": "Back again."})
