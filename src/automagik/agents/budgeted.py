@@ -29,7 +29,7 @@ from pydantic_ai.tools import RunContext
 from pydantic_core import to_json
 
 from automagik.agents.overrun import OutputGuard, overrun
-from automagik.budget import Ledger, ModelCall, Party, Price, Prices, Reservation, Tokens, nano_of
+from automagik.budget import USUAL_TOKEN_BYTES, Ledger, ModelCall, Party, Price, Prices, Reservation, Tokens, nano_of
 from automagik.errors import BudgetBusy, BudgetExceeded, RunFailed
 from automagik.types import Clock, JsonObject
 
@@ -42,7 +42,6 @@ _MOST_OUTPUT = 128_000
 _LEAST_OUTPUT = 256
 """Below so many tokens an answer is not worth its input: rather refuse it."""
 _WIDEST_WINDOW = 1_000_000
-_BYTES_A_TOKEN = 4  # usually
 _IMAGE_TOKENS = 50_000
 """More than any vendor counts for an image, whatever its bytes."""
 _BUSY_SECONDS = 60.0
@@ -295,7 +294,7 @@ class BudgetedModel(WrapperModel):
         def used(so_far: ModelResponse, output: int) -> ModelResponse:
             usage = replace(so_far.usage, output_tokens=output, cost=None, unmeasured_requests=0)
             if not usage.input_tokens:
-                usage.input_tokens = min(one.input_tokens for one in call.candidates) // _BYTES_A_TOKEN
+                usage.input_tokens = min(one.input_tokens for one in call.candidates) // USUAL_TOKEN_BYTES
             return replace(so_far, usage=usage)
 
         def is_over(so_far: ModelResponse, output: int) -> bool:

@@ -3,7 +3,7 @@
 from automagik.budget.amounts import dollars, limit_document, parse_usd, usd_text
 from automagik.budget.budgets import Budgets
 from automagik.budget.ledger import Ledger, Reservation, Settled
-from automagik.budget.output import OutputCount
+from automagik.budget.output import USUAL_TOKEN_BYTES, OutputCount
 from automagik.budget.party import Party
 from automagik.budget.prices import FREE, Price, Prices, Tokens, is_loopback, nano_of
 from automagik.budget.usage import UsageReport, Used
@@ -11,6 +11,7 @@ from automagik.store.calls import ModelCall
 
 __all__ = [
     "FREE",
+    "USUAL_TOKEN_BYTES",
     "Budgets",
     "Ledger",
     "ModelCall",

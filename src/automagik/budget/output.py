@@ -13,16 +13,17 @@ languages has 1.0 to 1.9 times as many tokens. A model whose tokens span several
 """
 
 import re
+from typing import Final
 
-__all__ = ["OutputCount"]
+__all__ = ["USUAL_TOKEN_BYTES", "OutputCount"]
 
 _MOST_PENDING = 32 * 1024
 """Bytes that are kept until they are counted."""
 _LONGEST_WORD = 256  # characters without a space of which the end may still come
 _SLACK = 64
 """Tokens by which pieces of an answer that were joined, or cut in two, may be counted too many."""
-_USUAL_BYTES = 4
-"""Of a token, on the average of texts and programs."""
+USUAL_TOKEN_BYTES: Final = 4
+"""Bytes of a token, on the average of texts and programs."""
 
 _LATIN = "A-Za-z\u00aa\u00b5\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u036f\u1e00-\u1eff"
 _PIECE = re.compile(
@@ -90,7 +91,7 @@ class OutputCount:
 
     def usual(self) -> int:
         """As many tokens as what came usually is."""
-        return max(self.bytes // _USUAL_BYTES, self.fewest())
+        return max(self.bytes // USUAL_TOKEN_BYTES, self.fewest())
 
     def _count(self) -> None:
         """Count what came, but for a word at the end that may go on."""

@@ -7,7 +7,7 @@ from typing import Literal, cast
 
 import structlog
 
-from automagik.budget import FREE, Ledger, ModelCall, Price, Prices, Reservation, Tokens
+from automagik.budget import FREE, USUAL_TOKEN_BYTES, Ledger, ModelCall, Price, Prices, Reservation, Tokens
 from automagik.errors import BudgetBusy, BudgetExceeded
 from automagik.gateway.access import RunAccess
 from automagik.gateway.answers import KeyLeaked, KeyWatch, answer_headers, forwarded_headers, scrubbed, whole_body
@@ -35,7 +35,6 @@ _COUNT_SLACK = 1_500
 _COUNTED = ("model", "messages", "system", "tools", "tool_choice", "thinking")
 _MAX_ERROR_BYTES = 1024 * 1024
 _SHOWN_FIELDS = 5
-_BYTES_A_TOKEN = 4  # usually
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
 _MAX_OVER_BYTES = 64 * 1024
 """How much of an answer that is cut is still passed on, so that it ends with a whole event."""
@@ -362,7 +361,7 @@ class Call:
     def _used_so_far(self, bound: Bound, meter: Meter, output: int) -> Tokens:
         told = meter.reported
         if told is None or not told.input + told.cache_read + told.cache_write:
-            return Tokens(bound.tokens // _BYTES_A_TOKEN, output)
+            return Tokens(bound.tokens // USUAL_TOKEN_BYTES, output)
         return replace(told, output=output)
 
     async def _cut_over(self, piece: bytes, held: _Held, *, can_tell: bool, is_plain: bool) -> None:
